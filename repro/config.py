@@ -1,0 +1,185 @@
+"""What a run is: frozen data that hashes to the run's id.
+
+A condition of the paper is never a branch in code. A fresh network is one
+stage, a warm start two, re-initialising modules 4 to 6 is `reset=(4, 5, 6)` on
+the second stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
+
+
+class InputError(ValueError):
+    """A request that cannot be met; its message is one line that says what is allowed."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images to learn from: a name `repro.data` knows, or the pixels of an `.npz` file."""
+
+    name: str
+    train: int | None = None  # number of training images, None for all of them
+    test: int | None = None
+    noise: float = 0.0  # standard deviation of the pixel noise (digits only)
+    fingerprint: str | None = None  # of the pixels of an .npz file, so that its place does not matter
+    path: str | None = field(default=None, compare=False)  # where that file lies; not part of the id
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            n = getattr(self, split)
+            _require(n is None or n >= 2, f"{split} must be at least 2 images, not {n}")
+        _require(self.noise >= 0, f"noise must not be negative, not {self.noise}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A ResNet of base width w and d blocks per module (paper, appendix A.4)."""
+
+    width: int = 64
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, f"width must be at least 1, not {self.width}")
+        _require(self.depth >= 1, f"depth must be at least 1, not {self.depth}")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimiser with a constant learning rate, its state new at the start of every stage."""
+
+    name: str = "adam"
+    learning_rate: float = 0.001
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.name in ("adam", "rmsprop", "sgd"),
+            f"unknown optimizer {self.name!r}: choose from adam, rmsprop, sgd",
+        )
+        _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The part of the training set that a stage draws from (paper, appendix A.3).
+
+    The training set arrives in `parts` portions and the stage sees the first
+    `part` of them. A fraction `ratio` of the images is dealt out uniformly at
+    random, the others class by class: 1 makes every portion an unbiased sample,
+    0 gives each portion classes of its own. With `gamma`, examples are drawn
+    one by one, from the whole training set with a probability that grows along
+    the stage, and from this subset otherwise (paper, Figure 3).
+    """
+
+    part: int = 1
+    parts: int = 1
+    ratio: float = 1.0
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.part <= self.parts, f"part must lie in 1..{self.parts}, not {self.part}")
+        _require(0 <= self.ratio <= 1, f"ratio must lie in [0, 1], not {self.ratio}")
+        _require(self.gamma is None or 0 < self.gamma < 1, f"gamma must lie in (0, 1), not {self.gamma}")
+
+
+ALL = Subset()
+HALF = Subset(part=1, parts=2)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some epochs on one subset with one optimiser, after re-initialising some modules."""
+
+    epochs: int
+    data: Subset = ALL
+    optimizer: Optimizer = Optimizer()
+    reset: tuple[int, ...] = ()
+    until: float | None = None  # train accuracy at which the stage ends before its last epoch
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        _require(
+            set(self.reset) <= set(MODULES), f"reset takes modules from 1 to 6, not {sorted(self.reset)}"
+        )
+        object.__setattr__(self, "reset", tuple(sorted(set(self.reset))))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network, trained in one or more stages from one choice of seeds."""
+
+    dataset: Dataset
+    model: Model
+    stages: tuple[Stage, ...]
+    batch_size: int = 128
+    split_seed: int = 0  # which images make a subset
+    init_seed: int = 0  # first weights, and those of re-initialised modules
+    order_seed: int = 0  # order of the examples
+
+    def __post_init__(self) -> None:
+        _require(bool(self.stages), "a run needs at least one stage")
+        _require(not self.stages[0].reset, "the first stage starts from new weights: nothing to reset")
+        _require(self.batch_size >= 2, f"batch_size must be at least 2, not {self.batch_size}")
+        object.__setattr__(self, "stages", tuple(self.stages))
+
+    @property
+    def parent(self) -> Run | None:
+        """The run that ends where this one's last stage begins, if there is an earlier stage."""
+        return dataclasses.replace(self, stages=self.stages[:-1]) if len(self.stages) > 1 else None
+
+    @property
+    def id(self) -> str:
+        return run_id(self)
+
+
+def as_json(value: object, *, defaults: bool = True) -> object:
+    """The configuration as plain JSON data, with or without fields at their default."""
+    if dataclasses.is_dataclass(value):
+        fields = [f for f in dataclasses.fields(value) if f.compare]
+        pairs = {f.name: getattr(value, f.name) for f in fields}
+        keep = {f.name for f in fields if defaults or pairs[f.name] != f.default}
+        return {name: as_json(v, defaults=defaults) for name, v in pairs.items() if name in keep}
+    if isinstance(value, tuple):
+        return [as_json(v, defaults=defaults) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 1.0 and 1 are one setting and must give one id
+    return value
+
+
+def run_from_json(data: dict) -> Run:
+    """The run that `as_json` describes; raises `InputError`, `TypeError` or `KeyError` where it is none."""
+    stages = tuple(
+        Stage(
+            **{
+                **stage,
+                "data": Subset(**stage.get("data", {})),
+                "optimizer": Optimizer(**stage.get("optimizer", {})),
+                "reset": tuple(stage.get("reset", ())),
+            }
+        )
+        for stage in data["stages"]
+    )
+    return Run(
+        **{**data, "dataset": Dataset(**data["dataset"]), "model": Model(**data["model"]), "stages": stages}
+    )
+
+
+def run_id(run: Run) -> str:
+    """Sixteen hexadecimal digits that name the run: the hash of its configuration.
+
+    Fields at their default are left out, so that a field added later changes no id.
+    """
+    text = json.dumps(as_json(run, defaults=False), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
