@@ -1,0 +1,314 @@
+"""The book: chapters executed one by one, then rendered to pages.
+
+No source is executed in place. papermill writes executed copies to
+`_build/executed`, Jupyter Book renders `_build/stage`, a copy of the sources
+in which the executed chapters replace theirs, and the pages are in
+`_build/html`. A chapter is rendered only if this very source was executed with
+these very parameters, and nothing is rendered twice from the same stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import repro
+from repro.config import InputError
+
+# JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
+PAPERMILL = """
+import json, logging, sys, papermill
+logging.basicConfig(format="%(message)s")  # what the cells print on standard error, as it comes
+papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True)
+"""
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
+
+NOT_RUN = """
+```{warning}
+This chapter has no results in this build: it was not among the chapters to execute, or it failed.
+```
+"""
+
+
+class BuildError(RuntimeError):
+    """Pages that Jupyter Book refused to render; the message holds its first warnings."""
+
+
+@dataclass(frozen=True)
+class ChapterResult:
+    """How the execution of one chapter ended."""
+
+    name: str
+    seconds: float
+    error: str | None = None  # first line of the exception
+
+    @property
+    def status(self) -> str:
+        return "failed" if self.error else "passed"
+
+
+def project_root() -> Path:
+    """The folder of the book's sources, the one that holds the package."""
+    root = Path(repro.__file__).resolve().parent.parent
+    if not (root / "_toc.yml").is_file():
+        raise InputError("the book's sources are not here: run from a checkout, pip install -e .")
+    return root
+
+
+def require_tools() -> None:
+    missing = [m for m in ("papermill", "nbformat", "jupyter_book") if not importlib.util.find_spec(m)]
+    if missing:
+        raise InputError(f'{", ".join(missing)} not installed: pip install "repro[book]"')
+
+
+def chapters(root: Path) -> list[Path]:
+    """The notebooks of all chapters, in the order of their numbers."""
+    return sorted((root / "book" / "chapters").glob("*.ipynb"))
+
+
+def select(root: Path, names: Iterable[str] | None) -> list[Path]:
+    """The chapters of these names, `01_warm_start` or `warm_start`, in the book's order; all for None."""
+    paths = chapters(root)
+    if names is None:
+        return paths
+    by_name = {path.stem: path for path in paths} | {re.sub(r"^\d+_", "", p.stem): p for p in paths}
+    names = list(names)
+    for name in names:
+        if name not in by_name:
+            allowed = ", ".join(re.sub(r"^\d+_", "", path.stem) for path in paths)
+            raise InputError(f"unknown chapter {name!r}: choose from {allowed}")
+    wanted = {by_name[name] for name in names}
+    return [path for path in paths if path in wanted]
+
+
+def check_parameters(chapter: Path, parameters: dict) -> None:
+    """Refuse names that the chapter's parameters cell does not define; papermill would only warn."""
+    import papermill
+
+    allowed = papermill.inspect_notebook(str(chapter))
+    for name in parameters:
+        if name not in allowed:
+            raise InputError(
+                f"unknown parameter {name!r} of {chapter.stem}: choose from {', '.join(allowed) or 'none'}"
+            )
+
+
+def execute(notebooks: list[Path], parameters: dict, folder: Path, jobs: int = 2) -> list[ChapterResult]:
+    """How each chapter ended, after executing copies of them in `folder`, `jobs` at a time.
+
+    `NAME.ipynb` is there afterwards only if it passed; one that raised is kept
+    as `NAME.failed.ipynb`. One failure does not stop the others.
+    """
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1, not {jobs}")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = [TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[said]")]
+    columns = (text[0], BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), text[1])
+    with Progress(*columns, console=Console(stderr=True)) as bars, ThreadPoolExecutor(jobs) as pool:
+        tasks = [bars.add_task(notebook.stem, start=False, total=None, said="") for notebook in notebooks]
+        started = [
+            pool.submit(_execute_one, notebook, parameters, folder, bars, task)
+            for notebook, task in zip(notebooks, tasks, strict=True)
+        ]
+        try:
+            return [future.result() for future in started]
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # running ones were interrupted too; start no others
+            raise
+
+
+def _execute_one(
+    notebook: Path, parameters: dict, folder: Path, bars: Progress, task: TaskID
+) -> ChapterResult:
+    done, failed = folder / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
+    for path in (done, failed):
+        path.unlink(missing_ok=True)
+    call = {"input_path": str(notebook), "output_path": str(failed), "cwd": str(folder)}
+    call["parameters"] = parameters
+    package = str(Path(repro.__file__).resolve().parent.parent)  # chapters import this very package
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    bars.start_task(task)
+    start, lines = time.monotonic(), []
+    process = subprocess.Popen(
+        [sys.executable, "-c", PAPERMILL, json.dumps(call)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        # The kernel of this environment, where the user's folder has another of the same name.
+        env=os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1"},
+    )
+    for line in filter(str.strip, process.stderr):
+        lines.append(line.strip())
+        if cells := re.search(r"^Executing:.* (\d+)/(\d+) \[", line):  # papermill's own progress bar
+            bars.update(task, completed=int(cells[1]), total=int(cells[2]), said="")
+        else:
+            bars.update(task, said=lines[-1][:100])
+    error = None
+    if process.wait() == 0:
+        failed.rename(done)
+    else:
+        error = _first_error(failed) or (lines[-1] if lines else f"exit status {process.returncode}")
+    return ChapterResult(notebook.stem, time.monotonic() - start, error)
+
+
+def _first_error(notebook: Path) -> str | None:
+    if not notebook.exists():
+        return None
+    outputs = (o for cell in _read(notebook).cells for o in cell.get("outputs", ()))
+    errors = (f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error")
+    return next(errors, "").strip().split("\n")[0] or None
+
+
+def _read(path: Path):
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
+
+
+def assemble(root: Path, executed: Path, stage: Path, parameters: dict) -> list[str]:
+    """Names of the chapters without results, after making `stage` the sources to render.
+
+    A chapter has results if its present source was executed with `parameters`.
+    Files keep their time unless their content changes.
+    """
+    import nbformat
+    import yaml
+
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    config.setdefault("execute", {})["execute_notebooks"] = "off"
+    files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
+    sources = chapters(root)
+    shown = [p for p in (root / "book").rglob("*") if p.is_file() and p not in sources]
+    for path in [*shown, *(root / "repro").glob("*.py")]:  # the package, for literalinclude
+        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    without = []
+    for source in sources:
+        name = f"book/chapters/{source.stem}"
+        page = _executed_page(source, executed / source.name, parameters)
+        if page:
+            files[f"{name}.ipynb"] = nbformat.writes(page).encode()
+        else:
+            without.append(source.stem)
+            title = re.match(r"(\(.+\)=\n)?# .+", _read(source).cells[0].source)
+            files[f"{name}.md"] = f"{title[0] if title else '# ' + source.stem}\n{NOT_RUN}".encode()
+    for path in sorted(stage.rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(stage).as_posix() not in files:
+            path.unlink()
+    for name, content in files.items():
+        path = stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+    return without
+
+
+def _executed_page(source: Path, executed: Path, parameters: dict):
+    """The executed notebook without what names this machine and hour; None if it is of another version."""
+    if not executed.exists():
+        return None
+    page, now = _read(executed), _read(source)
+    own = [cell for cell in page.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
+    used = page.metadata.get("papermill", {}).get("parameters")
+    if [c.source for c in own] != [c.source for c in now.cells] or used != json.loads(json.dumps(parameters)):
+        return None
+    page.metadata.pop("papermill", None)
+    for cell in page.cells:
+        for volatile in ("papermill", "execution"):
+            cell.metadata.pop(volatile, None)
+    return page
+
+
+def build(stage: Path, out: Path) -> Path:
+    """The first page, `out/_build/html/index.html`, rendered from `stage` with warnings as errors.
+
+    Renders everything or, where neither the stage nor the tools changed,
+    nothing: by itself Sphinx leaves old sidebars on the pages it takes for
+    unchanged, and pages and figures that no longer exist.
+    """
+    stage, out = stage.resolve(), out.resolve()
+    index, stamp = out / "_build" / "html" / "index.html", out / "_build" / "stage.sha256"
+    digest = hashlib.sha256(repr([(tool, importlib.metadata.version(tool)) for tool in RENDERERS]).encode())
+    for path in sorted(p for p in stage.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(stage).as_posix()} {len(content)}\n".encode() + content)
+    if index.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return index
+    stamp.unlink(missing_ok=True)
+    for old in ("html", ".doctrees", "jupyter_execute"):
+        shutil.rmtree(out / "_build" / old, ignore_errors=True)
+    options = ["--path-output", str(out), "--warningiserror", "--nitpick", "--keep-going", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", JUPYTER_BOOK, "build", str(stage), *options],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    if done.returncode:
+        text = re.sub(r"\x1b\[[\d;]*m", "", done.stderr).replace(f"{stage}{os.sep}", "")
+        lines = text.split("Traceback (most recent call last)")[0].splitlines()
+        warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
+        raise BuildError("\n".join((warnings or lines or text.splitlines()[-10:])[:10]))
+    stamp.write_text(digest.hexdigest())
+    return index
+
+
+def make_book(
+    profile: str,
+    chapters: Iterable[str] | None = None,
+    parameters: dict | None = None,
+    out: Path | None = None,
+    jobs: int = 2,
+    root: Path | None = None,
+) -> int:
+    """Exit status of executing chapters and rendering the book: 1 where a chapter or a page failed.
+
+    The pages are in `out/_build/html`, `out` being the project's root unless
+    given. Raises `InputError` before anything runs.
+    """
+    require_tools()
+    root = root or project_root()
+    work = Path(out or root).resolve() / "_build"
+    parameters = {"profile": profile, **(parameters or {})}
+    notebooks = select(root, chapters)
+    for notebook in notebooks:
+        check_parameters(notebook, parameters)
+    results = execute(notebooks, parameters, work / "executed", jobs)
+    without = assemble(root, work / "executed", work / "stage", parameters)
+    console = Console(highlight=False)
+    console.print(results_table(results))
+    if without:
+        console.print(f"pages without results: {', '.join(without)}")
+    try:
+        console.print(str(build(work / "stage", work.parent)), soft_wrap=True, markup=False)
+    except BuildError as error:
+        console.print(f"the pages could not be rendered:\n{error}", soft_wrap=True, markup=False)
+        return 1
+    return int(any(result.error for result in results))
+
+
+def results_table(results: list[ChapterResult]) -> Table:
+    table = Table("chapter", "seconds", "status", "error")
+    for result in results:
+        table.add_row(result.name, f"{result.seconds:.1f}", result.status, escape(result.error or ""))
+    return table

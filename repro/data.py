@@ -1,0 +1,151 @@
+"""The images a run learns from, always the same ones for a `Dataset`.
+
+`digits` is made here, offline, in a moment; `cifar10`, `cifar100` and `svhn`
+come from `repro.downloads`; any other name belongs to an `.npz` file in the
+convention of Keras, described by `npz_dataset`.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from repro.config import Dataset, InputError
+from repro.downloads import SOURCES, cache, named
+from repro.npz import Images, pack, read
+
+CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
+DIGITS = 1000  # images in each split of `digits`, where no number is given
+TRAIN_BASES = 1198  # two thirds of scikit-learn's 1,797 digits; test images come from the other 599
+MOST_DIGITS = 100_000
+
+# Streams of random numbers, independent of each other.
+STRATA, PLACE, NOISE = range(3)
+
+
+def _random(*stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=stream)))
+
+
+def _stratified(y: np.ndarray) -> np.ndarray:
+    """All indices, shuffled such that every beginning of them holds the classes in proportion."""
+    shuffled = _random(STRATA).permutation(len(y))
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        members = shuffled[y[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+
+@functools.lru_cache(maxsize=2)
+def images(dataset: Dataset) -> Images:
+    """The images of a data set, always the same ones; downloads a named data set that is not here yet.
+
+    Asked for fewer than there are, it keeps a random sample with the classes in
+    proportion, and a smaller sample is part of any larger one.
+    """
+    from_file = bool(dataset.fingerprint or dataset.path)
+    if dataset.name == "digits" and not from_file:
+        splits = [_digits(split, dataset) for split in ("train", "test")]
+        return pack([array for split in splits for array in split], classes=10)
+    if dataset.noise:
+        raise InputError(f"noise is for the built-in digits only, not for {dataset.name}")
+    return _sample(_own(dataset) if from_file else named(dataset.name), dataset)
+
+
+def _sample(full: Images, dataset: Dataset) -> Images:
+    if dataset.train is None and dataset.test is None:
+        return full
+    arrays = []
+    for split, n in (("train", dataset.train), ("test", dataset.test)):
+        x, y = getattr(full, f"x_{split}"), getattr(full, f"y_{split}")
+        if n is not None and n > len(y):
+            raise InputError(f"{dataset.name} has {len(y)} {split} images: {split} cannot be {n}")
+        chosen = slice(None) if n is None else np.sort(_stratified(y)[:n])
+        arrays += [x[chosen], y[chosen]]
+    return pack(arrays, full.classes)
+
+
+def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits at random places of a larger canvas, with Gaussian noise.
+
+    Training and test images come from different digits; a digit serves again, at
+    another place, where more images are wanted than there are digits.
+    """
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    n = getattr(dataset, split) or DIGITS
+    if n > MOST_DIGITS:
+        raise InputError(f"digits makes at most {MOST_DIGITS} {split} images, not {n}")
+    base = load_digits()
+    chosen = np.resize(_digit_bases(base.target)[split], n)
+    stream = ("train", "test").index(split)  # one split must not change with the size of the other
+    corner = _random(PLACE, stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
+    rows, columns = (corner[:, axis, None] + np.arange(DIGIT) for axis in (0, 1))
+    x = np.zeros((n, CANVAS, CANVAS))
+    x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = base.images[chosen] / 16
+    x += dataset.noise * _random(NOISE, stream).standard_normal(x.shape)
+    # Bytes for -0.5 to 1.5: rounding hides differences of mathematics libraries in the last bit.
+    x = np.rint(255 * (x + 0.5) / 2).clip(0, 255).astype(np.uint8)
+    return x[..., None], base.target[chosen].astype(np.int64)
+
+
+def _digit_bases(y: np.ndarray) -> dict[str, np.ndarray]:
+    order = _stratified(y)
+    return {"train": order[:TRAIN_BASES], "test": order[TRAIN_BASES:]}
+
+
+def npz_dataset(path: str | Path, train: int | None = None, test: int | None = None) -> Dataset:
+    """The data set in an `.npz` file, known by its pixels, so that the file may move.
+
+    The file holds x_train, y_train, x_test and y_test: square images, uint8 or
+    float, [n, side, side] or [n, side, side, channels], and integer labels from 0.
+    """
+    path = Path(path).expanduser().absolute()
+    full = read(path)
+    dataset = Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path))
+    _sample(full, dataset)  # refuses now what could not be loaded later
+    return dataset
+
+
+def _own(dataset: Dataset) -> Images:
+    if not (dataset.path and dataset.fingerprint):
+        raise InputError(f"data set {dataset.name} is an .npz file: name the file, as npz_dataset does")
+    full = read(Path(dataset.path))
+    if full.fingerprint != dataset.fingerprint:
+        raise InputError(
+            f"{dataset.path} has changed: its images have fingerprint {full.fingerprint}, "
+            f"the data set {dataset.name} has {dataset.fingerprint}"
+        )
+    return full
+
+
+def describe() -> list[dict[str, object]]:
+    """One row per named data set: name, state, number of images, fingerprint and file.
+
+    The state is `built in`, `here`, `damaged`, or `not here`; what is here has been read and checked.
+    """
+    rows = [("digits", "built in", DIGITS, DIGITS, images(Dataset("digits")).fingerprint, None)]
+    for name, source in SOURCES.items():
+        state, fingerprint = "not here", source.fingerprint
+        if cache(name).exists():
+            try:
+                state, fingerprint = "here", named(name).fingerprint
+            except InputError:
+                state = "damaged"
+        rows.append((name, state, source.train, source.test, fingerprint, str(cache(name))))
+    return [
+        dict(zip(("name", "state", "train", "test", "fingerprint", "path"), row, strict=True)) for row in rows
+    ]
+
+
+def counts(dataset: Dataset) -> tuple[int, int]:
+    """Numbers of training images and of classes; a named data set need not be here."""
+    if dataset.fingerprint is None and dataset.name == "digits":
+        return dataset.train or DIGITS, 10
+    if dataset.fingerprint is None and dataset.name in SOURCES:
+        return dataset.train or SOURCES[dataset.name].train, SOURCES[dataset.name].classes
+    full = images(dataset)
+    return len(full.y_train), full.classes

@@ -1,0 +1,128 @@
+"""The paper's ResNet (appendix A.4), and populations of them as one grouped network.
+
+P networks of one shape, each with its own weights, are exactly one network
+whose convolutions have P groups: batch norm works per channel, so per member,
+and the gradient of a summed loss keeps members apart. P = 1 is the ordinary
+ResNet. The first dimension of every parameter and buffer is a multiple of P, in
+member order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from repro.config import MODULES, Model
+
+
+def _convolution(inputs: int, outputs: int, members: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        members * inputs,
+        members * outputs,
+        size,
+        stride=stride,
+        padding=size // 2,
+        groups=members,
+        bias=False,
+    )
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with batch norm, and a shortcut, projected where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, members: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(inputs, outputs, members, stride=stride)
+        self.norm1 = nn.BatchNorm2d(members * outputs)
+        self.conv2 = _convolution(outputs, outputs, members)
+        self.norm2 = nn.BatchNorm2d(members * outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut.append(_convolution(inputs, outputs, members, size=1, stride=stride))
+            self.shortcut.append(nn.BatchNorm2d(members * outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+
+
+class Head(nn.Module):
+    """Global average pooling and the last linear layer, one per member."""
+
+    def __init__(self, features: int, classes: int, members: int) -> None:
+        super().__init__()
+        self.members = members
+        self.weight = nn.Parameter(torch.empty(members, classes, features))
+        self.bias = nn.Parameter(torch.empty(members, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean((2, 3)).unflatten(1, (self.members, -1)).transpose(0, 1)  # [P, B, features]
+        return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
+
+
+class ResNet(nn.Module):
+    """ResNet for small images: w, 2w, 4w, 8w channels in four groups of d blocks, times P members.
+
+    Maps [B, P * channels, H, W] to logits [P, B, classes]. Weights are undefined
+    until `initialise` or `load_member` has filled every member.
+    """
+
+    def __init__(self, model: Model, channels: int, classes: int, members: int = 1) -> None:
+        super().__init__()
+        self.members = members
+        w = model.width
+        self.module1 = nn.Sequential(
+            _convolution(channels, w, members), nn.BatchNorm2d(members * w), nn.ReLU(inplace=True)
+        )
+        widths = (w, w, 2 * w, 4 * w, 8 * w)
+        for i in range(4):
+            strides = [1 if i == 0 else 2] + [1] * (model.depth - 1)
+            inputs = [widths[i]] + [widths[i + 1]] * (model.depth - 1)
+            blocks = (Block(n, widths[i + 1], s, members) for n, s in zip(inputs, strides, strict=True))
+            setattr(self, f"module{i + 2}", nn.Sequential(*blocks))
+        self.module6 = Head(8 * w, classes, members)
+        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.num_batches_tracked = None  # a count shared by members; only a momentum of None reads it
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in MODULES:
+            x = self.get_submodule(f"module{number}")(x)
+        return x
+
+    def member(self, p: int) -> dict[str, Tensor]:
+        """Parameters and batch-norm statistics of member p, as views: writing to them writes to it."""
+        return {name: tensor.chunk(self.members)[p] for name, tensor in self.state_dict().items()}
+
+    @torch.no_grad()
+    def load_member(self, p: int, state: dict[str, Tensor]) -> None:
+        """Give member p the weights and statistics of `state`, as `member` returns them."""
+        for name, tensor in self.member(p).items():
+            tensor.copy_(state[name])
+
+    @torch.no_grad()
+    def initialise(self, p: int, numbers: Iterable[int], seed: int, stage: int) -> None:
+        """Draw the numbered modules of member p anew, with the statistics of their batch norms.
+
+        PyTorch's defaults: uniform within 1 / sqrt(fan-in) for weights and bias,
+        scale 1 and shift 0 in batch norms. Every module has a stream of its own,
+        named by (seed, stage, number), drawn on the CPU in float32: a module gets
+        the same values whatever else is drawn, and on every device.
+        """
+        state = self.member(p)
+        for number in sorted(numbers):
+            key = np.random.SeedSequence(seed, spawn_key=(stage, number)).generate_state(1, np.uint64)
+            generator = torch.Generator().manual_seed(int(key[0] >> np.uint64(1)))
+            prefix, bound = f"module{number}.", 0.0
+            for name in (n for n in state if n.startswith(prefix)):
+                tensor = state[name]
+                if tensor.ndim > 2 or number == 6:  # convolutions; weight and bias of the head
+                    if name.endswith("weight"):
+                        bound = tensor[0].numel() ** -0.5 if number != 6 else tensor.shape[-1] ** -0.5
+                    draw = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
+                    tensor.copy_(draw)
+                else:
+                    tensor.fill_(1.0 if name.endswith(("weight", "running_var")) else 0.0)

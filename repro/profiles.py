@@ -1,0 +1,147 @@
+"""Scales at which the same studies run, from seconds on a laptop to the paper itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Data set, network, budget and seeds of every study; see `PROFILES` for the named ones."""
+
+    name: str
+    dataset: str  # a name known to `repro.data`, or the path of an .npz file
+    train: int | None  # images, None for all
+    test: int | None
+    noise: float  # standard deviation of the pixel noise, digits only
+    width: int
+    depth: int
+    batch_size: int
+    learning_rate: float  # of Adam; other optimisers have their own (`repro.studies`)
+    pretraining_epochs: int
+    tuning_epochs: int
+    window: int  # last epochs of the tuning stage that make the test accuracy
+    seeds: int
+
+    def __post_init__(self) -> None:
+        for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds"):
+            if getattr(self, field) < 1:
+                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
+        if self.window > self.tuning_epochs:
+            raise InputError(f"window ({self.window}) is longer than tuning_epochs ({self.tuning_epochs})")
+        # The configuration's own checks, before anything is trained.
+        Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
+        if not Path(self.dataset).suffix:
+            Dataset(self.dataset, self.train, self.test, self.noise)
+
+    def data(self) -> Dataset:
+        """The data set of this profile; an `.npz` file is read, so that its content is part of the id."""
+        if Path(self.dataset).suffix:
+            from repro.data import npz_dataset
+
+            return npz_dataset(self.dataset, train=self.train, test=self.test)
+        return Dataset(self.dataset, self.train, self.test, self.noise)
+
+    def stage(self, epochs: int, data: Subset, **settings: object) -> Stage:
+        """A stage at this profile's base learning rate, unless `settings` name another optimiser."""
+        return Stage(epochs, data, **{"optimizer": Optimizer(learning_rate=self.learning_rate), **settings})
+
+
+_DIGITS = Profile(
+    name="quick",
+    dataset="digits",
+    train=1000,
+    test=1000,
+    noise=0.1,
+    width=8,
+    depth=2,
+    batch_size=32,
+    learning_rate=0.001,
+    pretraining_epochs=30,
+    tuning_epochs=40,
+    window=5,
+    seeds=5,
+)
+_PAPER = Profile(
+    name="paper",
+    dataset="cifar10",
+    train=None,
+    test=None,
+    noise=0.0,
+    width=64,
+    depth=2,
+    batch_size=128,
+    learning_rate=0.001,
+    pretraining_epochs=350,
+    tuning_epochs=500,
+    window=100,
+    seeds=5,
+)
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        dataclasses.replace(
+            _DIGITS,
+            name="smoke",
+            train=128,
+            test=128,
+            width=4,
+            depth=1,
+            pretraining_epochs=2,
+            tuning_epochs=3,
+            window=2,
+            seeds=3,
+        ),
+        _DIGITS,
+        dataclasses.replace(
+            _PAPER,
+            name="laptop",
+            train=4000,
+            test=2000,
+            width=16,
+            pretraining_epochs=20,
+            tuning_epochs=30,
+            window=5,
+        ),
+        dataclasses.replace(
+            _PAPER, name="cifar10", width=16, pretraining_epochs=50, tuning_epochs=75, window=10
+        ),
+        _PAPER,
+    )
+}
+FIELDS = get_type_hints(Profile)
+
+
+def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
+    """The named profile with `field=value` settings applied; raises `InputError` on any mistake."""
+    if name not in PROFILES:
+        raise InputError(f"unknown profile {name!r}: choose from {', '.join(PROFILES)}")
+    changes = dict(_setting(text) for text in settings)
+    if seeds is not None:
+        changes["seeds"] = seeds
+    return dataclasses.replace(PROFILES[name], **changes)
+
+
+def _setting(text: str) -> tuple[str, object]:
+    field, equals, value = (part.strip() for part in text.partition("="))
+    allowed = [name for name in FIELDS if name != "name"]
+    if not equals or field not in allowed:
+        raise InputError(
+            f"unknown setting {text!r}: write field=value with a field from {', '.join(allowed)}"
+        )
+    kind = FIELDS[field]
+    if value == "all" and kind == int | None:
+        return field, None
+    for parse in (int, float, str) if kind not in (float, str) else (kind,):
+        if parse in (kind, *getattr(kind, "__args__", ())):
+            try:
+                return field, parse(value)
+            except ValueError:
+                break
+    raise InputError(f"{field} takes {'a whole' if kind is not float else 'a'} number, not {value!r}")

@@ -1,0 +1,68 @@
+"""What a sweep tells of itself: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """State of a sweep; the sweep updates the numbers and calls `show`."""
+
+    runs: int = 0  # asked for
+    recorded: int = 0  # of them
+    steps: int = 0  # optimiser steps of single networks, to do
+    steps_done: int = 0
+    epoch: str = ""  # of the population now in training
+    accuracy: float = 0.0  # mean test accuracy of that population, fraction
+    show: Callable[[Progress], None] = lambda progress: None
+
+    @property
+    def line(self) -> str:
+        return (
+            f"{self.recorded}/{self.runs} runs, epoch {self.epoch or '-'}, "
+            f"test accuracy {100 * self.accuracy:.1f} %"
+        )
+
+
+@contextlib.contextmanager
+def shown(every: float = 10.0) -> Iterator[Progress]:
+    """A progress that shows itself on standard error while the block lasts."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal or console.is_jupyter:
+        yield _plain(every)
+        return
+    columns = (bars.TextColumn("{task.description}"), bars.BarColumn(None), bars.TaskProgressColumn())
+    times = (bars.TextColumn("left"), bars.TimeRemainingColumn())
+    with bars.Progress(*columns, *times, console=console, expand=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task, description=progress.line, total=max(1, progress.steps), completed=progress.steps_done
+            )
+
+        yield Progress(show=show)
+
+
+def _plain(every: float) -> Progress:
+    started = last = time.monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        finished = progress.recorded == progress.runs
+        if not progress.steps_done or (now - last < every and not finished):
+            return
+        last = now
+        left = (now - started) * (progress.steps / progress.steps_done - 1)
+        print(f"{progress.line}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return Progress(show=show)

@@ -1,0 +1,211 @@
+"""The result store: one JSON file per finished run, written once, read without torch.
+
+A file is named by its run's id and holds the whole configuration, so it can be
+checked against its name. What is damaged or foreign is named and skipped, never
+used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+import repro
+from repro.config import InputError, Run, as_json, run_from_json, run_id
+
+SCHEMA = 1
+CURVES = ("train_loss", "train_accuracy", "test_accuracy")
+ROOT = Path(repro.__file__).resolve().parent.parent
+
+
+class DamagedRecord(Exception):
+    """A file of the store that cannot be trusted; the message names it and says why."""
+
+
+def results_folder() -> Path:
+    """Where records live: `REPRO_RESULTS`, or `results/` of the checkout (of here, once installed)."""
+    if named := os.environ.get("REPRO_RESULTS"):
+        return Path(named).expanduser()
+    return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "results"
+
+
+@functools.cache
+def commit() -> str | None:
+    """Commit of the code, `+` appended where `repro/` differs from it; `REPRO_COMMIT` where git is absent."""
+    git = ["git", "-C", str(ROOT)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "repro"], capture_output=True, text=True)
+        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return os.environ.get("REPRO_COMMIT")
+
+
+def _checksum(record: dict) -> str:
+    content = {k: v for k, v in record.items() if k != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _text(record: dict) -> str:
+    """JSON with one line a value, and lists of numbers on one line each."""
+    text = json.dumps(record, indent=1, allow_nan=False)
+    return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\s+", " ", m[0]), text) + "\n"
+
+
+def atomic_write(path: Path, content: bytes) -> bool:
+    """Create `path` whole or not at all; False, and nothing changed, where it exists already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(partial).chmod(0o644)
+        os.link(partial, path)  # unlike a rename, fails where another worker was first
+    except FileExistsError:
+        return False
+    finally:
+        Path(partial).unlink(missing_ok=True)
+    return True
+
+
+class Store:
+    """The records of one profile: a folder of `<run id>.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, profile: str) -> Store:
+        return cls(results_folder() / profile)
+
+    def path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+    def snapshot(self, run_id: str) -> Path:
+        """Where the network in which a run ended lies, for others to start from."""
+        return self.folder / ".snapshots" / f"{run_id}.pt"
+
+    def checkpoint(self, batch_id: str) -> Path:
+        """Where a population in training lies, to go on from."""
+        return self.folder / ".checkpoints" / f"{batch_id}.pt"
+
+    def ids(self) -> set[str]:
+        """Ids that have a file, sound or not."""
+        return {path.stem for path in self.folder.glob("[0-9a-f]*.json")}
+
+    def write(self, run: Run, **content: object) -> bool:
+        """Record a finished run; False where it was recorded before, which then stands."""
+        record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}
+        record["checksum"] = _checksum(record)
+        return atomic_write(self.path(record["id"]), _text(record).encode())
+
+    def read(self, run_id: str) -> dict:
+        """The record of a run; raises `FileNotFoundError`, or `DamagedRecord` where it is unsound."""
+        path = self.path(run_id)
+        try:
+            record = json.loads(path.read_bytes())
+        except ValueError:
+            raise DamagedRecord(f"{path}: not JSON") from None
+        if reason := defect(record, run_id):
+            raise DamagedRecord(f"{path}: {reason}")
+        return record
+
+    def load(self, run_ids: Iterable[str]) -> dict[str, dict]:
+        """Sound records among these, by id; a damaged one is named in a warning and left out."""
+        found = {}
+        for name in dict.fromkeys(run_ids):
+            try:
+                found[name] = self.read(name)
+            except FileNotFoundError:
+                continue
+            except DamagedRecord as damage:
+                warnings.warn(f"skipped {damage}", stacklevel=2)
+        return found
+
+    def set_aside(self, run_id: str) -> Path:
+        """Rename a damaged record, so that its run can be trained anew; the new name."""
+        path = self.path(run_id)
+        return path.replace(path.with_suffix(".json.damaged"))
+
+
+def defect(record: object, name: str) -> str | None:
+    """What is wrong with a record that should be of run `name`, or None."""
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        return f"not a record of schema {SCHEMA}"
+    if record.get("checksum") != _checksum(record):
+        return "checksum differs: the file was edited or cut"
+    try:
+        run = run_from_json(record["run"])
+        if not name == record["id"] == run_id(run):
+            return f"it holds run {run_id(run)}"
+        curves = record["curves"]
+        whole = record["diverged"] is None
+        if len(curves) > len(run.stages) or (whole and len(curves) < len(run.stages)):
+            return f"{len(curves)} stages of curves for {len(run.stages)} stages"
+        for stage, curve in zip(run.stages, curves, strict=False):
+            lengths = {len(curve[name]) for name in CURVES}
+            full = not whole or stage.until is not None or lengths == {stage.epochs}
+            if len(lengths) != 1 or not full or not 1 <= max(lengths) <= stage.epochs:
+                return "curves and epochs differ in length"
+            if not all(0 <= v <= 1 for name in CURVES[1:] for v in curve[name] if v is not None):
+                return "an accuracy outside [0, 1]"
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        return f"malformed ({type(error).__name__}: {error})"
+    return None
+
+
+def table(cases: Iterable, store: Store, window: int) -> pd.DataFrame:
+    """One row per recorded case of a study: its condition, seed and factors, and what came out.
+
+    `test_accuracy` is the mean over the last `window` epochs of the last stage
+    and `train_accuracy` the value at its last epoch, both fractions.
+    """
+    cases = list(cases)
+    found = store.load(case.run.id for case in cases)
+    rows = []
+    for case in cases:
+        if record := found.get(case.run.id):
+            last = record["curves"][-1]
+            tail = [math.nan if v is None else v for v in last["test_accuracy"][-window:]]
+            row = {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": record["id"]}
+            row |= {"test_accuracy": sum(tail) / len(tail), "train_accuracy": last["train_accuracy"][-1]}
+            row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
+            row |= {key: record[key] for key in ("seconds", "device", "precision", "data")}
+            rows.append(row)
+    columns = ["condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"]
+    return pd.DataFrame(rows, columns=None if rows else columns)
+
+
+def curves(cases: Iterable, store: Store) -> pd.DataFrame:
+    """Learning curves of the recorded cases, one row per epoch.
+
+    `stage` counts from 1 and `epoch` from 1 within the stage; `total` counts the
+    epochs of all stages.
+    """
+    cases = list(cases)
+    found = store.load(case.run.id for case in cases)
+    parts = []
+    for case in cases:
+        done = 0
+        for number, curve in enumerate(found.get(case.run.id, {"curves": ()})["curves"], start=1):
+            part = pd.DataFrame(curve, columns=list(CURVES), dtype=float)
+            part.insert(0, "epoch", range(1, len(part) + 1))
+            part.insert(0, "total", part.epoch + done)
+            done += len(part)
+            parts.append(part.assign(condition=case.condition, seed=case.seed, stage=number, **case.factors))
+    return (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["condition", "seed", *CURVES])
+    )
