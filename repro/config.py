@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
@@ -67,7 +68,9 @@ class Optimizer:
             self.name in ("adam", "rmsprop", "sgd"),
             f"unknown optimizer {self.name!r}: choose from adam, rmsprop, sgd",
         )
-        _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        _require(
+            0 < self.learning_rate < math.inf, f"learning_rate must be positive, not {self.learning_rate}"
+        )
         _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
 
 

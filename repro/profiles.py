@@ -46,7 +46,8 @@ class Profile:
             from repro.data import npz_dataset
 
             return npz_dataset(self.dataset, train=self.train, test=self.test)
-        return Dataset(self.dataset, self.train, self.test, self.noise)
+        noise = self.noise if self.dataset == "digits" else 0.0
+        return Dataset(self.dataset, self.train, self.test, noise)
 
     def stage(self, epochs: int, data: Subset, **settings: object) -> Stage:
         """A stage at this profile's base learning rate, unless `settings` name another optimiser."""
@@ -136,12 +137,14 @@ def _setting(text: str) -> tuple[str, object]:
             f"unknown setting {text!r}: write field=value with a field from {', '.join(allowed)}"
         )
     kind = FIELDS[field]
-    if value == "all" and kind == int | None:
+    if kind is str:
+        return field, value
+    optional = kind == int | None
+    if optional and value == "all":
         return field, None
-    for parse in (int, float, str) if kind not in (float, str) else (kind,):
-        if parse in (kind, *getattr(kind, "__args__", ())):
-            try:
-                return field, parse(value)
-            except ValueError:
-                break
-    raise InputError(f"{field} takes {'a whole' if kind is not float else 'a'} number, not {value!r}")
+    number = float if kind is float else int
+    try:
+        return field, number(value)
+    except ValueError:
+        allowed = ("a number" if kind is float else "a whole number") + (" or all" if optional else "")
+        raise InputError(f"{field} takes {allowed}, not {value!r}") from None

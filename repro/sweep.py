@@ -71,6 +71,21 @@ class Plan:
     parents: frozenset[str]  # ids of runs whose end is the start of others
     batches: tuple[Batch, ...]
 
+    @property
+    def epochs(self) -> int:
+        """Epochs to train with shared stages trained once."""
+        return sum(t.longest.stages[-1].epochs for batch in self.batches for t in batch.trajectories)
+
+    @property
+    def epochs_alone(self) -> int:
+        """Epochs to train with every run trained from its first stage by itself."""
+        return sum(stage.epochs for run in self.wanted.values() for stage in run.stages)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of single networks, with sharing."""
+        return sum(batch.steps for batch in self.batches)
+
 
 def population_size(run: Run) -> int:
     """How many networks of this shape train together: small ones leave a processor idle."""
@@ -280,5 +295,7 @@ def run_study(
     chosen = profiles.profile(profile, filter(None, settings.split(",")), seeds or None)
     with shown() as progress:
         cases = study.cases(chosen)
-        execute(plan(c.run for c in cases), Store.of(chosen.name), device=device, progress=progress)
+        made, store = plan(case.run for case in cases), Store.of(chosen.name)
+        if not execute(made, store, device=device, progress=progress):
+            raise KeyboardInterrupt
     return results(study, chosen)
