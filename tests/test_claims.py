@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repro.claims import ALPHA, LESS, MORE, SAME, Claim, holm, verdicts
+
+
+def claim(direction=LESS, name="x", margin=1.0):
+    return Claim(name, "words", "Figure 0", name, lambda table: table.value, direction, margin)
+
+
+def verdict(values, **kind):
+    [found] = verdicts({"x": pd.DataFrame({"value": values})}, [claim(**kind)])
+    return found
+
+
+CLEAR = [-5.0, -5.5, -4.5, -5.2, -4.8]
+
+
+@pytest.mark.parametrize(
+    ("values", "direction", "word"),
+    [
+        (CLEAR, LESS, "reproduced"),
+        (CLEAR, MORE, "contradicted"),
+        ([-v for v in CLEAR], MORE, "reproduced"),
+        ([-v for v in CLEAR], LESS, "contradicted"),
+        ([-5.0, 4.0, -1.0, 3.0], LESS, "inconclusive"),
+        ([0.1, -0.1, 0.05, -0.02, 0.0], SAME, "reproduced"),
+        (CLEAR, SAME, "contradicted"),
+        ([-v for v in CLEAR], SAME, "contradicted"),
+        ([-5.0, 4.0, -1.0, 3.0], SAME, "inconclusive"),
+        ([-5.0, -5.1], LESS, "inconclusive"),  # two seeds decide nothing
+        ([], LESS, "not run"),
+        ([0.0, 0.0, 0.0], LESS, "inconclusive"),
+    ],
+)
+def test_verdict(values, direction, word):
+    assert verdict(values, direction=direction).verdict == word
+
+
+def test_effect_and_interval_come_with_the_verdict():
+    found = verdict(CLEAR).as_json()
+    assert found["effect"] == pytest.approx(-5.0) and found["n"] == 5
+    assert found["interval"][0] < -5 < found["interval"][1] < 0
+    assert set(found) >= {"id", "claim", "figure", "verdict", "effect", "interval", "n", "p"}
+
+
+def test_json_of_a_claim_without_records_is_valid_json():
+    text = json.dumps(verdict([]).as_json(), allow_nan=False)
+    assert json.loads(text)["p"] is None
+
+
+def test_holm_is_the_textbook_procedure():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
+    adjusted = holm(p)
+    assert all(a >= b for a, b in zip(adjusted, p, strict=True)) and max(adjusted) <= 1
+    for i in range(len(p)):
+        for j in range(len(p)):
+            assert p[i] >= p[j] or adjusted[i] <= adjusted[j]
+
+
+@pytest.mark.parametrize("direction", [LESS, MORE])
+def test_any_false_reproduction_on_null_data_is_as_rare_as_stated(direction):
+    """Ten true null hypotheses: at most ALPHA of such scorecards hold a false verdict of a kind."""
+    random = np.random.default_rng(1)
+    claims = [claim(direction, f"c{i}") for i in range(10)]
+    trials, words = 600, []
+    for _ in range(trials):
+        tables = {c.study: pd.DataFrame({"value": random.normal(size=5)}) for c in claims}
+        words.append({v.verdict for v in verdicts(tables, claims)})
+    for word in ("reproduced", "contradicted"):
+        rate = np.mean([word in found for found in words])
+        assert rate < ALPHA + 3 * (ALPHA * (1 - ALPHA) / trials) ** 0.5
+
+
+def test_equivalence_at_the_margin_is_claimed_as_rarely_as_stated():
+    random = np.random.default_rng(2)
+    found = [verdict(random.normal(1.0, 0.4, 5), direction=SAME).verdict for _ in range(600)]
+    assert found.count("reproduced") / 600 < ALPHA + 3 * (ALPHA * 0.95 / 600) ** 0.5

@@ -1,0 +1,204 @@
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from repro import profiles, sweep
+from repro.config import ALL, HALF, Dataset, InputError, Model, Optimizer, Stage
+from repro.profiles import PROFILES, profile
+from repro.studies import STUDIES, studies
+from repro.subsets import steps_per_epoch
+
+NAMES = ("smoke", "quick", "laptop", "cifar10", "paper")
+
+
+def test_there_are_five_profiles():
+    assert tuple(PROFILES) == NAMES
+    assert all(profile(name).name == name for name in NAMES)
+
+
+# Studies
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_profile_builds_every_study(name, study):
+    chosen = profile(name)
+    cases = STUDIES[study].cases(chosen)
+    seeds = defaultdict(list)
+    for case in cases:
+        factors = tuple(sorted(case.factors.items()))
+        seeds[case.condition, factors].append(case.seed)
+        assert steps_per_epoch(case.run) >= 1
+        assert case.run.stages[-1].epochs >= chosen.window
+    assert all(drawn == list(range(chosen.seeds)) for drawn in seeds.values())
+    assert len({case.run.id for case in cases}) == len(cases)
+    assert sum(batch.steps for batch in sweep.plan(case.run for case in cases).batches) > 0
+
+
+def test_conditions_of_a_seed_are_paired():
+    cases = STUDIES["warm_start"].cases(profile("smoke"))
+    for seed in range(3):
+        fresh, warm = (case.run for case in cases if case.seed == seed)
+        assert (fresh.split_seed, fresh.init_seed, fresh.order_seed) == (seed, seed, seed)
+        assert warm.stages[-1:] == fresh.stages
+        assert replace(warm, stages=fresh.stages) == fresh
+
+
+def test_paper_is_the_paper():
+    cases = STUDIES["warm_start"].cases(profile("paper"))
+    assert profile("paper").window == 100
+    assert len(cases) == 2 * profile("paper").seeds
+    adam = Optimizer("adam", 0.001)
+    tuning = Stage(500, ALL, adam)
+    assert {(case.condition, case.run.stages) for case in cases} == {
+        ("fresh", (tuning,)),
+        ("warm start", (Stage(350, HALF, adam), tuning)),
+    }
+    for case in cases:
+        assert case.run.dataset == Dataset("cifar10")
+        assert case.run.model == Model(width=64, depth=2)
+        assert case.run.batch_size == 128
+        assert steps_per_epoch(case.run) == 390
+        assert case.run.parent is None or steps_per_epoch(case.run.parent) == 195
+
+
+def test_studies_are_chosen_by_name():
+    assert studies() == list(STUDIES.values())
+    assert [study.name for study in studies(["warm_start", "warm_start"])] == ["warm_start"]
+    with pytest.raises(InputError, match="unknown study 'cold_start': choose from warm_start"):
+        studies(["warm_start", "cold_start"])
+
+
+# Settings
+
+
+def test_settings_come_as_what_their_fields_are():
+    chosen = profile("smoke", ["width=6", " learning_rate = 1e-2", "train=all", "test=200", "noise=0"])
+    expected = {"width": 6, "learning_rate": 0.01, "train": None, "test": 200, "noise": 0.0}
+    for field, value in expected.items():
+        assert getattr(chosen, field) == value
+        assert type(getattr(chosen, field)) is type(value)
+    changed = replace(PROFILES["smoke"], **expected)
+    assert chosen == changed
+    assert profile("quick", ["dataset=cifar10"]).data().name == "cifar10"
+
+
+def test_the_last_of_two_settings_of_a_field_counts_and_seeds_come_after_them():
+    assert profile("smoke", ["width=6", "width=8"]).width == 8
+    assert profile("smoke", ["seeds=2"]).seeds == 2
+    assert profile("smoke", ["seeds=2"], seeds=7).seeds == 7
+
+
+def test_settings_do_not_change_the_named_profile():
+    before = dict(PROFILES)
+    profile("smoke", ["width=6"])
+    assert before == PROFILES
+    assert profile("smoke") is not None
+    assert profile("smoke").width == 4
+
+
+def test_settings_reach_the_runs():
+    [case, *_] = STUDIES["warm_start"].cases(profile("smoke", ["learning_rate=0.01", "batch_size=16"], 1))
+    assert case.run.batch_size == 16
+    assert case.run.stages[0].optimizer == Optimizer("adam", 0.01)
+
+
+def test_an_npz_file_is_a_data_set(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(40) % 4
+    file = tmp_path / "mine.npz"
+    np.savez(file, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
+    chosen = profile("smoke", [f"dataset={file}", "train=all", "test=20", "batch_size=8"])
+    found = chosen.data()
+    assert (found.name, found.train, found.test) == ("mine", None, 20)
+    assert found.fingerprint
+    assert steps_per_epoch(STUDIES["warm_start"].cases(chosen)[0].run) == 5
+    with pytest.raises(InputError, match=r"mine\.npz"):
+        profile("smoke", [f"dataset={tmp_path / 'not' / 'mine.npz'}"]).data()
+
+
+# Mistakes
+
+
+def refusal(*settings, seeds=None, name="smoke"):
+    """The line that refuses these settings, before anything is trained."""
+    with pytest.raises(InputError) as refused:
+        cases = STUDIES["warm_start"].cases(profile(name, settings, seeds))
+        sum(batch.steps for batch in sweep.plan(case.run for case in cases).batches)
+    assert len(str(refused.value).splitlines()) == 1
+    return str(refused.value)
+
+
+def test_an_unknown_profile_is_refused_with_all_names():
+    assert refusal(name="tiny") == f"unknown profile 'tiny': choose from {', '.join(NAMES)}"
+
+
+@pytest.mark.parametrize("text", ["witdh=8", "name=mine", "width", "", "=8", "width 8", "Width=8"])
+def test_a_mistyped_setting_is_refused_with_all_fields(text):
+    message = refusal(text)
+    assert repr(text) in message
+    assert "field=value" in message
+    for field in (name for name in profiles.FIELDS if name != "name"):
+        assert field in message
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("width=wide", "a whole number"),
+        ("width=4.5", "a whole number"),
+        ("width=", "a whole number"),
+        ("width=8=8", "a whole number"),
+        ("seeds=all", "a whole number"),
+        ("train=many", "a whole number"),
+        ("train=many", "all"),
+        ("train=", "all"),
+        ("test=0.5", "all"),
+        ("learning_rate=fast", "a number"),
+        ("learning_rate=", "a number"),
+        ("noise=all", "a number"),
+        ("dataset=", "digits"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_with_its_field_and_what_it_takes(text, allowed):
+    field, _, value = text.partition("=")
+    message = refusal(text)
+    assert field in message.replace("data set", "dataset")
+    assert allowed in message
+    assert repr(value) in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "width=0",
+        "depth=-1",
+        "batch_size=0",
+        "batch_size=1",
+        "learning_rate=0",
+        "learning_rate=-0.001",
+        "learning_rate=nan",
+        "learning_rate=inf",
+        "noise=-1",
+        "noise=inf",
+        "train=1",
+        "test=0",
+        "pretraining_epochs=0",
+        "tuning_epochs=0",
+        "window=0",
+        "seeds=0",
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_field_and_the_range(text):
+    message = refusal(text)
+    assert text.partition("=")[0] in message
+    assert any(word in message for word in ("must be", "must not be", "must lie"))
+
+
+def test_values_that_do_not_fit_together_are_refused():
+    assert "window (2) is longer than tuning_epochs (1)" in refusal("tuning_epochs=1")
+    assert "batch_size 65" in refusal("batch_size=65")  # more than the half of 128 images
+    assert "seeds" in refusal(seeds=0)
+    assert "unknown data set 'mnist': choose from digits, cifar10" in refusal("dataset=mnist")

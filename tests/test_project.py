@@ -1,0 +1,61 @@
+"""What holds the repository's own files together."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def required():
+    extras = PROJECT["optional-dependencies"]
+    return {r.replace(" ", "") for r in [*PROJECT["dependencies"], *extras["book"], *extras["test"]]}
+
+
+def name_of(requirement):
+    return re.match(r"[A-Za-z0-9_.-]+", requirement)[0].lower()
+
+
+def test_conda_environment_asks_for_what_the_package_asks_for():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = {re.sub(r"^pytorch", "torch", item) for item in listed if isinstance(item, str)}
+    assert f"python{PROJECT['requires-python']}" in conda
+    assert conda - {f"python{PROJECT['requires-python']}", "pip", "setuptools>=77"} == required()
+
+
+def test_lock_pins_every_requirement_to_one_version_and_names_no_index():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    assert all(re.match(r"^[A-Za-z0-9_.\[\]-]+==[^\s;]+( ; .+)?$", line) for line in lines if line)
+    assert {name_of(r) for r in required()} <= {name_of(line) for line in lines}
+
+
+@pytest.mark.parametrize(
+    "module", ["records", "stats", "figures", "claims", "studies", "sweep", "cli", "book"]
+)
+def test_light_modules_leave_torch_alone(module):
+    code = f"import sys, repro.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_command_line_works_from_a_plain_checkout_without_the_tools_of_the_book(tmp_path):
+    """As on a cluster: papermill, ipywidgets and Jupyter Book cannot be imported, repro is not installed."""
+    blocked = "papermill", "ipywidgets", "jupyter_book", "nbformat", "IPython", "myst_nb"
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "sys.argv[0] = 'repro'\nfrom repro.cli import main\nmain()"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "run", "warm_start", "--profile", "smoke", "--seeds", "1"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "REPRO_RESULTS": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert len(list((tmp_path / "smoke").glob("*.json"))) == 2
