@@ -7,6 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.pyplot import close
 
+from repro import scorecard
+from repro.profiles import Profile
 from repro.sweep import Results
 
 
@@ -28,12 +30,10 @@ def show(**values: object) -> None:
             close(value)
 
 
-GAP_READING = {
-    "reproduced": "Pretraining on half of the data hurts here, as the paper finds.",
-    "contradicted": "Pretraining on half of the data helps here, against what the paper finds.",
-    "inconclusive": "These runs do not decide whether pretraining hurts.",
-    "not run": "No pair of runs is recorded yet.",
-}
+def readings(profile: Profile, study: str) -> dict[str, str]:
+    """What the whole scorecard says of each claim that a study decides, by the claim's id."""
+    card = scorecard.scorecard(profile)
+    return {claim.id: str(card[claim.id]) for claim in scorecard.of(study)}
 
 
 def means(table: pd.DataFrame) -> dict[str, str]:

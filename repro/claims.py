@@ -1,4 +1,4 @@
-"""The paper's claims, each with the contrast it makes, its test and a verdict."""
+"""What a claim is, how it is tested over seeds, and what verdict that gives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from repro.stats import Estimate, generalisation_gap, mean_estimate
+from repro.stats import Estimate, mean_estimate
+from repro.sweep import Results
 
 ALPHA = 0.05  # chance of any false verdict on the whole scorecard, by Holm's method
 FEWEST_SEEDS = 3
@@ -21,14 +22,15 @@ class Claim:
     """One sentence of the paper as a statement about one number per seed.
 
     The claim says that this number is `less` or `more` than zero in expectation,
-    or the `same` as zero up to `margin`.
+    or the `same` as zero up to `margin`. Where the paper says it of several
+    conditions, there is a column for each, and it has to hold in all of them.
     """
 
     id: str
     words: str
     figure: str
     study: str
-    effect: Callable[[pd.DataFrame], pd.Series]  # of `records.table`; one value per seed
+    effect: Callable[[Results], pd.Series | pd.DataFrame]  # one row per seed
     direction: str = LESS
     margin: float = 0.0
     unit: str = "points"
@@ -44,7 +46,11 @@ class Verdict:
     p: float  # of the claim's test, adjusted for all claims tested; NaN where there is none
 
     def __str__(self) -> str:
-        return self.verdict
+        """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
+        if not self.effect.n:
+            return self.verdict
+        p = "" if np.isnan(self.p) else f", p = {self.p:.2g}"
+        return f"{self.verdict}: {self.effect} {self.claim.unit}{p}"
 
     def as_json(self) -> dict:
         numbers = {"effect": self.effect.mean, "interval": [self.effect.low, self.effect.high], "p": self.p}
@@ -65,32 +71,12 @@ def _finite(value):
     return float(value) if np.isfinite(value) else None
 
 
-def gap(table: pd.DataFrame) -> pd.Series:
-    """Generalisation gap of the warm start."""
-    return generalisation_gap(table[table.condition.isin(("fresh", "warm start"))]).set_index("seed").gap
-
-
-CLAIMS = (
-    Claim(
-        id="gap_exists",
-        words="Networks pretrained on half of the data, then tuned on all, generalise worse than fresh ones.",
-        figure="Figure 1",
-        study="warm_start",
-        effect=gap,
-    ),
-)
-
-
-def of(study: str) -> list[Claim]:
-    """The claims that a study decides."""
-    return [claim for claim in CLAIMS if claim.study == study]
-
-
 def p_values(claim: Claim, values: np.ndarray) -> tuple[float, float]:
     """Chance of such values were the claim's reverse true, and were the claim itself true.
 
-    One-sided t tests over seeds; two of them, the larger counting, where the
-    claim is that there is no difference.
+    One-sided t tests over seeds, in [seeds, conditions]; two of them, the larger
+    counting, where the claim is that there is no difference. Over conditions the
+    largest counts for the claim, and against it the smallest, times their number.
     """
 
     def below(x: np.ndarray, bound: float) -> float:
@@ -98,38 +84,52 @@ def p_values(claim: Claim, values: np.ndarray) -> tuple[float, float]:
             return 0.0 if x[0] < bound else 1.0
         return float(stats.ttest_1samp(x, bound, alternative="less").pvalue)
 
-    x, margin = (-values if claim.direction == MORE else values), claim.margin
-    if claim.direction == SAME:
-        inside = max(below(x, margin), below(-x, margin))
-        outside = min(1.0, 2 * min(below(x, -margin), below(-x, -margin)))
-        return inside, outside
-    return below(x, 0.0), below(-x, 0.0)
+    found = []
+    for x in values.T:
+        x = -x if claim.direction == MORE else x
+        if claim.direction == SAME:
+            inside = max(below(x, claim.margin), below(-x, claim.margin))
+            found.append((inside, 2 * min(below(x, -claim.margin), below(-x, -claim.margin))))
+        else:
+            found.append((below(x, 0.0), below(-x, 0.0)))
+    supporting, opposing = zip(*found, strict=True)
+    return max(supporting), min(1.0, len(found) * min(opposing))
 
 
-def verdicts(tables: Mapping[str, pd.DataFrame], claims: Iterable[Claim] = CLAIMS) -> list[Verdict]:
-    """A verdict on every claim, from the table of each study by its name."""
+def verdicts(results: Mapping[str, Results], claims: Iterable[Claim]) -> list[Verdict]:
+    """A verdict on every claim, from the results of each study by its name."""
     claims = list(claims)
-    effects = [_values(claim, tables.get(claim.study)) for claim in claims]
+    effects = [_values(claim, results.get(claim.study)) for claim in claims]
     tested = [i for i, x in enumerate(effects) if len(x) >= FEWEST_SEEDS]
     found = {i: p_values(claims[i], effects[i]) for i in tested}
     supports, refutes = (
         dict(zip(tested, holm([found[i][side] for i in tested]), strict=True)) for side in (0, 1)
     )
-    result = []
+    made = []
     for i, (claim, values) in enumerate(zip(claims, effects, strict=True)):
         word = "inconclusive" if len(values) else "not run"
         if supports.get(i, 1) < ALPHA:
             word = "reproduced"
         elif refutes.get(i, 1) < ALPHA:
             word = "contradicted"
-        result.append(Verdict(claim, word, mean_estimate(values), supports.get(i, np.nan)))
-    return result
+        made.append(Verdict(claim, word, mean_estimate(_weakest(claim, values)), supports.get(i, np.nan)))
+    return made
 
 
-def _values(claim: Claim, table: pd.DataFrame | None) -> np.ndarray:
-    return (
-        np.asarray(claim.effect(table).dropna(), float) if table is not None and len(table) else np.empty(0)
-    )
+def _values(claim: Claim, results: Results | None) -> np.ndarray:
+    """The claim's numbers, [seeds, conditions]; none where what they need is not recorded."""
+    try:
+        found = pd.DataFrame(claim.effect(results)) if results is not None and len(results.table) else None
+    except KeyError:  # a condition of which nothing is recorded
+        found = None
+    return np.empty((0, 1)) if found is None else found.dropna().to_numpy(float)
+
+
+def _weakest(claim: Claim, values: np.ndarray) -> np.ndarray:
+    """The condition that speaks least for the claim."""
+    means = values.mean(0) if len(values) else np.zeros(values.shape[1])
+    signed = {LESS: means, MORE: -means, SAME: np.abs(means)}[claim.direction]
+    return values[:, int(np.argmax(signed))] if values.shape[1] else np.empty(0)
 
 
 def holm(p: list[float]) -> np.ndarray:

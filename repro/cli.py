@@ -44,13 +44,13 @@ def _table(*columns: str, title: str | None = None) -> Table:
 @app.command()
 def studies(profile: ProfileName = "quick") -> None:
     """List the paper's questions: study, its figures in the paper, chapter, claims and runs."""
-    from repro import claims, profiles
+    from repro import profiles, scorecard
     from repro import studies as questions
 
     chosen = profiles.profile(profile)
     table = _table("study", "paper", "chapter", "claims", f"#runs ({profile})", "question")
     for study in questions.studies():
-        named = ", ".join(c.id for c in claims.CLAIMS if c.study == study.name)
+        named = ", ".join(c.id for c in scorecard.CLAIMS if c.study == study.name)
         runs = len({case.run.id for case in study.cases(chosen)})
         table.add_row(study.name, study.figures, study.chapter, named, str(runs), study.question)
     console.print(table)
@@ -67,7 +67,7 @@ def plan(
     ] = None,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a given speed."""
-    from repro import profiles, sweep
+    from repro import plans, profiles
     from repro import studies as questions
 
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
@@ -76,7 +76,7 @@ def plan(
     cases = {study.name: [case.run for case in study.cases(chosen)] for study in asked}
     every = [run for runs in cases.values() for run in runs]
     for name, runs in [*cases.items(), ("all together", every)]:
-        made = sweep.plan(runs)
+        made = plans.plan(runs)
         numbers = [len(made.wanted), made.epochs_alone, made.epochs, made.steps]
         cost = [] if speed is None else [f"{made.steps * chosen.batch_size / speed / 3600:,.1f}"]
         table.add_row(name, *(f"{n:,}" for n in numbers), *cost)
@@ -102,20 +102,23 @@ def run(
 
 
 def _sweep(chosen, asked, device: str, precision: str = "auto", time_limit: str | None = None) -> None:
-    from repro import sweep
+    from repro import plans, workers
     from repro.progress import shown
     from repro.records import Store
 
     limit, store = _seconds(time_limit), Store.of(chosen.name)
-    made = sweep.plan(case.run for study in asked for case in study.cases(chosen))
+    made = plans.plan(case.run for study in asked for case in study.cases(chosen))
     with shown() as progress:
-        finished = sweep.execute(
+        outcome = workers.execute(
             made, store, device=device, precision=precision, time_limit=limit, progress=progress
         )
     console.print(f"{progress.recorded} of {progress.runs} runs recorded in {store.folder}")
-    if not finished:
+    for failure in outcome.failures:
+        print(f"repro: {failure}", file=sys.stderr)
+    if not outcome.finished:
         console.print("stopped; the same command goes on from here")
-        raise typer.Exit(3)
+    if outcome.failures or not outcome.finished:
+        raise typer.Exit(1 if outcome.failures else 3)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -156,12 +159,10 @@ def claims(
     as_json: Annotated[bool, typer.Option("--json", help="a list of objects, for programs")] = False,
 ) -> None:
     """Judge every claim of the paper by the records of a profile."""
-    from repro import profiles, sweep
-    from repro import studies as questions
-    from repro.claims import verdicts
+    from repro import profiles
+    from repro.scorecard import scorecard
 
-    chosen = profiles.profile(profile, settings or (), seeds)
-    found = verdicts({study.name: sweep.results(study, chosen).table for study in questions.studies()})
+    found = list(scorecard(profiles.profile(profile, settings or (), seeds)).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return

@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
 
 
+PROBES = ("gradient_noise", "sharpness")  # see `repro.probes`
+
+
 class InputError(ValueError):
     """A request that cannot be met; its message is one line that says what is allowed."""
 
@@ -57,11 +60,16 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimiser with a constant learning rate, its state new at the start of every stage."""
+    """An optimiser, its state new at the start of every stage.
+
+    The learning rate is constant, as everywhere in the paper, or falls along a
+    half cosine to zero at the end of the stage, epoch by epoch.
+    """
 
     name: str = "adam"
     learning_rate: float = 0.001
     momentum: float = 0.0
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
         _require(
@@ -70,6 +78,10 @@ class Optimizer:
         )
         _require(
             0 < self.learning_rate < math.inf, f"learning_rate must be positive, not {self.learning_rate}"
+        )
+        _require(
+            self.schedule in ("constant", "cosine"),
+            f"unknown schedule {self.schedule!r}: choose from constant, cosine",
         )
         _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
 
@@ -103,25 +115,38 @@ HALF = Subset(part=1, parts=2)
 
 @dataclass(frozen=True)
 class Stage:
-    """Some epochs on one subset with one optimiser, after re-initialising some modules."""
+    """Some epochs on one subset with one optimiser, after re-initialising some modules.
+
+    Before the first of them every parameter becomes `shrink` times itself plus
+    `perturb` times that of a new network, as Ash and Adams (2020) propose.
+    """
 
     epochs: int
     data: Subset = ALL
     optimizer: Optimizer = Optimizer()
     reset: tuple[int, ...] = ()
     until: float | None = None  # train accuracy at which the stage ends before its last epoch
+    shrink: float = 1.0
+    perturb: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
         _require(
             set(self.reset) <= set(MODULES), f"reset takes modules from 1 to 6, not {sorted(self.reset)}"
         )
+        _require(0 <= self.shrink <= 1, f"shrink must lie in [0, 1], not {self.shrink}")
+        _require(self.perturb >= 0, f"perturb must not be negative, not {self.perturb}")
         object.__setattr__(self, "reset", tuple(sorted(set(self.reset))))
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a shorter stage is the beginning of a longer one that is else the same."""
+        return self.data.gamma is None and self.until is None and self.optimizer.schedule == "constant"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One network, trained in one or more stages from one choice of seeds."""
+    """One network, trained in one or more stages from one choice of seeds, and measured at the end."""
 
     dataset: Dataset
     model: Model
@@ -130,17 +155,25 @@ class Run:
     split_seed: int = 0  # which images make a subset
     init_seed: int = 0  # first weights, and those of re-initialised modules
     order_seed: int = 0  # order of the examples
+    probes: tuple[str, ...] = ()  # what to measure besides accuracy, by the names of `PROBES`
 
     def __post_init__(self) -> None:
         _require(bool(self.stages), "a run needs at least one stage")
-        _require(not self.stages[0].reset, "the first stage starts from new weights: nothing to reset")
+        first = self.stages[0]
+        _require(
+            (first.reset, first.shrink, first.perturb) == ((), 1.0, 0.0),
+            "the first stage starts from new weights: nothing to reset, shrink or perturb",
+        )
         _require(self.batch_size >= 2, f"batch_size must be at least 2, not {self.batch_size}")
+        _require(set(self.probes) <= set(PROBES), f"probes are {', '.join(PROBES)}, not {self.probes}")
         object.__setattr__(self, "stages", tuple(self.stages))
+        object.__setattr__(self, "probes", tuple(sorted(self.probes)))
 
     @property
     def parent(self) -> Run | None:
         """The run that ends where this one's last stage begins, if there is an earlier stage."""
-        return dataclasses.replace(self, stages=self.stages[:-1]) if len(self.stages) > 1 else None
+        before = self.stages[:-1]
+        return dataclasses.replace(self, stages=before, probes=()) if before else None
 
     @property
     def id(self) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from repro.stats import generalisation_gap, mean_estimate
+from repro.stats import mean_estimate
 
 COLOURS = {"fresh": "#0072B2", "warm start": "#D55E00"}
 GREY = "#595959"
@@ -76,14 +76,16 @@ def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
     return figure
 
 
-def gaps(table: pd.DataFrame) -> Figure:
-    """Generalisation gap of each seed, with the mean of each condition and its 95 % interval."""
-    gap = generalisation_gap(table)
+def gap_strip(gap: pd.DataFrame, by: str = "condition") -> Figure:
+    """Generalisation gap of each seed, with the mean of each condition (or factor) and its 95 % interval.
+
+    Takes `Results.gaps`.
+    """
     with mpl.rc_context(STYLE):
-        conditions = list(gap.condition.unique())
+        conditions = list(gap[by].unique())
         figure, ax = _figure(height=1.3 + 0.7 * len(conditions))
         for y, condition in enumerate(conditions):
-            _strip(ax, y, gap[gap.condition == condition].gap, colour(condition))
+            _strip(ax, y, gap[gap[by] == condition].gap, colour(condition))
         ax.set_yticks(range(len(conditions)), conditions)
         ax.set_ylim(len(conditions) - 0.4, -0.6)
         ax.axvline(0, color=GREY, lw=1)

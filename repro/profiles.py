@@ -27,10 +27,12 @@ class Profile:
     pretraining_epochs: int
     tuning_epochs: int
     window: int  # last epochs of the tuning stage that make the test accuracy
-    seeds: int
+    seeds: int  # of the first study
+    study_seeds: int  # of each other study
+    full_grids: bool  # the grids of the paper, and all 64 subsets of modules, or smaller ones
 
     def __post_init__(self) -> None:
-        for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds"):
+        for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
         if self.window > self.tuning_epochs:
@@ -67,7 +69,9 @@ _DIGITS = Profile(
     pretraining_epochs=30,
     tuning_epochs=40,
     window=5,
-    seeds=5,
+    seeds=8,
+    study_seeds=3,
+    full_grids=False,
 )
 _PAPER = Profile(
     name="paper",
@@ -83,6 +87,8 @@ _PAPER = Profile(
     tuning_epochs=500,
     window=100,
     seeds=5,
+    study_seeds=5,
+    full_grids=True,
 )
 PROFILES = {
     profile.name: profile
@@ -98,6 +104,7 @@ PROFILES = {
             tuning_epochs=3,
             window=2,
             seeds=3,
+            study_seeds=3,
         ),
         _DIGITS,
         dataclasses.replace(
@@ -109,6 +116,7 @@ PROFILES = {
             pretraining_epochs=20,
             tuning_epochs=30,
             window=5,
+            full_grids=False,
         ),
         dataclasses.replace(
             _PAPER, name="cifar10", width=16, pretraining_epochs=50, tuning_epochs=75, window=10
@@ -125,7 +133,7 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
         raise InputError(f"unknown profile {name!r}: choose from {', '.join(PROFILES)}")
     changes = dict(_setting(text) for text in settings)
     if seeds is not None:
-        changes["seeds"] = seeds
+        changes |= {"seeds": seeds, "study_seeds": seeds}
     return dataclasses.replace(PROFILES[name], **changes)
 
 
@@ -139,6 +147,10 @@ def _setting(text: str) -> tuple[str, object]:
     kind = FIELDS[field]
     if kind is str:
         return field, value
+    if kind is bool:
+        if value not in ("true", "false"):
+            raise InputError(f"{field} takes true or false, not {value!r}")
+        return field, value == "true"
     optional = kind == int | None
     if optional and value == "all":
         return field, None

@@ -21,6 +21,15 @@ class Progress:
     accuracy: float = 0.0  # mean test accuracy of that population, fraction
     show: Callable[[Progress], None] = lambda progress: None
 
+    def update(
+        self, *, recorded: int = 0, steps_done: int = 0, epoch: str = "", accuracy: float = 0.0
+    ) -> None:
+        """Add to the counts, take over what is said of the population, and show it."""
+        self.recorded += recorded
+        self.steps_done += steps_done
+        self.epoch, self.accuracy = epoch or self.epoch, accuracy or self.accuracy
+        self.show(self)
+
     @property
     def line(self) -> str:
         return (

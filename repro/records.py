@@ -183,6 +183,7 @@ def table(cases: Iterable, store: Store, window: int) -> pd.DataFrame:
             row = {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": record["id"]}
             row |= {"test_accuracy": sum(tail) / len(tail), "train_accuracy": last["train_accuracy"][-1]}
             row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
+            row |= record.get("probes", {})
             row |= {key: record[key] for key in ("seconds", "device", "precision", "data")}
             rows.append(row)
     columns = ["condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"]

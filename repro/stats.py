@@ -41,17 +41,19 @@ def between(interval: tuple[float, float]) -> str:
     return f"{signed(interval[0])} to {signed(interval[1])}"
 
 
-def generalisation_gap(table: pd.DataFrame) -> pd.DataFrame:
+def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.DataFrame:
     """Gap of each pretrained run, in percentage points, paired by seed (paper, section 1).
 
     Takes `records.table`; pretrained minus fresh test accuracy, so negative
     where pretraining hurt. Both runs of a pair saw the same split and the same
-    first weights, so their noise cancels. A run whose seed has no fresh run yet
-    has no gap and is left out.
+    first weights, so their noise cancels. `pairs` names factors in which the two
+    must agree too. A run whose fresh one is not recorded is left out.
     """
-    fresh = table[table.condition == FRESH].set_index("seed").test_accuracy
-    pretrained = table[(table.condition != FRESH) & table.seed.isin(fresh.index)]
-    return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.seed.map(fresh)))
+    keys = ["seed", *pairs]
+    fresh = table[table.condition == FRESH][[*keys, "test_accuracy"]]
+    fresh = fresh.rename(columns={"test_accuracy": "fresh_accuracy"})
+    pretrained = table[table.condition != FRESH].merge(fresh, on=keys)
+    return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.fresh_accuracy))
 
 
 def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:

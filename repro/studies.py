@@ -1,12 +1,18 @@
-"""The paper's questions, each as the list of runs that answers it at a given profile."""
+"""The paper's questions, each as the list of runs that answers it at a given profile.
+
+Studies share runs: a run in two of them has one id and is trained once.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from repro.config import ALL, HALF, InputError, Model, Run, Stage
+from repro.config import ALL, HALF, MODULES, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.profiles import Profile
+
+FRESH, WARM = "fresh", "warm start"
 
 
 @dataclass(frozen=True)
@@ -28,25 +34,34 @@ class Study:
     figures: str  # of the paper
     chapter: str
     cases: Callable[[Profile], list[Case]]
+    pairs: tuple[str, ...] = ()  # factors that a pretrained run shares with its fresh one, besides the seed
 
 
-def _run(profile: Profile, seed: int, *stages: Stage) -> Run:
+def _run(profile: Profile, seed: int, *stages: Stage, **settings: object) -> Run:
     return Run(
         dataset=profile.data(),
-        model=Model(profile.width, profile.depth),
+        model=settings.pop("model", Model(profile.width, profile.depth)),
         stages=stages,
         batch_size=profile.batch_size,
         split_seed=seed,
         init_seed=seed,
         order_seed=seed,
+        **settings,
     )
 
 
+def _pretraining(profile: Profile, **settings: object) -> Stage:
+    return profile.stage(settings.pop("epochs", profile.pretraining_epochs), HALF, **settings)
+
+
+def _tuning(profile: Profile, **settings: object) -> Stage:
+    return profile.stage(settings.pop("epochs", profile.tuning_epochs), ALL, **settings)
+
+
 def warm_start(profile: Profile) -> list[Case]:
-    """Fresh networks on all of the data, against networks pretrained on half of it."""
-    pretraining = profile.stage(profile.pretraining_epochs, HALF)
-    tuning = profile.stage(profile.tuning_epochs, ALL)
-    conditions = {"fresh": (tuning,), "warm start": (pretraining, tuning)}
+    """Fresh networks, against networks pretrained on half of the data."""
+    half, tuning = _pretraining(profile), _tuning(profile)
+    conditions = {FRESH: (tuning,), WARM: (half, tuning)}
     return [
         Case(condition, seed, _run(profile, seed, *stages))
         for seed in range(profile.seeds)
@@ -54,18 +69,246 @@ def warm_start(profile: Profile) -> list[Case]:
     ]
 
 
-STUDIES = {
-    study.name: study
-    for study in (
-        Study(
-            name="warm_start",
-            question="Does pretraining on half of the data hurt generalisation?",
-            figures="Figure 1",
-            chapter="01_warm_start",
-            cases=warm_start,
-        ),
+def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
+    """The four optimisers, their rates tied to that of Adam, the only one the paper gives."""
+    rate = profile.learning_rate
+    return {
+        "Adam": Optimizer("adam", rate),
+        "RMSprop": Optimizer("rmsprop", rate),
+        "SGD": Optimizer("sgd", 100 * rate),
+        "SGD with momentum": Optimizer("sgd", 10 * rate, momentum=0.9),
+    }
+
+
+def optimizers(profile: Profile) -> list[Case]:
+    """Fresh and warm-started networks under each optimiser."""
+    cases = []
+    for seed, (name, optimizer) in itertools.product(
+        range(profile.study_seeds), optimizer_settings(profile).items()
+    ):
+        half, tuning = (make(profile, optimizer=optimizer) for make in (_pretraining, _tuning))
+        for condition, stages in {FRESH: (tuning,), WARM: (half, tuning)}.items():
+            cases.append(Case(condition, seed, _run(profile, seed, *stages), {"optimizer": name}))
+    return cases
+
+
+def pretraining_lengths(profile: Profile) -> list[int]:
+    """Epochs of pretraining to compare, the profile's own last."""
+    grid = (1, 2, 5, 10, 20, 50, 100, 200) if profile.full_grids else (1, 5, 10)
+    return [n for n in grid if n < profile.pretraining_epochs] + [profile.pretraining_epochs]
+
+
+def pretraining_length(profile: Profile) -> list[Case]:
+    """One pretraining per seed and optimiser, tuned from its snapshots at several epochs."""
+    cases = []
+    for seed, (name, optimizer) in itertools.product(
+        range(profile.study_seeds), optimizer_settings(profile).items()
+    ):
+        tuning = _tuning(profile, optimizer=optimizer)
+        cases.append(Case(FRESH, seed, _run(profile, seed, tuning), {"optimizer": name}))
+        for epochs in pretraining_lengths(profile):
+            half = _pretraining(profile, optimizer=optimizer, epochs=epochs)
+            factors = {"optimizer": name, "pretraining_epochs": epochs}
+            cases.append(Case(WARM, seed, _run(profile, seed, half, tuning), factors))
+    return cases
+
+
+def smooth_transition(profile: Profile) -> list[Case]:
+    """One stage whose examples come from all of the data with a growing probability."""
+    cases = [case for case in warm_start(profile) if case.seed < profile.study_seeds]
+    gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else (0.1, 0.5, 0.9)
+    for seed, gamma in itertools.product(range(profile.study_seeds), gammas):
+        stage = profile.stage(profile.tuning_epochs, replace(HALF, gamma=gamma))
+        cases.append(Case("smooth", seed, _run(profile, seed, stage), {"gamma": gamma}))
+    return cases
+
+
+def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
+    """The stages in which the training set arrives in `parts` portions (paper, appendix A.3).
+
+    All but the last end once every training example is fitted, or at as many
+    epochs as the profile pretrains for.
+    """
+    portions = (Subset(part, parts, ratio) for part in range(1, parts))
+    before = (profile.stage(profile.pretraining_epochs, portion, until=1.0) for portion in portions)
+    return (*before, _tuning(profile))
+
+
+def stages(profile: Profile) -> list[Case]:
+    """The data in several portions, and in two portions of unlike classes."""
+    splits = (2, 3, 5, 10) if profile.full_grids else (2, 3, 5)
+    ratios = (0.0, 0.25, 0.5, 0.75, 1.0) if profile.full_grids else (0.0, 0.5, 1.0)
+    cases = []
+    for seed in range(profile.study_seeds):
+        cases.append(Case(FRESH, seed, _run(profile, seed, _tuning(profile)), {"parts": 1, "ratio": 1.0}))
+        for parts, ratio in dict.fromkeys([*((n, 1.0) for n in splits), *((2, r) for r in ratios)]):
+            run = _run(profile, seed, *staged(profile, parts, ratio))
+            cases.append(Case("stages", seed, run, {"parts": parts, "ratio": ratio}))
+    return cases
+
+
+def capacity(profile: Profile) -> list[Case]:
+    """Fresh and warm-started networks of several widths and depths (paper, appendix A.4)."""
+    widths = sorted({max(1, profile.width // 2), profile.width, 2 * profile.width})
+    depths = (1, 2, 3) if profile.full_grids else (1, 2)
+    half, tuning = _pretraining(profile), _tuning(profile)
+    cases = []
+    for seed, width, depth in itertools.product(range(profile.study_seeds), widths, depths):
+        for condition, stages in {FRESH: (tuning,), WARM: (half, tuning)}.items():
+            run = _run(profile, seed, *stages, model=Model(width, depth))
+            cases.append(Case(condition, seed, run, {"width": width, "depth": depth}))
+    return cases
+
+
+def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
+    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone."""
+    if profile.full_grids:
+        return [s for k in range(7) for s in itertools.combinations(MODULES, k)]
+    ends = [s for k in range(7) for s in (MODULES[:k], MODULES[6 - k :])]
+    return list(dict.fromkeys([*ends, *((m,) for m in MODULES)]))
+
+
+def reset_condition(modules: tuple[int, ...]) -> str:
+    """A name for a warm start with these modules re-initialised: `reset 4 5 6`."""
+    return " ".join(["reset", *map(str, modules)]) if modules else WARM
+
+
+def reset(profile: Profile) -> list[Case]:
+    """Warm starts with some modules re-initialised before tuning."""
+    cases = []
+    for seed in range(profile.study_seeds):
+        cases.append(Case(FRESH, seed, _run(profile, seed, _tuning(profile))))
+        for modules in subsets_to_reset(profile):
+            run = _run(profile, seed, _pretraining(profile), _tuning(profile, reset=modules))
+            factors = {"modules": "".join(map(str, modules))}
+            cases.append(Case(reset_condition(modules), seed, run, factors))
+    return cases
+
+
+def two_phases(profile: Profile) -> list[Case]:
+    """A larger learning rate in tuning, alone or before the base rate."""
+    base, epochs = profile.learning_rate, profile.tuning_epochs
+    fast = {k: Optimizer(learning_rate=k * base) for k in (3, 10, 30)}
+    half = _pretraining(profile)
+    first = max(1, epochs // 2)
+    there_and_back = (
+        _tuning(profile, epochs=first, optimizer=fast[10]),
+        _tuning(profile, epochs=max(1, epochs - first)),
     )
-}
+    conditions = {
+        FRESH: (_tuning(profile),),
+        WARM: (half, _tuning(profile)),
+        **{f"warm start, {k}x": (half, _tuning(profile, optimizer=fast[k])) for k in fast},
+        "warm start, 10x then 1x": (half, *there_and_back),
+        "fresh, 10x": (_tuning(profile, optimizer=fast[10]),),
+        "fresh, 10x then 1x": there_and_back,
+    }
+    return [
+        Case(condition, seed, _run(profile, seed, *stages))
+        for seed in range(profile.study_seeds)
+        for condition, stages in conditions.items()
+    ]
+
+
+def noise_epochs(profile: Profile) -> list[int]:
+    """Epochs of tuning after which gradient noise is measured."""
+    return [n for n in (1, 2, 3, 5, 10) if n < profile.tuning_epochs]
+
+
+def probes(profile: Profile) -> list[Case]:
+    """Gradient noise along the first epochs of tuning, and sharpness at the end."""
+    conditions = {FRESH: (), WARM: (_pretraining(profile),)}
+    measured = dict.fromkeys(noise_epochs(profile), ("gradient_noise",))
+    measured[profile.tuning_epochs] = ("gradient_noise", "sharpness")
+    return [
+        Case(
+            condition,
+            seed,
+            _run(profile, seed, *before, _tuning(profile, epochs=epochs), probes=names),
+            {"tuning_epochs": epochs},
+        )
+        for seed in range(profile.study_seeds)
+        for condition, before in conditions.items()
+        for epochs, names in measured.items()
+    ]
+
+
+def beyond(profile: Profile) -> list[Case]:
+    """Remedies that the paper does not try, beside its own."""
+    half = _pretraining(profile)
+    falling = Optimizer(learning_rate=10 * profile.learning_rate, schedule="cosine")
+    conditions = {
+        FRESH: (_tuning(profile),),
+        WARM: (half, _tuning(profile)),
+        "shrink and perturb": (half, _tuning(profile, shrink=0.4, perturb=0.1)),
+        "rate restart": (half, _tuning(profile, optimizer=falling)),
+        "fresh, falling rate": (_tuning(profile, optimizer=falling),),
+        "reset 6": (half, _tuning(profile, reset=(6,))),
+        "reset 3 4 5 6": (half, _tuning(profile, reset=(3, 4, 5, 6))),
+        "warm start, 10x": (
+            half,
+            _tuning(profile, optimizer=Optimizer(learning_rate=10 * profile.learning_rate)),
+        ),
+    }
+    return [
+        Case(condition, seed, _run(profile, seed, *stages))
+        for seed in range(profile.study_seeds)
+        for condition, stages in conditions.items()
+    ]
+
+
+_OPTIMIZER_FIGURES = "Figures 2, 8, 9, 10"
+_ALL = (
+    Study(
+        "warm_start", "Does pretraining on half of the data hurt?", "Figure 1", "01_warm_start", warm_start
+    ),
+    Study(
+        "optimizers",
+        "Does the optimiser affect the gap?",
+        _OPTIMIZER_FIGURES,
+        "02_optimizers",
+        optimizers,
+        ("optimizer",),
+    ),
+    Study(
+        "pretraining_length",
+        "How much pretraining makes a gap?",
+        _OPTIMIZER_FIGURES,
+        "03_pretraining_length",
+        pretraining_length,
+        ("optimizer",),
+    ),
+    Study(
+        "smooth_transition",
+        "Does a smooth transition avoid the gap?",
+        "Figure 3",
+        "04_smooth_transition",
+        smooth_transition,
+    ),
+    Study("stages", "Do more stages, or uneven classes, widen the gap?", "Figure 4", "05_stages", stages),
+    Study(
+        "capacity",
+        "Do wider or deeper networks escape the gap?",
+        "Figure 5",
+        "06_capacity",
+        capacity,
+        ("width", "depth"),
+    ),
+    Study("reset", "Which modules must be re-initialised?", "Figures 6, 11", "07_reset", reset),
+    Study(
+        "two_phases", "Does a larger learning rate close the gap?", "Figure 7", "08_two_phases", two_phases
+    ),
+    Study(
+        "probes",
+        "Do warm starts skip a noisy phase of learning?",
+        "its discussion",
+        "08_two_phases",
+        probes,
+        ("tuning_epochs",),
+    ),
+    Study("beyond", "Which remedy costs least?", "none", "09_beyond", beyond),
+)
+STUDIES = {study.name: study for study in _ALL}
 
 
 def studies(names: Iterable[str] = ()) -> list[Study]:

@@ -80,27 +80,21 @@ def save_atomically(content: object, path: Path) -> None:
     partial.replace(path)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device called `auto`, `cpu` or `cuda`; raises `InputError` where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}: choose from auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("no CUDA device here: choose auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_precision(device: torch.device) -> str:
-    """bf16 where the device multiplies it in hardware, else float32."""
-    native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if native else "float32"
-
-
 def _optimizer(spec: Optimizer, network: ResNet) -> torch.optim.Optimizer:
     if spec.name == "adam":
         return torch.optim.Adam(network.parameters(), lr=spec.learning_rate, fused=True)
     if spec.name == "rmsprop":
         return torch.optim.RMSprop(network.parameters(), lr=spec.learning_rate)
     return torch.optim.SGD(network.parameters(), lr=spec.learning_rate, momentum=spec.momentum, fused=True)
+
+
+def resident(
+    images: Images, x: np.ndarray, y: np.ndarray, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Images [n, C, H, W], normalised by the training set, and labels [n], on the device."""
+    mean, std = images.normalization
+    scaled = torch.from_numpy((x.astype(np.float32) - mean) / std)
+    return scaled.permute(0, 3, 1, 2).to(device, dtype).contiguous(), torch.tensor(y, device=device)
 
 
 class Population:
@@ -115,25 +109,20 @@ class Population:
         images = data.images(run.dataset)
         self.labels = images.y_train
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.x_train, self.y_train = self._resident(images, images.x_train, images.y_train)
-        self.x_test, self.y_test = self._resident(images, images.x_test, images.y_test)
+        self.x_train, self.y_train = resident(images, images.x_train, images.y_train, device, self.dtype)
+        self.x_test, self.y_test = resident(images, images.x_test, images.y_test, device, self.dtype)
         network = ResNet(run.model, self.x_train.shape[1], images.classes, len(members))
         for p, member in enumerate(members):
-            seed, number = member.run.init_seed, len(member.run.stages)
+            stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
             if member.start is None:
-                network.initialise(p, MODULES, seed, stage=number)
-            else:
-                network.load_member(p, member.start.state)
-                network.initialise(p, member.run.stages[-1].reset, seed, stage=number)
+                network.initialise(p, MODULES, *stream)
+                continue
+            network.load_member(p, member.start.state)
+            if (stage.shrink, stage.perturb) != (1.0, 0.0):
+                network.shrink_and_perturb(p, stage.shrink, stage.perturb, *stream)
+            network.initialise(p, stage.reset, *stream)
         self.network = network.to(device, self.dtype, memory_format=torch.channels_last)
         self.optimizer = _optimizer(run.stages[-1].optimizer, self.network)
-
-    def _resident(self, images: Images, x: np.ndarray, y: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Normalised images [n, C, H, W] and labels [n] on the device."""
-        mean, std = images.normalization
-        scaled = torch.from_numpy((x.astype(np.float32) - mean) / std)
-        x_device = scaled.permute(0, 3, 1, 2).to(self.device, self.dtype).contiguous()
-        return x_device, torch.tensor(y, device=self.device)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
@@ -148,6 +137,11 @@ class Population:
         steps, members, batch = batches.shape
         loss_sum = torch.zeros(members, dtype=self.dtype, device=self.device)
         correct = torch.zeros(members, dtype=torch.int64, device=self.device)
+        spec = self.members[0].run.stages[-1]
+        if spec.optimizer.schedule == "cosine":
+            rate = spec.optimizer.learning_rate * (1 + math.cos(math.pi * self.epoch / spec.epochs)) / 2
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
         self.network.train()
         for index in batches:
             x = self.x_train[index].transpose(0, 1).flatten(1, 2)

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,15 @@ from repro.claims import ALPHA, LESS, MORE, SAME, Claim, holm, verdicts
 
 
 def claim(direction=LESS, name="x", margin=1.0):
-    return Claim(name, "words", "Figure 0", name, lambda table: table.value, direction, margin)
+    return Claim(name, "words", "Figure 0", name, lambda results: results.table, direction, margin)
+
+
+def recorded(values):
+    return SimpleNamespace(table=pd.DataFrame(values))
 
 
 def verdict(values, **kind):
-    [found] = verdicts({"x": pd.DataFrame({"value": values})}, [claim(**kind)])
+    [found] = verdicts({"x": recorded(values)}, [claim(**kind)])
     return found
 
 
@@ -74,7 +79,7 @@ def test_any_false_reproduction_on_null_data_is_as_rare_as_stated(direction):
     claims = [claim(direction, f"c{i}") for i in range(10)]
     trials, words = 600, []
     for _ in range(trials):
-        tables = {c.study: pd.DataFrame({"value": random.normal(size=5)}) for c in claims}
+        tables = {c.study: recorded(random.normal(size=5)) for c in claims}
         words.append({v.verdict for v in verdicts(tables, claims)})
     for word in ("reproduced", "contradicted"):
         rate = np.mean([word in found for found in words])
@@ -85,3 +90,19 @@ def test_equivalence_at_the_margin_is_claimed_as_rarely_as_stated():
     random = np.random.default_rng(2)
     found = [verdict(random.normal(1.0, 0.4, 5), direction=SAME).verdict for _ in range(600)]
     assert found.count("reproduced") / 600 < ALPHA + 3 * (ALPHA * 0.95 / 600) ** 0.5
+
+
+def test_a_claim_about_several_conditions_has_to_hold_in_all_of_them():
+    strong, weak = np.array(CLEAR), np.array([-1.0, 2.0, -2.0, 1.5, 0.3])
+    assert verdict(np.stack([strong, strong - 1], 1)).verdict == "reproduced"
+    found = verdict(np.stack([strong, weak], 1))
+    assert found.verdict == "inconclusive" and found.effect.mean == pytest.approx(weak.mean())
+    assert verdict(np.stack([strong, -strong], 1)).verdict == "contradicted"
+
+
+def test_a_study_of_which_a_condition_is_missing_is_not_run():
+    def effect(results):
+        return results.table["absent"]
+
+    found = verdicts({"x": recorded({"there": [1.0]})}, [Claim("x", "words", "Figure 0", "x", effect)])
+    assert [v.verdict for v in found] == ["not run"]

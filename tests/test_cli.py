@@ -108,7 +108,7 @@ def test_run_status_and_claims_tell_one_story(repro, tmp_path):
         "0",
     ]
     found = {c["id"]: c for c in json.loads(repro("claims", "--profile", "smoke", "--json")[1])}
-    assert found["gap_exists"]["n"] == 3 and found["gap_exists"]["verdict"] != "not run"
+    assert found["gap"]["n"] == 3 and found["gap"]["verdict"] != "not run"
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.json")}
     assert repro("run", "warm_start", "--profile", "smoke")[0] == 0
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.json")} == before

@@ -39,7 +39,9 @@ def test_the_thick_line_is_the_mean_over_seeds_in_percent():
 
 def test_gaps_show_a_dot_per_seed_and_the_mean():
     rows = [("fresh", s, 0.8) for s in range(3)] + [("warm start", s, 0.7 + s / 100) for s in range(3)]
-    figure = figures.gaps(pd.DataFrame(rows, columns=["condition", "seed", "test_accuracy"]))
+    figure = figures.gap_strip(
+        generalisation_gap(pd.DataFrame(rows, columns=["condition", "seed", "test_accuracy"]))
+    )
     dots, _, mean = figure.axes[0].lines[:3]
     assert np.allclose(sorted(dots.get_xdata()), [-10, -9, -8]) and np.allclose(mean.get_xdata(), -9)
 

@@ -96,7 +96,7 @@ def test_one_member_is_the_ordinary_network(depth, channels, side, training):
     torch.testing.assert_close(made(x)[0], expected, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=20)
 @given(
     st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(1, 3), st.integers(4, 10), st.data()
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repro import profiles, sweep
+from repro import plans, profiles
 from repro.config import ALL, HALF, Dataset, InputError, Model, Optimizer, Stage
 from repro.profiles import PROFILES, profile
 from repro.studies import STUDIES, studies
@@ -34,7 +34,7 @@ def test_every_profile_builds_every_study(name, study):
         assert case.run.stages[-1].epochs >= chosen.window
     assert all(drawn == list(range(chosen.seeds)) for drawn in seeds.values())
     assert len({case.run.id for case in cases}) == len(cases)
-    assert sum(batch.steps for batch in sweep.plan(case.run for case in cases).batches) > 0
+    assert sum(batch.steps for batch in plans.plan(case.run for case in cases).batches) > 0
 
 
 def test_conditions_of_a_seed_are_paired():
@@ -126,7 +126,7 @@ def refusal(*settings, seeds=None, name="smoke"):
     """The line that refuses these settings, before anything is trained."""
     with pytest.raises(InputError) as refused:
         cases = STUDIES["warm_start"].cases(profile(name, settings, seeds))
-        sum(batch.steps for batch in sweep.plan(case.run for case in cases).batches)
+        sum(batch.steps for batch in plans.plan(case.run for case in cases).batches)
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)
 

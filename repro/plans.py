@@ -1,0 +1,187 @@
+"""Which runs are missing, and how they train together.
+
+Planning needs neither torch nor data. It looks at all runs asked for, recorded
+or not, so that an interrupted sweep goes on in the very populations it began
+with, and gives the results it would have given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from repro import records
+from repro.config import ALL, Run
+from repro.records import Store
+from repro.subsets import steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Runs that are one training: they differ in the epochs of the last stage, or in what is measured."""
+
+    runs: tuple[Run, ...]  # by epochs
+
+    @property
+    def longest(self) -> Run:
+        return self.runs[-1]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps from the parent's end to the end of the longest run."""
+        return self.longest.stages[-1].epochs * steps_per_epoch(self.longest)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trajectories that train together, as one population."""
+
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def id(self) -> str:
+        names = ",".join(run.id for t in self.trajectories for run in t.runs)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    @property
+    def steps(self) -> int:
+        return sum(t.steps for t in self.trajectories)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a set of runs takes: batches in an order that trains parents first."""
+
+    wanted: dict[str, Run]
+    parents: frozenset[str]  # ids of runs whose end is the start of others
+    batches: tuple[Batch, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train with shared stages trained once."""
+        return sum(t.longest.stages[-1].epochs for batch in self.batches for t in batch.trajectories)
+
+    @property
+    def epochs_alone(self) -> int:
+        """Epochs to train with every run trained from its first stage by itself."""
+        return sum(stage.epochs for run in self.wanted.values() for stage in run.stages)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of single networks, with sharing."""
+        return sum(batch.steps for batch in self.batches)
+
+
+def population_size(run: Run) -> int:
+    """How many networks of this shape train together: small ones leave a processor idle."""
+    return max(1, 64 // run.model.width)
+
+
+def plan(runs: Iterable[Run]) -> Plan:
+    """Group runs into trajectories and those into batches; shared pretraining appears once.
+
+    Runs asked for first, and seed by seed, come first.
+    """
+    wanted = {run.id: run for run in runs}
+    rank: dict[str, int] = {}  # of the first wanted run that a run serves
+    needed: dict[str, Run] = {}
+    parents = set()
+    for position, run in enumerate(wanted.values()):
+        ancestor: Run | None = run
+        while ancestor is not None:
+            needed[ancestor.id] = ancestor
+            rank.setdefault(ancestor.id, position)
+            ancestor = ancestor.parent
+            if ancestor is not None:
+                parents.add(ancestor.id)
+
+    families = defaultdict(list)
+    for run in needed.values():
+        unmeasured = dataclasses.replace(run, probes=())
+        families[with_epochs(unmeasured, 1) if run.stages[-1].prefixed else unmeasured].append(run)
+    shapes = defaultdict(list)
+    for family in families.values():
+        trajectory = Trajectory(tuple(sorted(family, key=lambda r: r.stages[-1].epochs)))
+        shapes[_shape(trajectory, parents)].append(trajectory)
+
+    batches = []
+    for alike in shapes.values():
+        alike.sort(key=lambda t: (t.longest.split_seed, min(rank[r.id] for r in t.runs)))
+        size = population_size(alike[0].longest)
+        chunks = -(-len(alike) // size)
+        for i in range(chunks):  # of nearly equal size
+            batches.append(Batch(tuple(alike[len(alike) * i // chunks : len(alike) * (i + 1) // chunks])))
+    batches.sort(key=lambda batch: min(rank[r.id] for t in batch.trajectories for r in t.runs))
+    return Plan(wanted, frozenset(parents), tuple(_parents_first(batches)))
+
+
+def _parents_first(batches: list[Batch]) -> list[Batch]:
+    """The batches in the order given, each preceded by those that train its members' parents."""
+    home = {run.id: batch for batch in batches for t in batch.trajectories for run in t.runs}
+    ordered: dict[Batch, None] = {}
+
+    def place(batch: Batch) -> None:
+        for trajectory in batch.trajectories:
+            if (parent := trajectory.longest.parent) is not None:
+                place(home[parent.id])
+        ordered[batch] = None
+
+    for batch in batches:
+        place(batch)
+    return list(ordered)
+
+
+def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
+    """What trajectories of one population have in common, their place in the order of training first.
+
+    Those that nothing starts from may mix fresh and pretrained networks: they
+    train after all others, so no two batches can wait for each other.
+    """
+    run = trajectory.longest
+    stage = run.stages[-1]
+    is_parent = any(r.id in parents for r in trajectory.runs)
+    level = len(run.stages) if is_parent else sys.maxsize
+    subset = ALL if stage.data.gamma or stage.data.part == stage.data.parts else stage.data
+    return (level, run.dataset, run.model, run.batch_size, stage.epochs, stage.optimizer, stage.until, subset)
+
+
+def with_epochs(run: Run, epochs: int) -> Run:
+    """The run that ends after so many epochs of its last stage."""
+    last = dataclasses.replace(run.stages[-1], epochs=epochs)
+    return dataclasses.replace(run, stages=(*run.stages[:-1], last))
+
+
+def missing(plan: Plan, store: Store) -> set[str]:
+    """Ids of wanted runs without a sound record; an unsound one is set aside, with a warning."""
+    absent = set(plan.wanted) - store.ids()
+    for run_id in set(plan.wanted) - absent:
+        try:
+            store.read(run_id)
+        except records.DamagedRecord as damage:
+            warnings.warn(f"{damage}; set aside as {store.set_aside(run_id).name}", stacklevel=2)
+            absent.add(run_id)
+    return absent
+
+
+def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[Batch]:
+    """What is left to train, in order, for the absent runs to be recorded.
+
+    A batch with a checkpoint stays whole, as its networks lie together there;
+    of another one only the trajectories still needed are left.
+    """
+    needed = set(absent)
+    left = []
+    for batch in reversed(plan.batches):
+        pending = tuple(t for t in batch.trajectories if any(r.id in needed for r in t.runs))
+        if pending and not store.checkpoint(batch.id).exists():
+            batch = Batch(pending)
+        if pending:
+            left.append(batch)
+            starts = (t.longest.parent for t in batch.trajectories)
+            needed |= {run.id for run in starts if run is not None and not store.snapshot(run.id).exists()}
+    return left[::-1]

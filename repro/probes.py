@@ -1,0 +1,176 @@
+"""Two measurements on a network, for the paper's conjecture about the two phases of learning (Figure 7).
+
+The paper suspects that a warm-started network skips the first phase, in which
+gradients are noisy and the network moves from sharp to flat regions of the
+loss. Both probes look at a fixed sample of the training images, the same for
+every network, so that fresh and pretrained ones can be compared pair by pair.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from torch import Tensor
+from torch.nn import functional as F
+
+from repro.config import InputError, Model
+from repro.models import ResNet
+
+NAMES = ("gradient_noise", "sharpness")
+
+# Streams of random numbers; they do not depend on a run, as every network is probed alike.
+ORDER, START = range(2)
+
+
+def _random(stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=(stream,))))
+
+
+def _order(y: Tensor) -> Tensor:
+    """All indices of the images in one fixed order, on their device."""
+    return torch.from_numpy(_random(ORDER).permutation(len(y))).to(y.device)
+
+
+def _flat(tensors: Iterable[Tensor], members: int = 1) -> Tensor:
+    """Gradients of all parameters in one tensor [P, parameters per member]."""
+    return torch.cat([tensor.reshape(members, -1) for tensor in tensors], 1)
+
+
+def noise_to_signal(gradients: Iterable[Sequence[Tensor]], members: int = 1) -> list[float]:
+    """Trace of the gradients' covariance over the squared norm of their mean, per member; no unit.
+
+    `gradients` yields one list of tensors per batch, the first dimension of each
+    a multiple of `members`. The batches given are the whole population: the
+    variance divides by their number K, and pure noise gives about K - 1. NaN from
+    fewer than two batches, or where a gradient is not finite or the noise and the
+    mean are both zero.
+    """
+    total = squares = count = 0
+    for gradient in gradients:
+        flat = _flat(gradient, members).double()
+        total, squares, count = total + flat, squares + flat.square().sum(1), count + 1
+    if count < 2:
+        return [math.nan] * members
+    signal = (total / count).square().sum(1)
+    return ((squares / count - signal).clamp(min=0) / signal).tolist()
+
+
+@torch.enable_grad()
+def gradient_noise(network: ResNet, x: Tensor, y: Tensor, batch_size: int, batches: int = 64) -> list[float]:
+    """Noise-to-signal ratio of mini-batch gradients of each member, at its present weights; no unit.
+
+    Images [n, C, H, W] with labels [n] are cut into full batches, of which at most
+    `batches` serve; every member sees the same ones. Batch norm takes the
+    statistics of the batch, as in training. The network stays as it is.
+    """
+    probed = copy.deepcopy(network).train()  # its running statistics move, the network's do not
+    parameters, members = list(probed.parameters()), network.members
+
+    def gradients() -> Iterator[Sequence[Tensor]]:
+        for index in _order(y).split(batch_size)[: min(batches, len(y) // batch_size)]:
+            logits = probed(x[index].repeat(1, members, 1, 1)).flatten(0, 1)
+            loss = F.cross_entropy(logits, y[index].repeat(members), reduction="sum") / batch_size
+            yield torch.autograd.grad(loss, parameters)
+
+    return noise_to_signal(gradients(), members)
+
+
+@torch.enable_grad()
+def largest_hessian_eigenvalue(
+    losses: Callable[[], Iterable[Tensor]],
+    parameters: Sequence[Tensor],
+    tolerance: float = 1e-2,
+    restarts: int = 50,
+) -> float:
+    """Largest (not largest in magnitude) eigenvalue of the Hessian of a loss, by Lanczos iteration.
+
+    The loss is the sum of the terms that `losses()` yields, each with a graph of
+    its own, so that only one graph is held at a time. The eigenvector's residual
+    is at most `tolerance` times the eigenvalue, whose own relative error is far
+    smaller where the next eigenvalue lies well apart. NaN where a product is not
+    finite, where the Hessian is zero, or after so many restarts without success.
+    """
+
+    def product(v: np.ndarray) -> np.ndarray:
+        vector = torch.tensor(v).to(parameters[0]).flatten()
+        pieces = vector.split([p.numel() for p in parameters])
+        result = torch.zeros_like(vector)
+        for loss in losses():
+            gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
+            slope = sum((g * piece.view_as(g)).sum() for g, piece in zip(gradient, pieces, strict=True))
+            result += _flat(torch.autograd.grad(slope, parameters, materialize_grads=True))[0]
+        if not result.isfinite().all():
+            raise FloatingPointError
+        return result.double().cpu().numpy()
+
+    n = sum(p.numel() for p in parameters)
+    start = _random(START).standard_normal(n)  # ARPACK would draw another one every time
+    try:
+        # A network's largest eigenvalue stands well apart: with 4 vectors 5 products find it, with
+        # the 20 that are usual it would take 21.
+        found = eigsh(
+            LinearOperator((n, n), matvec=product, dtype=np.float64),
+            k=1,
+            which="LA",
+            v0=start,
+            ncv=min(n, 4),
+            maxiter=restarts,
+            tol=tolerance,
+            return_eigenvectors=False,
+        )
+    except (FloatingPointError, ArpackError):
+        return math.nan
+    return float(found[0])
+
+
+def sharpness(
+    network: ResNet, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128, tolerance: float = 1e-2
+) -> float:
+    """Largest eigenvalue of the Hessian of the mean cross-entropy, over all parameters of one network.
+
+    In units of the loss, at the first `images` of the fixed order, `chunk` of them
+    at a time. Batch norm takes the running statistics: this is the curvature of
+    the function that is tested. The network stays as it is.
+    """
+    if network.members != 1:
+        raise ValueError(f"sharpness takes one network, not a population of {network.members}")
+    probed = copy.deepcopy(network).eval()
+    chosen = _order(y)[:images]
+
+    def losses() -> Iterator[Tensor]:
+        for index in chosen.split(chunk):
+            yield F.cross_entropy(probed(x[index])[0], y[index], reduction="sum") / len(chosen)
+
+    return largest_hessian_eigenvalue(losses, list(probed.parameters()), tolerance)
+
+
+def measure(
+    names: Sequence[str],
+    state: dict[str, Tensor],
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """The named probes of one network, at weights as `ResNet.member` names them.
+
+    Images [n, C, H, W] with labels [n] are a population's training images; the
+    network is rebuilt on their device, in their precision.
+    """
+    if unknown := [name for name in names if name not in NAMES]:
+        raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    network = ResNet(model, x.shape[1], classes).to(x)
+    network.load_member(0, state)
+    probes = {
+        "gradient_noise": lambda: gradient_noise(network, x, y, batch_size)[0],
+        "sharpness": lambda: sharpness(network, x, y),
+    }
+    # By default a GPU rounds the inputs of convolutions to TF32's ten bits.
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        return {name: probes[name]() for name in names}

@@ -1,0 +1,702 @@
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repro import config, plans, profiles, sweep, training, worker, workers
+from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
+from repro.models import ResNet
+from repro.progress import Progress
+from repro.records import CURVES, Store
+from repro.studies import STUDIES
+from repro.subsets import steps_per_epoch
+
+TINY = ["train=64", "test=32", "width=2", "batch_size=16"]
+LONG = [*TINY, "tuning_epochs=100"]  # a second or two, time enough to be interrupted
+DIGITS = Dataset("digits", 64, 32, 0.1)
+TUNING = Stage(3)
+
+
+def run(*stages, seed=0, **changes):
+    return replace(Run(DIGITS, Model(2, 1), stages, 16, seed, seed, seed), **changes)
+
+
+def warm_start(seeds=3, settings=TINY):
+    """The runs of the first study, at a scale of milliseconds."""
+    return [case.run for case in STUDIES["warm_start"].cases(profiles.profile("smoke", settings, seeds))]
+
+
+def conditions():
+    """Fresh, warm, re-initialised and prefixed runs, of which some share their beginning."""
+    pretraining = Stage(2, HALF)
+    return [
+        made
+        for seed in (0, 1)
+        for made in (
+            run(TUNING, seed=seed),
+            run(replace(TUNING, epochs=1), seed=seed),
+            run(pretraining, TUNING, seed=seed),
+            run(pretraining, replace(TUNING, reset=(4, 5, 6)), seed=seed),
+            run(replace(pretraining, epochs=1), TUNING, seed=seed),
+            run(pretraining, Stage(1, HALF), Stage(2, reset=(6,)), seed=seed),
+            run(Stage(3, Subset(1, 2, 1.0, 0.5)), seed=seed),
+            run(Stage(4, optimizer=Optimizer("adam", 0.01), until=0.3), seed=seed),
+        )
+    ]
+
+
+def execute(runs, store, precision="float32", **changes):
+    """Train what is missing; whether all of it was."""
+    made = plans.plan(runs)
+    outcome = workers.execute(made, store, device="cpu", precision=precision, **changes)
+    assert outcome.failures == []
+    return outcome.finished
+
+
+def curves(store):
+    """What was recorded, by run."""
+    found = store.load(store.ids())
+    assert found.keys() == store.ids()
+    return {name: (record["curves"], record["diverged"]) for name, record in found.items()}
+
+
+def assert_close(found, expected, tolerance):
+    assert len(found) == len(expected)
+    for curve, other in zip(found, expected, strict=True):
+        for name in CURVES:
+            assert curve[name] == pytest.approx(other[name], rel=tolerance, abs=tolerance)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Whatever is trained from here on fails the test."""
+
+    def refuse(*arguments, **settings):
+        pytest.fail("something was trained")
+
+    monkeypatch.setattr(worker, "train_batch", refuse)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Curves of the first study, three seeds, trained at one go."""
+    store = Store(tmp_path_factory.mktemp("undisturbed"))
+    assert execute(warm_start(), store)
+    return curves(store)
+
+
+# Plans
+
+
+@st.composite
+def forests(draw):
+    """Runs that branch from each other at random, among few stages, so that they share many."""
+    stage = st.builds(
+        Stage,
+        epochs=st.integers(1, 3),
+        data=st.sampled_from([ALL, HALF, Subset(1, 2, 1.0, 0.5), Subset(2, 3, 0.5), Subset(2, 2)]),
+        optimizer=st.sampled_from([Optimizer(), Optimizer("sgd", 0.1)]),
+        reset=st.sampled_from([(), (), (4, 5, 6)]),
+        until=st.sampled_from([None, None, 0.9]),
+    )
+    roots = stage.map(lambda s: run(replace(s, reset=())))
+    runs = draw(st.lists(roots, min_size=1, max_size=3))
+    for _ in range(draw(st.integers(0, 8))):
+        parent = draw(st.sampled_from(runs))
+        kind = draw(st.integers(0, 4))
+        if kind == 0:
+            width = draw(st.sampled_from([2, 32, 64]))
+            made = replace(parent, model=Model(width, 1))
+        elif kind == 1:
+            made = replace(parent, split_seed=draw(st.integers(0, 2)), init_seed=draw(st.integers(0, 40)))
+        else:
+            made = replace(parent, stages=(*parent.stages, draw(stage)))
+        runs.append(made)
+    return draw(st.permutations(runs))[: draw(st.integers(1, len(runs)))]
+
+
+def needed(runs):
+    """The runs and all their ancestors, by id."""
+    found = {}
+    for made in runs:
+        while made is not None:
+            found[made.id] = made
+            made = made.parent
+    return found
+
+
+@given(forests())
+def test_every_run_and_ancestor_is_trained_exactly_once_after_its_parent(runs):
+    made = plans.plan(runs)
+    assert made.wanted == {r.id: r for r in runs}
+    trained = []
+    for batch in made.batches:
+        starts = [t.longest.parent for t in batch.trajectories]
+        assert all(start is None or start.id in trained for start in starts)
+        trained += [r.id for t in batch.trajectories for r in t.runs]
+    assert len(trained) == len(set(trained))
+    assert set(trained) == needed(runs).keys()
+    assert made.parents == {r.parent.id for r in needed(runs).values() if r.parent}
+
+
+@given(forests())
+def test_members_of_a_batch_can_train_as_one_network(runs):
+    for batch in plans.plan(runs).batches:
+        longest = [t.longest for t in batch.trajectories]
+        assert len(longest) <= plans.population_size(longest[0])
+        for share in (
+            lambda r: (r.dataset, r.model, r.batch_size),
+            lambda r: (r.stages[-1].epochs, r.stages[-1].optimizer, r.stages[-1].until),
+            steps_per_epoch,
+        ):
+            assert len({share(r) for r in longest}) == 1
+        assert batch.steps == sum(r.stages[-1].epochs * steps_per_epoch(r) for r in longest)
+
+
+@given(forests())
+def test_runs_of_one_trajectory_differ_in_their_last_epochs_alone(runs):
+    trajectories = [t for batch in plans.plan(runs).batches for t in batch.trajectories]
+    for t in trajectories:
+        epochs = [r.stages[-1].epochs for r in t.runs]
+        assert epochs == sorted(set(epochs))
+        assert {plans.with_epochs(r, 9) for r in t.runs} == {plans.with_epochs(t.longest, 9)}
+        # The schedule of gamma, and where `until` ends, depend on the number of epochs.
+        assert len(t.runs) == 1 or (t.longest.stages[-1].data.gamma, t.longest.stages[-1].until) == (
+            None,
+            None,
+        )
+    plain = {
+        plans.with_epochs(r, 9)
+        for r in needed(runs).values()
+        if r.stages[-1].data.gamma is None and r.stages[-1].until is None
+    }
+    assert len([t for t in trajectories if plans.with_epochs(t.longest, 9) in plain]) == len(plain)
+
+
+@given(forests())
+def test_a_plan_depends_on_neither_repetition_nor_what_is_recorded(runs):
+    made, again = plans.plan(runs), plans.plan([*runs, *runs])
+    assert made == again
+    ids = [batch.id for batch in made.batches]
+    assert len(set(ids)) == len(ids)
+    assert made.epochs <= made.epochs_alone
+    assert made.steps == sum(batch.steps for batch in made.batches)
+
+
+@settings(max_examples=50)
+@given(forests(), st.randoms(use_true_random=False))
+def test_what_is_left_can_be_trained_whatever_is_there_already(tmp_path_factory, runs, chance):
+    made, store = plans.plan(runs), Store(tmp_path_factory.mktemp("left"))
+    for folder in (store.snapshot("x").parent, store.checkpoint("x").parent):
+        folder.mkdir()
+    absent = {name for name in made.wanted if chance.random() < 0.5}
+    there = {name for name in made.parents if chance.random() < 0.5}
+    begun = {batch.id for batch in made.batches if chance.random() < 0.3}
+    for name in there:
+        store.snapshot(name).touch()
+    for name in begun:
+        store.checkpoint(name).touch()
+    trained = []
+    for batch in plans.unfinished(made, store, absent):
+        for start in (t.longest.parent for t in batch.trajectories):
+            assert start is None or start.id in there
+        finished = {r.id for t in batch.trajectories for r in t.runs}
+        trained += finished
+        there |= finished & made.parents
+        assert finished & (absent | made.parents)
+        assert batch.id in begun or all(
+            any(r.id in absent or r.id in made.parents for r in t.runs) for t in batch.trajectories
+        )
+    assert len(trained) == len(set(trained))
+    assert absent <= set(trained)
+    if not absent:
+        assert trained == []
+
+
+def test_shared_pretraining_appears_once():
+    pretraining = Stage(5, HALF)
+    resets = [run(pretraining, Stage(4, reset=reset)) for reset in ((), (6,), (5, 6), MODULES)]
+    made = plans.plan(resets)
+    assert [len(batch.trajectories) for batch in made.batches] == [1, 4]
+    assert made.batches[0].trajectories[0].runs == (run(pretraining),)
+    assert made.epochs == 5 + 4 * 4
+    assert made.epochs_alone == 4 * (5 + 4)
+
+
+def test_five_epochs_are_the_beginning_of_ten():
+    short, long = run(Stage(5, HALF), Stage(4)), run(Stage(10, HALF), Stage(4))
+    made = plans.plan([short, long, run(Stage(5))])
+    runs = [t.runs for batch in made.batches for t in batch.trajectories]
+    assert sorted(runs, key=len)[-1] == (run(Stage(5, HALF)), run(Stage(10, HALF)))
+    assert made.epochs == 10 + 4 + 4 + 5
+
+
+def test_seeds_of_a_study_train_together_and_no_more_than_the_width_allows():
+    made = plans.plan(warm_start(seeds=5))
+    assert [len(batch.trajectories) for batch in made.batches] == [5, 10]
+    wide = [replace(r, model=Model(16, 1)) for r in warm_start(seeds=5)]
+    assert sorted(len(batch.trajectories) for batch in plans.plan(wide).batches) == [2, 3, 3, 3, 4]
+    paper = [replace(r, model=Model(64, 2)) for r in warm_start(seeds=2)]
+    assert [len(batch.trajectories) for batch in plans.plan(paper).batches] == [1] * 6
+
+
+def test_first_seeds_come_first():
+    wide = [replace(r, model=Model(64, 1)) for r in warm_start(seeds=3)]
+    order = [batch.trajectories[0].longest.init_seed for batch in plans.plan(wide).batches]
+    assert order == sorted(order)
+
+
+def test_a_plan_of_nothing_is_done(store, untrained):
+    assert plans.plan([]).batches == ()
+    assert execute([], store)
+
+
+def test_planning_many_stages_takes_no_longer_than_there_are_runs(monkeypatch):
+    """Appendix A.3 trains in up to ten stages, each the parent of the next."""
+    calls = 0
+
+    def counted(made, run_id=config.run_id):
+        nonlocal calls
+        calls += 1
+        return run_id(made)
+
+    monkeypatch.setattr(config, "run_id", counted)
+    stages = [Stage(1, Subset(part, 7)) for part in range(1, 7)]
+    made = plans.plan(run(*stages, seed=seed) for seed in range(6))
+    assert sum(len(batch.trajectories) for batch in made.batches) == 36
+    assert calls < 40 * 36
+
+
+# Training
+
+
+def test_exactly_the_wanted_runs_are_recorded(store):
+    runs = conditions()
+    made = plans.plan(runs)
+    assert execute(runs, store)
+    assert store.ids() == {r.id for r in runs} == made.wanted.keys()
+    assert needed(runs).keys() > store.ids()
+    for r in runs:
+        record = store.read(r.id)
+        lengths = [len(curve["train_loss"]) for curve in record["curves"]]
+        assert record["diverged"] is None
+        assert lengths == [s.epochs for s in r.stages] or r.stages[-1].until is not None
+        assert record["precision"] == "float32"
+        assert record["device"]
+        assert record["threads"] == torch.get_num_threads()
+        assert record["versions"]["torch"] == torch.__version__
+        assert record["data"] == store.read(runs[0].id)["data"]
+        assert record["seconds"] >= 0
+    assert list(store.checkpoint("x").parent.glob("*")) == []
+    assert {path.stem for path in store.snapshot("x").parent.iterdir()} == made.parents
+
+
+def test_a_run_is_recorded_as_it_would_be_if_it_were_the_only_one(store, tmp_path):
+    """In float64, where members of a population agree with networks alone to the ninth digit."""
+    runs = conditions()
+    execute(runs, store, "float64")
+    together = curves(store)
+    for number, r in enumerate(runs[:8]):
+        single = Store(tmp_path / str(number))
+        execute([r], single, "float64")
+        assert_close(together[r.id][0], curves(single)[r.id][0], 1e-8)
+
+
+def test_prefixes_and_shared_beginnings_are_the_same_numbers(store):
+    runs = conditions()
+    execute(runs, store)
+    recorded = curves(store)
+    fresh, short, warm, reset, *_ = (recorded[r.id][0] for r in runs)
+    for name in CURVES:
+        assert short[0][name] == fresh[0][name][:1]
+        assert warm[0][name] == reset[0][name]
+    assert warm[1] != reset[1]
+
+
+def test_a_second_sweep_trains_nothing(store, untrained, undisturbed):
+    made = plans.plan(warm_start())
+    with pytest.raises(pytest.fail.Exception):
+        workers.execute(made, store)  # the trap works
+    for name, (found, _) in undisturbed.items():
+        store.write(
+            made.wanted[name], curves=found, diverged=None, seconds=0, precision="", device="", data=""
+        )
+    assert workers.execute(made, store).finished
+    progress = Progress()
+    assert workers.execute(made, store, progress=progress, time_limit=0).finished
+    assert (progress.runs, progress.recorded, progress.steps) == (6, 6, 0)
+
+
+def test_two_sweeps_record_the_same_numbers(store, undisturbed):
+    assert execute(warm_start(), store)
+    assert curves(store) == undisturbed
+
+
+def test_more_seeds_leave_the_first_ones_as_they_are(store):
+    execute(warm_start(1), store)
+    first = {path.name: path.read_bytes() for path in store.folder.glob("*.json")}
+    execute(warm_start(3), store)
+    assert len(first) == 2
+    assert len(store.ids()) == 6
+    assert all((store.folder / name).read_bytes() == content for name, content in first.items())
+
+
+def test_a_damaged_record_is_set_aside_and_trained_again(store):
+    runs = warm_start()
+    execute(runs, store, "float64")
+    before = curves(store)
+    broken = store.path(runs[1].id)
+    broken.write_text(broken.read_text().replace("0.", "1.", 1))
+    others = {path: path.stat().st_mtime_ns for path in store.folder.glob("*.json") if path != broken}
+    with pytest.warns(UserWarning, match=rf"{runs[1].id}.json: .* set aside as {broken.name}\.damaged"):
+        assert execute(runs, store, "float64")
+    after = curves(store)
+    assert after.keys() == before.keys()
+    assert_close(after[runs[1].id][0], before[runs[1].id][0], 1e-8)
+    assert all(path.stat().st_mtime_ns == age for path, age in others.items())
+    assert broken.with_suffix(".json.damaged").exists()
+
+
+def test_deleting_snapshots_is_harmless(store):
+    runs = warm_start()
+    execute(runs, store, "float64")
+    before = {path.name: path.read_bytes() for path in store.folder.glob("*.json")}
+
+    def delete():
+        for path in store.snapshot("x").parent.iterdir():
+            path.unlink()
+
+    delete()
+    assert execute(runs, store, "float64")
+    assert not list(store.snapshot("x").parent.iterdir())
+    store.path(runs[1].id).unlink()  # a warm start, whose pretraining is to be trained again
+    assert execute(runs, store, "float64")
+    after = {path.name: path.read_bytes() for path in store.folder.glob("*.json")}
+    assert after.keys() == before.keys()
+    again = f"{runs[1].id}.json"
+    assert {name for name in before if before[name] != after[name]} <= {again}
+    expected = json.loads(before[again])["curves"]
+    assert_close(json.loads(after[again])["curves"], expected, 1e-8)
+
+
+def test_mistakes_are_refused_before_anything_is_trained(store):
+    with pytest.raises(InputError, match="unknown device"):
+        workers.execute(plans.plan(warm_start()), store, device="tpu")
+    with pytest.raises(InputError, match="unknown precision"):
+        execute(warm_start(), store, "float16")
+    assert not store.folder.exists()
+
+
+# Divergence
+
+
+def test_a_run_that_diverges_is_recorded_with_its_epoch_and_so_are_its_children(store):
+    wild = Stage(4, optimizer=Optimizer("sgd", 1e18))
+    parent, child = run(wild), run(wild, TUNING)
+    grandchild = run(wild, TUNING, Stage(2))
+    sound = run(Stage(4, optimizer=Optimizer("sgd", 0.1)))
+    assert execute([parent, grandchild, child, sound], store)
+    record = store.read(parent.id)
+    losses = record["curves"][0]["train_loss"]
+    assert record["diverged"] == len(losses) < 4
+    assert losses[-1] is None
+    for made in (child, grandchild):
+        assert store.read(made.id)["curves"] == record["curves"]
+        assert store.read(made.id)["diverged"] == record["diverged"]
+    assert store.read(sound.id)["diverged"] is None
+
+
+def poison(store, parent, bias):
+    """Leave the snapshot of a parent that answers nothing but this bias."""
+    net = ResNet(parent.model, 1, 10)
+    net.initialise(0, MODULES, 0, 1)
+    net.module6.weight.data.zero_()
+    net.module6.bias.data.copy_(torch.tensor(bias))
+    curve = {name: [0.5] * parent.stages[-1].epochs for name in CURVES}
+    training.Snapshot(net.member(0), [curve], 1.0).save(store.snapshot(parent.id))
+
+
+@pytest.mark.parametrize("wrong", [math.nan, 3e38], ids=["nan", "infinite"])
+def test_one_diverging_member_is_recorded_and_the_others_are_as_if_it_were_sound(store, tmp_path, wrong):
+    """Where the loss is infinite too, a number that JSON does not have."""
+    runs = [run(Stage(1, HALF), TUNING, seed=seed) for seed in range(3)]
+    calm = Store(tmp_path / "calm")
+    for seed, made in enumerate(runs):
+        poison(calm, made.parent, [0.0] * 10)
+        poison(store, made.parent, [wrong, -wrong] + [0.0] * 8 if seed == 1 else [0.0] * 10)
+    assert execute(runs, calm)
+    assert execute(runs, store)
+    expected, found = curves(calm), curves(store)
+    for seed in (0, 2):
+        assert found[runs[seed].id] == expected[runs[seed].id]
+    [_, last], diverged = found[runs[1].id]
+    assert diverged == 1
+    assert last["train_loss"] == [None]
+
+
+# Stopping and going on
+
+
+def interrupting(epochs, times=1):
+    """A progress that sends SIGINT to this process once so many epochs are done."""
+    done = []
+
+    def show(progress):
+        if progress.steps_done and progress.steps_done not in done:
+            done.append(progress.steps_done)
+            for _ in range(times if len(done) == epochs else 0):
+                signal.raise_signal(signal.SIGINT)
+
+    return Progress(show=show)
+
+
+def test_no_time_leaves_a_checkpoint_from_which_the_next_sweep_goes_on(store, undisturbed):
+    assert not execute(warm_start(), store, time_limit=0)
+    assert store.ids() == set()
+    assert len(list(store.checkpoint("x").parent.iterdir())) == 1
+    assert execute(warm_start(), store, time_limit=3600)
+    assert curves(store) == undisturbed
+    assert list(store.checkpoint("x").parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4])
+def test_interrupted_after_any_epoch_the_next_sweep_completes_it_bit_for_bit(store, undisturbed, epochs):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert not execute(warm_start(), store, progress=interrupting(epochs))
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert len(store.ids()) < 6
+    assert execute(warm_start(), store)
+    assert curves(store) == undisturbed
+
+
+def test_interrupted_after_every_epoch_it_comes_to_the_same_end(store, tmp_path):
+    runs = conditions()
+    calm = Store(tmp_path / "calm")
+    execute(runs, calm)
+    for _ in range(100):
+        before = curves(store)
+        if execute(runs, store, progress=interrupting(1)):
+            break
+        assert before.items() <= curves(store).items()
+    assert curves(store) == curves(calm)
+    assert list(store.checkpoint("x").parent.iterdir()) == []
+
+
+def test_a_second_interrupt_stops_at_once_and_loses_nothing_recorded(store, undisturbed):
+    with pytest.raises(KeyboardInterrupt):
+        execute(warm_start(), store, progress=interrupting(4, times=2))
+    assert execute(warm_start(), store)
+    assert curves(store) == undisturbed
+
+
+def test_a_part_of_a_batch_interrupted_after_some_of_it_ended_goes_on_in_its_checkpoint(store):
+    """Of runs that end early one has been recorded by an earlier sweep, and some end before others."""
+    adam = Optimizer("adam", 0.01)
+    early = [run(Stage(9, optimizer=adam, until=0.35), seed=seed) for seed in range(6)]
+    execute(early[:1], store)
+    interrupted = 0
+    while not execute(early, store, progress=interrupting(1)):
+        interrupted += 1
+        assert interrupted <= 9
+        assert len(list(store.checkpoint("x").parent.iterdir())) == 1
+    assert len({len(found[0]["train_loss"]) for found, _ in curves(store).values()}) > 1
+    assert store.ids() == {r.id for r in early}
+    assert list(store.checkpoint("x").parent.iterdir()) == []
+
+
+def test_another_precision_does_not_go_on_from_a_checkpoint(store):
+    assert not execute(warm_start(), store, "float32", progress=interrupting(1))
+    with pytest.raises(InputError, match="float32"):
+        execute(warm_start(), store, "float64")
+
+
+# Other processes
+
+
+@pytest.fixture
+def born(monkeypatch):
+    """Children that train, one after another as they are born, however little there is to train."""
+    found = []
+
+    class Noted(workers._Child):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            found.append(self.process)
+
+    monkeypatch.setattr(workers, "_Child", Noted)
+    monkeypatch.setattr(workers, "FEW_STEPS", 0)
+    yield found
+    assert all(process.poll() is not None for process in found)  # none outlives the sweep
+
+
+@pytest.fixture(scope="module")
+def undisturbed_in_children(tmp_path_factory):
+    """Curves of the longer first study, three seeds, trained at one go by two children."""
+    store = Store(tmp_path_factory.mktemp("children"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "FEW_STEPS", 0)
+        assert execute(warm_start(settings=LONG), store, slots=2)
+    return curves(store)
+
+
+@pytest.mark.slow
+def test_children_train_what_one_process_trains(store, tmp_path, born):
+    runs, single = conditions(), Store(tmp_path / "single")
+    assert execute(runs, store, "float64", slots=2)
+    assert len(born) == 2
+    assert execute(runs, single, "float64", slots=1)
+    assert len(born) == 2
+    together, alone = curves(store), curves(single)
+    assert together.keys() == {r.id for r in runs}
+    for r in runs:
+        assert_close(together[r.id][0], alone[r.id][0], 1e-8)
+    assert not list(store.checkpoint("x").parent.glob("*"))
+
+
+@pytest.mark.slow
+def test_a_killed_child_is_replaced_and_nothing_is_lost(store, born, undisturbed_in_children):
+    killed = []
+
+    def show(progress):
+        if progress.steps_done and not killed:
+            for child in born:
+                child.kill()
+            killed.extend(born)
+
+    assert execute(warm_start(settings=LONG), store, slots=2, progress=Progress(show=show))
+    assert len(killed) == 2
+    assert len(born) > 2
+    assert curves(store) == undisturbed_in_children
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_trained_is_told_and_does_not_stop_the_others(store, born):
+    sound, lame = run(TUNING), run(Stage(2, HALF), Stage(2))
+    store.snapshot("x").parent.mkdir(parents=True)
+    store.snapshot(lame.parent.id).write_bytes(b"no network")
+    outcome = workers.execute(plans.plan([lame, sound]), store, device="cpu", precision="float32", slots=2)
+    assert len(outcome.failures) == 1
+    assert len(outcome.failures[0].splitlines()) == 1
+    assert store.ids() == {sound.id}
+    store.snapshot(lame.parent.id).unlink()
+    assert execute([lame, sound], store)
+    assert store.ids() == {sound.id, lame.id}
+
+
+SWEEP = """
+import sys, time
+from repro import plans, profiles, records, workers
+from repro.progress import Progress
+from repro.studies import STUDIES
+
+def show(progress):
+    if progress.steps_done:
+        print(progress.steps_done, flush=True)
+        time.sleep(0.1 if slots == "1" else 0)
+
+slots, *settings = sys.argv[1:]
+workers.FEW_STEPS = 0
+cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
+made, store = plans.plan(case.run for case in cases), records.Store.of("smoke")
+progress = Progress(show=show)
+outcome = workers.execute(
+    made, store, device="cpu", precision="float32", slots=int(slots), progress=progress
+)
+sys.exit(0 if outcome.finished else 3)
+"""
+
+
+def disturbed(number, slots, epochs, delay=0.0):
+    """Exit status of a sweep in processes of its own that get a signal some time after so many epochs."""
+    command = [sys.executable, "-c", SWEEP, str(slots), *(TINY if slots == 1 else LONG)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ}, start_new_session=True
+    ) as process:
+        for _ in range(epochs):
+            assert process.stdout.readline()
+        time.sleep(delay)
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        process.communicate(timeout=60)  # ends when the last child has ended
+        return process.returncode
+
+
+@pytest.fixture
+def calm(request, slots):
+    """Runs of the first study and the curves they should have."""
+    if slots == 1:
+        return warm_start(), request.getfixturevalue("undisturbed")
+    return warm_start(settings=LONG), request.getfixturevalue("undisturbed_in_children")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "slots"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+def test_a_sweep_asked_to_stop_leaves_what_is_finished_and_the_next_completes_it(number, slots, calm, born):
+    runs, expected = calm
+    assert disturbed(number, slots, epochs=3) == 3
+    store = Store.of("smoke")
+    assert len(list(store.snapshot("x").parent.iterdir())) == 3  # pretraining was finished
+    assert len(list(store.checkpoint("x").parent.iterdir())) == 1
+    assert execute(runs, store, slots=slots)
+    assert curves(store) == expected
+    assert list(store.checkpoint("x").parent.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_sweep_killed_at_random_moments_is_completed_bit_for_bit(slots, calm, born):
+    runs, expected = calm
+    chance, store = random.Random(slots), Store.of("smoke")
+    for epochs in (1, 3):
+        assert disturbed(signal.SIGKILL, slots, epochs, delay=chance.uniform(0, 0.15)) == -signal.SIGKILL
+        assert curves(store).items() <= expected.items()
+    assert execute(runs, store, slots=slots)
+    assert curves(store) == expected
+
+
+# Studies
+
+
+def test_a_study_is_run_once_and_read_without_torch():
+    settings = ", ".join(TINY)
+    found = sweep.run_study("warm_start", "smoke", seeds=2, device="cpu", settings=settings)
+    assert found.missing == 0
+    assert found.profile.seeds == 2
+    assert len(found.table) == 4
+    assert found.table.epochs.tolist() == [3] * 4
+    assert len(found.curves) == 2 * 3 + 2 * (2 + 3)
+    assert found.table.test_accuracy.between(0, 1).all()
+    code = f"""
+import sys
+from repro import sweep
+found = sweep.run_study("warm_start", "smoke", seeds=2, settings={settings!r})
+print(found.table.test_accuracy.tolist(), "torch" in sys.modules)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert finished.stdout.strip() == f"{found.table.test_accuracy.tolist()} False", finished.stderr
+
+
+def test_results_tell_what_is_missing(store):
+    chosen = profiles.profile("smoke", TINY, 2)
+    made = plans.plan(warm_start(1))
+    workers.execute(made, Store.of("smoke"), device="cpu", precision="float32")
+    found = sweep.results(STUDIES["warm_start"], chosen)
+    assert found.missing == 2
+    assert found.table.seed.tolist() == [0, 0]
