@@ -1,9 +1,8 @@
-"""Two measurements on a network, for the paper's conjecture about the two phases of learning (Figure 7).
+"""Gradient noise and sharpness, for the paper's hypothesis of two phases of learning (Figure 7).
 
-The paper suspects that a warm-started network skips the first phase, in which
-gradients are noisy and the network moves from sharp to flat regions of the
-loss. Both probes look at a fixed sample of the training images, the same for
-every network, so that fresh and pretrained ones can be compared pair by pair.
+The paper suspects that a warm-started network skips a first, noisy phase of
+learning and so ends in a narrower minimum. Both probes take the images in one
+fixed order, so that fresh and warm-started networks are probed on the same ones.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ matplotlib.use("agg")
 
 from repro import figures
 from repro.records import CURVES
+from repro.stats import generalisation_gap
 
 
 def curves(stages, seeds=3):
