@@ -117,7 +117,7 @@ def largest_hessian_eigenvalue(
             k=1,
             which="LA",
             v0=start,
-            ncv=min(n, 4),
+            ncv=4,
             maxiter=restarts,
             tol=tolerance,
             return_eigenvectors=False,

@@ -12,6 +12,7 @@ from repro.config import (
     ALL,
     HALF,
     MODULES,
+    PROBES,
     Dataset,
     InputError,
     Model,
@@ -38,8 +39,11 @@ datasets = st.builds(
     fingerprint=st.none() | st.text("0123456789abcdef", min_size=16, max_size=16),
 )
 models = st.builds(Model, width=st.integers(1, 512), depth=st.integers(1, 8))
-optimizers = st.builds(Optimizer, name=st.sampled_from(["adam", "rmsprop"]), learning_rate=rates) | st.builds(
-    Optimizer, name=st.just("sgd"), learning_rate=rates, momentum=st.floats(0, 0.999)
+schedules = st.sampled_from(["constant", "cosine"])
+optimizers = st.builds(
+    Optimizer, name=st.sampled_from(["adam", "rmsprop"]), learning_rate=rates, schedule=schedules
+) | st.builds(
+    Optimizer, name=st.just("sgd"), learning_rate=rates, momentum=st.floats(0, 0.999), schedule=schedules
 )
 
 
@@ -50,21 +54,23 @@ def subsets(draw):
     return Subset(part, parts, ratio, draw(st.none() | st.floats(0.001, 0.999)))
 
 
-def stages(reset):
+def stages(**changes):
     return st.builds(
         Stage,
         epochs=st.integers(1, 1000),
         data=subsets(),
         optimizer=optimizers,
-        reset=reset,
         until=st.none() | st.floats(0.01, 1),
+        **changes,
     )
 
 
-resets = st.lists(st.sampled_from(MODULES), max_size=8).map(tuple)
-chains = st.builds(
-    lambda first, later: (first, *later), stages(st.just(())), st.lists(stages(resets), max_size=3)
+later = stages(
+    reset=st.lists(st.sampled_from(MODULES), max_size=8).map(tuple),
+    shrink=st.floats(0, 1),
+    perturb=st.floats(0, 2),
 )
+chains = st.builds(lambda first, others: (first, *others), stages(), st.lists(later, max_size=3))
 runs = st.builds(
     Run,
     dataset=datasets,
@@ -74,6 +80,7 @@ runs = st.builds(
     split_seed=seeds,
     init_seed=seeds,
     order_seed=seeds,
+    probes=st.lists(st.sampled_from(PROBES), unique=True).map(tuple),
 )
 
 
@@ -136,6 +143,15 @@ def test_whole_numbers_give_one_id_as_integers_and_as_floats():
     assert made(1, 0) == made(1.0, 0.0)
 
 
+def test_the_order_and_repetition_of_probes_do_not_matter():
+    one, other = (
+        replace(PAPER, probes=probes)
+        for probes in (("sharpness", "gradient_noise"), ("gradient_noise", "sharpness", "gradient_noise"))
+    )
+    assert one.id == other.id
+    assert one == other
+
+
 def test_the_order_of_modules_to_reset_does_not_matter():
     one, other = (Stage(1, reset=reset) for reset in ((6, 4, 5), (4, 5, 6, 6)))
     assert one == other
@@ -165,6 +181,7 @@ def test_every_single_change_gives_a_new_id(run):
         replace(run, init_seed=run.init_seed + 1),
         replace(run, order_seed=run.order_seed + 1),
         replace(run, stages=(*run.stages, last)),
+        replace(run, probes=() if run.probes else PROBES),
     ]
     other = "rmsprop" if last.optimizer.name == "adam" else "adam"
     for stage in (
@@ -269,6 +286,7 @@ WRONG = {
     "negative momentum": lambda: Optimizer("sgd", 0.1, -0.1),
     "momentum that adam does not have": lambda: Optimizer("adam", 0.001, 0.9),
     "momentum that rmsprop is not given": lambda: Optimizer("rmsprop", 0.001, 0.9),
+    "an unknown schedule": lambda: Optimizer(schedule="linear"),
     "part zero": lambda: Subset(part=0),
     "a part beyond the last": lambda: Subset(part=3, parts=2),
     "a negative ratio": lambda: Subset(ratio=-0.1),
@@ -282,8 +300,14 @@ WRONG = {
     "module seven": lambda: Stage(1, reset=(6, 7)),
     "an accuracy above one to end at": lambda: Stage(1, until=1.5),
     "an accuracy to end at that is no number": lambda: Stage(1, until=math.nan),
+    "growth": lambda: Stage(1, shrink=1.1),
+    "a negative perturbation": lambda: Stage(1, perturb=-0.1),
+    "an infinite perturbation": lambda: Stage(1, perturb=math.inf),
     "no stages": lambda: replace(PAPER, stages=()),
     "new weights to reset": lambda: replace(PAPER, stages=(Stage(1, reset=(1,)),)),
+    "new weights to shrink": lambda: replace(PAPER, stages=(Stage(1, shrink=0.5),)),
+    "new weights to perturb": lambda: replace(PAPER, stages=(Stage(1, perturb=0.5),)),
+    "an unknown probe": lambda: replace(PAPER, probes=("flatness",)),
     "batches of one": lambda: replace(PAPER, batch_size=1),
     "a negative split seed": lambda: replace(PAPER, split_seed=-1),
     "a negative init seed": lambda: replace(PAPER, init_seed=-1),

@@ -14,6 +14,15 @@ from repro.probes import gradient_noise, largest_hessian_eigenvalue, measure, no
 TINY = Model(1, 1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks this small lose more by waiting for a second thread than they win."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def network(seeds=(0,), model=TINY, channels=1, classes=3, dtype=torch.float64):
     """Networks with statistics of their own in batch norm, as after some training."""
     made = ResNet(model, channels, classes, len(seeds)).to(dtype)
@@ -22,7 +31,8 @@ def network(seeds=(0,), model=TINY, channels=1, classes=3, dtype=torch.float64):
         generator = torch.Generator().manual_seed(seed)
         for name, tensor in made.member(p).items():
             if "running" in name:
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+                noise = torch.rand(tensor.shape, generator=generator)
+                tensor.copy_(0.1 * noise + 0.1 if name.endswith("var") else 0.2 * noise - 0.1)
     return made
 
 
@@ -36,9 +46,11 @@ def examples(n, channels=1, classes=3, side=6, dtype=torch.float64):
 
 
 def regression_gradients(batch, count, members=((0.5, 0.0),), scale=1.0, seed=0):
-    """Gradients of mean squared errors (w + b x - y)^2 / 2 on batches of normal x and y, and those batches."""
+    """Gradients of the mean of (w + b x - y)^2 / 2 on batches of normal x and y, and those batches."""
     x, y = np.random.default_rng(seed).standard_normal((2, count, batch))
-    w, b = (torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in zip(*members))
+    w, b = (
+        torch.tensor(values, dtype=torch.float64, requires_grad=True) for values in zip(*members, strict=True)
+    )
     gradients = []
     for rows, targets in zip(torch.tensor(x), torch.tensor(y), strict=True):
         loss = (w[:, None] + b[:, None] * rows - targets).square().mean(1).sum() / 2
@@ -153,7 +165,7 @@ def quadratic(spectrum, seed=0, terms=1, **settings):
     ],
 )
 def test_the_largest_eigenvalue_of_a_quadratic_is_found_whatever_the_negative_ones(spectrum):
-    assert quadratic(spectrum, tolerance=1e-10) == pytest.approx(max(spectrum), rel=1e-8)
+    assert quadratic(spectrum, tolerance=1e-10, restarts=1000) == pytest.approx(max(spectrum), rel=1e-8)
     assert quadratic(spectrum) == pytest.approx(max(spectrum), rel=0.02)
 
 
@@ -170,8 +182,19 @@ def test_parameters_without_curvature_count_as_zero():
 def test_an_eigenvalue_that_is_not_found_is_nan():
     spectrum = list(np.linspace(0, 1, 200))
     assert math.isnan(quadratic(spectrum, tolerance=1e-12, restarts=1))
-    assert math.isnan(quadratic([1.0, math.nan, 2.0]))
     assert math.isnan(quadratic([0.0, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_hessian_that_is_not_finite_is_given_up_at_once(bad):
+    calls, w = [], torch.ones(50, requires_grad=True)
+
+    def losses():
+        calls.append(1)
+        yield (w**2).sum() * bad
+
+    assert math.isnan(largest_hessian_eigenvalue(losses, [w]))
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -186,7 +209,7 @@ def test_sharpness_is_the_top_of_the_dense_hessian(seed):
         return F.cross_entropy(torch.func.functional_call(made, weights, (x,))[0], y)
 
     vector = torch.cat([p.detach().flatten() for p in made.parameters()])
-    spectrum = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, vector))
+    spectrum = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, vector, vectorize=True))
     assert spectrum[0] < 0 < spectrum[-1]
     assert sharpness(made, x, y, tolerance=1e-9) == pytest.approx(spectrum[-1].item(), rel=1e-6)
     assert sharpness(made, x, y) == pytest.approx(spectrum[-1].item(), rel=0.01)
@@ -264,6 +287,8 @@ def test_measure_probes_the_network_of_a_state(dtype):
 def test_float64_weights_are_not_rounded_on_their_way():
     x, y = examples(20)
     made = network()
+    for tensor in made.member(0).values():
+        tensor.mul_(math.pi / 3)  # no float32 any more, as the first weights are
     found = measure(probes.NAMES, made.member(0), TINY, x, y, classes=3, batch_size=8)
     assert tuple(found.values()) == probe_both(made, x, y)
 
