@@ -49,6 +49,8 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Dat
     first weights, so their noise cancels. `pairs` names factors in which the two
     must agree too. A run whose fresh one is not recorded is left out.
     """
+    if table.empty:
+        return table.assign(gap=[])
     keys = ["seed", *pairs]
     fresh = table[table.condition == FRESH][[*keys, "test_accuracy"]]
     fresh = fresh.rename(columns={"test_accuracy": "fresh_accuracy"})
