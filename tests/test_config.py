@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repro.config import (
@@ -158,6 +158,7 @@ def test_the_order_of_modules_to_reset_does_not_matter():
     assert one.reset == (4, 5, 6)
 
 
+@settings(max_examples=50)
 @given(runs, runs)
 def test_runs_have_one_id_exactly_when_they_are_equal(a, b):
     assert (a.id == b.id) == (a == b)

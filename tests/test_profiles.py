@@ -38,6 +38,27 @@ def test_every_profile_builds_every_study(name, study):
     assert sum(batch.steps for batch in plans.plan(case.run for case in cases).batches) > 0
 
 
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_pretrained_run_has_a_fresh_one_to_be_compared_with(study):
+    cases = STUDIES[study].cases(profile("cifar10"))
+    pair = {id(case): (case.seed, *(case.factors[name] for name in STUDIES[study].pairs)) for case in cases}
+    fresh = [case for case in cases if case.condition == "fresh"]
+    assert len({pair[id(case)] for case in fresh}) == len(fresh)
+    for case in fresh:
+        assert case.run.parent is None
+    for case in cases:
+        [partner] = [other for other in fresh if pair[id(other)] == pair[id(case)]]
+        assert partner.run.model == case.run.model
+        assert partner.run.split_seed == case.run.split_seed
+        assert partner.run.stages[-1].data == ALL
+
+
+def test_all_subsets_of_modules_are_reset_where_grids_are_full():
+    cases = STUDIES["reset"].cases(profile("paper"))
+    resets = [case.run.stages[1].reset for case in cases if case.seed == 0 and case.condition != "fresh"]
+    assert len(resets) == len(set(resets)) == 64
+
+
 def test_conditions_of_a_seed_are_paired():
     cases = STUDIES["warm_start"].cases(profile("smoke"))
     for seed in range(3):
@@ -76,8 +97,17 @@ def test_studies_are_chosen_by_name():
 
 
 def test_settings_come_as_what_their_fields_are():
-    chosen = profile("smoke", ["width=6", " learning_rate = 1e-2", "train=all", "test=200", "noise=0"])
-    expected = {"width": 6, "learning_rate": 0.01, "train": None, "test": 200, "noise": 0.0}
+    chosen = profile(
+        "smoke", ["width=6", " learning_rate = 1e-2", "train=all", "test=200", "noise=0", "full_grids=true"]
+    )
+    expected = {
+        "width": 6,
+        "learning_rate": 0.01,
+        "train": None,
+        "test": 200,
+        "noise": 0.0,
+        "full_grids": True,
+    }
     for field, value in expected.items():
         assert getattr(chosen, field) == value
         assert type(getattr(chosen, field)) is type(value)
@@ -160,6 +190,8 @@ def test_a_mistyped_setting_is_refused_with_all_fields(text):
         ("learning_rate=fast", "a number"),
         ("learning_rate=", "a number"),
         ("noise=all", "a number"),
+        ("full_grids=1", "true or false"),
+        ("full_grids=", "true or false"),
         ("dataset=", "digits"),
     ],
 )
@@ -190,6 +222,7 @@ def test_a_value_of_the_wrong_kind_is_refused_with_its_field_and_what_it_takes(t
         "tuning_epochs=0",
         "window=0",
         "seeds=0",
+        "study_seeds=0",
     ],
 )
 def test_a_value_out_of_range_is_refused_with_its_field_and_the_range(text):

@@ -22,6 +22,7 @@ OPTIMIZERS = {
     "sgd": Optimizer("sgd", 0.1),
     "momentum": Optimizer("sgd", 0.05, 0.9),
 }
+FALLING = Optimizer("adam", 0.003, schedule="cosine")
 
 
 def run(*stages, seed=0, width=2, **changes):
@@ -230,10 +231,10 @@ def test_stopped_after_any_epoch_it_goes_on_as_if_nothing_had_happened(epoch, po
         assert_same(found[key], undisturbed[key])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_stopped_after_every_epoch_it_goes_on_with_any_optimiser(name, past, tmp_path):
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS.values(), FALLING], ids=[*OPTIMIZERS, "falling"])
+def test_stopped_after_every_epoch_it_goes_on_with_any_optimiser(optimizer, past, tmp_path):
     def make():
-        return mixture(past, OPTIMIZERS[name])
+        return mixture(past, optimizer)
 
     undisturbed = train(make())
     found = train_in_pieces(make, tmp_path / "stopped.pt", [0, 1, 2])
@@ -332,9 +333,14 @@ def plainly_trained(made, forget=True):
     net.initialise(0, MODULES, made.init_seed, stage=1)
     optimizer = None
     for number, stage in enumerate(made.stages, 1):
+        new = ResNet(made.model, x.shape[1], images.classes).double()
+        new.initialise(0, MODULES, made.init_seed, stage=number)
+        with torch.no_grad():
+            for old, other in zip(net.parameters(), new.parameters(), strict=True):
+                old.mul_(stage.shrink).add_(stage.perturb * other)
         net.initialise(0, stage.reset, made.init_seed, stage=number)
+        rate = stage.optimizer.learning_rate
         if forget or optimizer is None:
-            rate = stage.optimizer.learning_rate
             optimizer = {
                 "adam": lambda rate=rate: torch.optim.Adam(net.parameters(), rate),
                 "rmsprop": lambda rate=rate: torch.optim.RMSprop(net.parameters(), rate),
@@ -344,6 +350,8 @@ def plainly_trained(made, forget=True):
             }[stage.optimizer.name]()
         for epoch in range(stage.epochs):
             net.train()
+            if stage.optimizer.schedule == "cosine":  # by half its way, half the rate
+                optimizer.param_groups[0]["lr"] = rate * math.cos(math.pi * epoch / stage.epochs / 2) ** 2
             so_far = dataclasses.replace(made, stages=made.stages[:number])
             for batch in examples(so_far, images.y_train, epoch):
                 optimizer.zero_grad()
@@ -364,11 +372,12 @@ def test_two_stages_are_what_a_plain_loop_does_with_a_new_optimiser_in_each(name
         assert (found["module3.0.conv1.weight"] - carried["module3.0.conv1.weight"]).norm() > 1e-4
 
 
-def test_three_stages_with_other_optimisers_and_a_smooth_transition_are_what_a_plain_loop_does():
+def test_four_unlike_stages_are_what_a_plain_loop_does():
     made = run(
         Stage(1, Subset(1, 3, 0.5), OPTIMIZERS["momentum"]),
         Stage(2, Subset(2, 3, 0.5, 0.5), OPTIMIZERS["adam"], (6,)),
-        Stage(1, ALL, OPTIMIZERS["rmsprop"]),
+        Stage(1, ALL, OPTIMIZERS["rmsprop"], shrink=0.4, perturb=0.1),
+        Stage(3, ALL, FALLING, (1,), shrink=0.9),
     )
     assert_close(warm(made, "float64").state, plainly_trained(made), 1e-9)
 
