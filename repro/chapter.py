@@ -1,15 +1,29 @@
-"""What the chapters have in common: figure format, and values that the text shows."""
+"""What the chapters have in common: figure format, and the numbers and words that the text shows.
+
+A sentence that depends on the outcome is made here, so that a page is right whatever its records say.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.pyplot import close
+from scipy import stats as distributions
 
-from repro import scorecard
+from repro import contributions, profiles, scorecard
+from repro.claims import ALPHA, FEWEST_SEEDS, Verdict
+from repro.config import MODULES
 from repro.profiles import Profile
+from repro.stats import Estimate, between, mean_estimate, signed
+from repro.studies import FRESH, STUDIES, WARM, reset_condition
 from repro.sweep import Results
+
+MOST_NAMES = 6  # in a sentence; of more, their number is given
+SPEED_AT = scorecard.SPEED_AT
 
 
 def prepare() -> None:
@@ -30,29 +44,20 @@ def show(**values: object) -> None:
             close(value)
 
 
-def readings(profile: Profile, study: str) -> dict[str, str]:
-    """What the whole scorecard says of each claim that a study decides, by the claim's id."""
-    card = scorecard.scorecard(profile)
-    return {claim.id: str(card[claim.id]) for claim in scorecard.of(study)}
+# What a caption states
 
 
-def means(table: pd.DataFrame) -> dict[str, str]:
-    """Mean test and train accuracy of each condition, in percent, as `fresh_test`, `warm_start_train`."""
-    found = 100 * table.groupby("condition")[["test_accuracy", "train_accuracy"]].mean()
-    return {
-        f"{condition.replace(' ', '_')}_{column.partition('_')[0]}": f"{value:.1f}"
-        for (condition, column), value in found.stack().items()
-    }
+def provenance(results: Results, prefix: str = "") -> dict[str, str]:
+    """What a caption states: runs, seeds, profile, data set, network, training, device.
 
-
-def provenance(results: Results) -> dict[str, str]:
-    """What a caption states: runs, seeds, profile, data set, network, training, device."""
+    `prefix` tells the names of a second study on the same page apart.
+    """
     table, profile = results.table, results.profile
     missing = f" ({results.missing} not recorded yet)" if results.missing else ""
     images = {
         n: "all" if getattr(profile, n) is None else f"{getattr(profile, n):,}" for n in ("train", "test")
     }
-    return {
+    found = {
         "profile": profile.name,
         "runs": f"{len(table)}{missing}",
         "seeds": str(table.seed.nunique()),
@@ -67,4 +72,261 @@ def provenance(results: Results) -> dict[str, str]:
         "window": str(profile.window),
         "device": ", ".join(sorted(table.device.unique())),
         "precision": ", ".join(sorted(table.precision.unique())),
+        "diverged": _diverged(table),
     }
+    found["budget"] = (
+        "data set {dataset} ({images}), a ResNet of width {width} with {depth} block{s} per module, batches "
+        "of {batch_size}, {pretraining_epochs} epochs of pretraining and {tuning_epochs} of tuning at "
+        "learning rate {learning_rate}, in {precision} on {device}"
+    ).format(**found, s="s" * (profile.depth != 1))
+    return {prefix + name: value for name, value in found.items()}
+
+
+def _diverged(table: pd.DataFrame) -> str:
+    n = int(table.diverged.sum())
+    if not n:
+        return "No run diverged"
+    return (
+        f"{n} of the {len(table)} runs ended early with a loss that was no longer finite; "
+        "they count with the accuracies they had"
+    )
+
+
+# Verdicts
+
+
+def readings(profile: Profile, study: str) -> dict[str, str]:
+    """What the whole scorecard says of each claim that a study decides, by the claim's id."""
+    card = scorecard.scorecard(profile)
+    return {claim.id: str(card[claim.id]) for claim in scorecard.of(study)}
+
+
+def scale(profile: str, seeds: int | None = None, settings: str = "") -> Profile:
+    """The profile that a chapter's parameters name."""
+    return profiles.profile(profile, filter(None, settings.split(",")), seeds or None)
+
+
+def tally(verdicts: Iterable[Verdict]) -> dict[str, str]:
+    """How many claims got each verdict, and which ones, as `reproduced` and `reproduced_claims`."""
+    found = {word: [] for word in ("reproduced", "contradicted", "inconclusive", "not run")}
+    for verdict in verdicts:
+        found[verdict.verdict].append(verdict.claim.words)
+    words = {word.replace(" ", "_"): claims for word, claims in found.items()}
+    return {name: str(len(claims)) for name, claims in words.items()} | {
+        f"{name}_claims": " ".join(claims) or "None." for name, claims in words.items()
+    }
+
+
+def claims_table(verdicts: Iterable[Verdict]):
+    """A row per claim: the paper's words and figure, the verdict and its numbers, our chapter."""
+    rows = [
+        {
+            "claim": f"{v.claim.words} <i>{v.claim.figure}</i>",
+            "verdict": v.verdict,
+            "effect": f"{signed(v.effect.mean)} {v.claim.unit}" if v.effect.n else "",
+            "95 % interval": between((v.effect.low, v.effect.high)) if v.effect.n > 1 else "",
+            "seeds": v.effect.n or "",
+            "p": "" if np.isnan(v.p) else f"{v.p:.2g}",
+            "chapter": chapter_link(v.claim.study),
+        }
+        for v in verdicts
+    ]
+    return whole(pd.DataFrame(rows))
+
+
+def chapter_link(study: str) -> str:
+    """A link to the chapter of a study, in HTML."""
+    name = STUDIES[study].chapter
+    return f'<a href="{name}.html">{int(name[:2])}</a>'
+
+
+def whole(table: pd.DataFrame):
+    """A table for the page, with its texts whole, its links live and no row numbers."""
+    from IPython.display import HTML
+
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(table.to_html(index=False, escape=False, border=0, justify="left"))
+
+
+def demands(profile: Profile) -> dict[str, str]:
+    """What it takes to pass the scorecard's first step: its level, and a mean in standard deviations."""
+    n, level = profile.study_seeds, ALPHA / len(scorecard.CLAIMS)
+    distance = f"{distributions.t.ppf(1 - level, n - 1) / n**0.5:.1f}" if n > 1 else "infinitely many"
+    return {
+        "claims": str(len(scorecard.CLAIMS)),
+        "alpha": f"{ALPHA:g}",
+        "first_level": f"{level:g}",
+        "fewest_seeds": str(FEWEST_SEEDS),
+        "study_seeds": str(n),
+        "distance": distance,
+    }
+
+
+# Numbers and words of a figure
+
+
+def means(table: pd.DataFrame) -> dict[str, str]:
+    """Mean test and train accuracy of each condition, in percent, as `fresh_test`, `warm_start_train`."""
+    found = 100 * table.groupby("condition")[["test_accuracy", "train_accuracy"]].mean()
+    return {
+        f"{condition.replace(' ', '_')}_{column.partition('_')[0]}": f"{value:.1f}"
+        for (condition, column), value in found.stack().items()
+    }
+
+
+def accuracies(table: pd.DataFrame, *by: str):
+    """Mean test and train accuracy in percent, a row for each value of the factors and condition."""
+    found = table.groupby([*by, "condition"], sort=False, dropna=False)
+    shown = (100 * found[["test_accuracy", "train_accuracy"]].mean()).map("{:.1f}".format)
+    shown.columns = ["test accuracy, %", "train accuracy, %"]
+    shown = shown.assign(runs=found.size()).reset_index()
+    for name in by:
+        shown[name] = shown[name].map(_factor)
+    return whole(shown.rename(columns=lambda name: name.replace("_", " ")))
+
+
+def _factor(value: object) -> str:
+    """A value of a factor as the text shows it, empty where the condition lacks the factor."""
+    return value if isinstance(value, str) else "" if np.isnan(value) else f"{value:g}"
+
+
+def groups(gap: pd.DataFrame, by: str | Sequence[str], name: str = "") -> dict[str, Estimate]:
+    """Mean gap with interval of each value of one or more factors, named as `name` says: "{} epochs".
+
+    Runs of one seed are averaged first: seeds are what is independent.
+    """
+    by = [by] if isinstance(by, str) else list(by)
+    name = name or " ".join(["{}"] * len(by))
+    known = gap.dropna(subset=by)
+    found = known.groupby(by, sort=all(pd.api.types.is_numeric_dtype(known[factor]) for factor in by))
+    return {
+        name.format(*map(_factor, key)): mean_estimate(part.groupby("seed").gap.mean()) for key, part in found
+    }
+
+
+def listed(estimates: Mapping[str, Estimate]) -> str:
+    """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`."""
+    return enumerated([f"{signed(e.mean)} for {name}" for name, e in estimates.items()])
+
+
+def extremes(estimates: Mapping[str, Estimate]) -> str:
+    """The lowest and the highest mean: `lowest for Adam (−9.8) and highest for SGD (+0.3)`."""
+    by_mean = sorted(estimates, key=lambda name: estimates[name].mean)
+    if not by_mean:
+        return "not recorded"
+    low, high = (f"{name} ({signed(estimates[name].mean)})" for name in (by_mean[0], by_mean[-1]))
+    return f"lowest for {low} and highest for {high}"
+
+
+def sides(estimates: Mapping[str, Estimate]) -> str:
+    """Where the intervals lie: `below zero for Adam, and on both sides of zero for RMSprop and SGD`."""
+    found = {side: [name for name, e in estimates.items() if side_of(e) == side] for side in _SIDES}
+    said = [
+        f"{side} for {_named_or_counted(names, len(estimates))}" for side, names in found.items() if names
+    ]
+    return ", and ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said) or "nowhere yet"
+
+
+def _named_or_counted(names: Sequence[str], of: int) -> str:
+    if len(names) == of > 1:
+        return f"all {of}"
+    return enumerated(names) if of <= MOST_NAMES else f"{len(names)} of {of}"
+
+
+BELOW, ABOVE, AROUND, UNKNOWN = _SIDES = (
+    "below zero",
+    "above zero",
+    "on both sides of zero",
+    "nowhere (with one seed)",
+)
+
+
+def side_of(estimate: Estimate) -> str:
+    """Where the interval lies; nowhere with fewer than two seeds."""
+    if np.isnan(estimate.low):
+        return UNKNOWN
+    return BELOW if estimate.high < 0 else ABOVE if estimate.low > 0 else AROUND
+
+
+def enumerated(items: Sequence[str]) -> str:
+    """As in `a, b and c`, or `a; b, c; and d` where an item has a comma of its own."""
+    items = list(items)
+    if any("," in item for item in items) and len(items) > 1:
+        return "; ".join([*items[:-1], f"and {items[-1]}"])
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items) or "none"
+
+
+def contrast(results: Results, first: str, second: str) -> Estimate:
+    """Test accuracy under the first condition minus that under the second, in points, paired by seed."""
+    by = 100 * results.table.pivot_table(index="seed", columns="condition", values="test_accuracy")
+    return mean_estimate((by.get(first, np.nan) - by.get(second, np.nan)).dropna() if len(by) else [])
+
+
+# Of single chapters
+
+
+def gammas(gap: pd.DataFrame) -> list[float]:
+    return sorted(gap.gamma.dropna().astype(float).unique())
+
+
+def half_way(gap: pd.DataFrame, epochs: int) -> str:
+    """Epochs after which every second example comes from all of the data, for the extreme gammas."""
+    found = {gamma: epochs * np.log(0.5) / np.log(gamma) / 50 for gamma in gammas(gap)}
+    return enumerated([f"{found[g]:.2g} epochs (γ = {g:g})" for g in (min(found), max(found))])
+
+
+def fitting(curves: pd.DataFrame, *by: str) -> str:
+    """How many of the stages before the last, of runs told apart by factors, reached 100 %: `12 of 18`."""
+    run = ["condition", "seed", *by]
+    early = curves[curves.stage < curves.groupby(run).stage.transform("max")]
+    reached = early.groupby([*run, "stage"]).train_accuracy.max() >= 1
+    return f"{reached.sum()} of {len(reached)}"
+
+
+def last_reset(gap: pd.DataFrame) -> pd.DataFrame:
+    """The gaps of runs with the last k modules re-initialised, k = `last`, from none to all six."""
+    names = [reset_condition(MODULES[6 - k :]) for k in range(7)]
+    order = {name: k for k, name in enumerate(names)}
+    chosen = gap[gap.condition.isin(names)]
+    return chosen.assign(last=chosen.condition.map(order)).sort_values(["last", "seed"])
+
+
+def first_kept(conditions: Collection[str]) -> list[str]:
+    """Fresh, the first one to five modules kept, and the warm start, as far as they are recorded."""
+    names = [FRESH, *(reset_condition(MODULES[k:]) for k in range(1, 6)), WARM]
+    return [name for name in names if name in set(conditions)]
+
+
+def speed(curves: pd.DataFrame, conditions: Sequence[str], level: float = SPEED_AT) -> str:
+    """Mean epochs of tuning until a train accuracy is reached: `4.3 for fresh; never for reset 6`."""
+    epochs = scorecard.epochs_to_reach(curves, level)
+    by_condition = {name: epochs[epochs.condition == name].epochs for name in conditions}
+    there = {name: found.dropna() for name, found in by_condition.items() if found.notna().any()}
+    said = [
+        f"{found.mean():.1f} for {name}"
+        + (f" (in {len(found)} of {n} runs)" if len(found) < (n := len(by_condition[name])) else "")
+        for name, found in there.items()
+    ]
+    never = [name for name in by_condition if name not in there]
+    if not there:
+        return "no run got there"
+    return "; ".join([*said, *([f"never for {enumerated(never)}"] if never else [])])
+
+
+def contributed(gap: pd.DataFrame) -> str:
+    """What re-initialising each module contributes, or how many of the 64 subsets that takes are there."""
+    effects = contributions.main_effects(gap)
+    if effects.empty:
+        return f"Only {contributions.recorded(gap)} of the 64 subsets of modules are recorded here"
+    by_module = effects.groupby("module").value
+    said = listed({f"module {module}": mean_estimate(values) for module, values in by_module})
+    return f"The main effect is {said} percentage points"
+
+
+def probe_ratios(table: pd.DataFrame, probe: str) -> str:
+    """Warm over fresh, geometric mean over seeds: `0.81 after 1 epoch of tuning and 0.95 after 2`."""
+    if probe not in table:
+        return "not recorded"
+    by = table.pivot_table(index=["seed", "tuning_epochs"], columns="condition", values=probe)
+    ratios = np.exp(np.log(by[WARM] / by[FRESH]).groupby("tuning_epochs").mean().dropna())
+    return enumerated([f"{ratio:.2f} after {n:g}" for n, ratio in ratios.items()])

@@ -28,6 +28,13 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _require_whole(owner: object, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value % 1 == 0, f"{name} must be a whole number, not {value}")
+        _require(value >= least, f"{name} must be at least {least}, not {value}")
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Images to learn from: a name `repro.data` knows, or the pixels of an `.npz` file."""
@@ -43,7 +50,7 @@ class Dataset:
         for split in ("train", "test"):
             n = getattr(self, split)
             _require(n is None or n >= 2, f"{split} must be at least 2 images, not {n}")
-        _require(self.noise >= 0, f"noise must not be negative, not {self.noise}")
+        _require(0 <= self.noise < math.inf, f"noise must be finite and not negative, not {self.noise}")
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ class Model:
     depth: int = 2
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, f"width must be at least 1, not {self.width}")
-        _require(self.depth >= 1, f"depth must be at least 1, not {self.depth}")
+        _require_whole(self, 1, "width", "depth")
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class Optimizer:
             f"unknown schedule {self.schedule!r}: choose from constant, cosine",
         )
         _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
+        _require(self.name == "sgd" or not self.momentum, f"momentum is for sgd, not for {self.name}")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class Subset:
     gamma: float | None = None
 
     def __post_init__(self) -> None:
+        _require_whole(self, 1, "part", "parts")
         _require(1 <= self.part <= self.parts, f"part must lie in 1..{self.parts}, not {self.part}")
         _require(0 <= self.ratio <= 1, f"ratio must lie in [0, 1], not {self.ratio}")
         _require(self.gamma is None or 0 < self.gamma < 1, f"gamma must lie in (0, 1), not {self.gamma}")
@@ -130,12 +138,13 @@ class Stage:
     perturb: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        _require_whole(self, 1, "epochs")
+        _require(self.until is None or 0 < self.until <= 1, f"until must lie in (0, 1], not {self.until}")
         _require(
             set(self.reset) <= set(MODULES), f"reset takes modules from 1 to 6, not {sorted(self.reset)}"
         )
         _require(0 <= self.shrink <= 1, f"shrink must lie in [0, 1], not {self.shrink}")
-        _require(self.perturb >= 0, f"perturb must not be negative, not {self.perturb}")
+        _require(0 <= self.perturb < math.inf, f"perturb must not be negative, not {self.perturb}")
         object.__setattr__(self, "reset", tuple(sorted(set(self.reset))))
 
     @property
@@ -164,10 +173,11 @@ class Run:
             (first.reset, first.shrink, first.perturb) == ((), 1.0, 0.0),
             "the first stage starts from new weights: nothing to reset, shrink or perturb",
         )
-        _require(self.batch_size >= 2, f"batch_size must be at least 2, not {self.batch_size}")
+        _require_whole(self, 2, "batch_size")
+        _require_whole(self, 0, "split_seed", "init_seed", "order_seed")
         _require(set(self.probes) <= set(PROBES), f"probes are {', '.join(PROBES)}, not {self.probes}")
         object.__setattr__(self, "stages", tuple(self.stages))
-        object.__setattr__(self, "probes", tuple(sorted(self.probes)))
+        object.__setattr__(self, "probes", tuple(sorted(set(self.probes))))
 
     @property
     def parent(self) -> Run | None:

@@ -42,9 +42,12 @@ class Batch:
     """Trajectories that train together, as one population."""
 
     trajectories: tuple[Trajectory, ...]
+    part_of: str = ""  # a planned batch of more trajectories, and which of them are left in this one
 
     @property
     def id(self) -> str:
+        if self.part_of:
+            return self.part_of
         names = ",".join(run.id for t in self.trajectories for run in t.runs)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
@@ -126,6 +129,8 @@ def _parents_first(batches: list[Batch]) -> list[Batch]:
     ordered: dict[Batch, None] = {}
 
     def place(batch: Batch) -> None:
+        if batch in ordered:
+            return
         for trajectory in batch.trajectories:
             if (parent := trajectory.longest.parent) is not None:
                 place(home[parent.id])
@@ -171,16 +176,19 @@ def missing(plan: Plan, store: Store) -> set[str]:
 def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[Batch]:
     """What is left to train, in order, for the absent runs to be recorded.
 
-    A batch with a checkpoint stays whole, as its networks lie together there;
-    of another one only the trajectories still needed are left.
+    Of a batch only the trajectories still needed are left, or those that lie
+    together in a checkpoint that has all of these.
     """
     needed = set(absent)
     left = []
     for batch in reversed(plan.batches):
-        pending = tuple(t for t in batch.trajectories if any(r.id in needed for r in t.runs))
-        if pending and not store.checkpoint(batch.id).exists():
-            batch = Batch(pending)
+        pending = sum(1 << i for i, t in enumerate(batch.trajectories) if any(r.id in needed for r in t.runs))
         if pending:
+            found = store.checkpoint(batch.id).parent.glob(f"{batch.id}-*.pt")
+            begun = [int(path.stem.partition("-")[2], 16) for path in found]
+            kept = min((b for b in begun if b & pending == pending), key=int.bit_count, default=pending)
+            chosen = tuple(t for i, t in enumerate(batch.trajectories) if kept >> i & 1)
+            batch = Batch(chosen, f"{batch.id}-{kept:x}")
             left.append(batch)
             starts = (t.longest.parent for t in batch.trajectories)
             needed |= {run.id for run in starts if run is not None and not store.snapshot(run.id).exists()}

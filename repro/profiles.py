@@ -70,7 +70,7 @@ _DIGITS = Profile(
     tuning_epochs=20,
     window=5,
     seeds=8,
-    study_seeds=4,
+    study_seeds=3,
     full_grids=False,
 )
 _PAPER = Profile(
@@ -100,6 +100,7 @@ PROFILES = {
             test=128,
             width=4,
             depth=1,
+            batch_size=16,
             pretraining_epochs=2,
             tuning_epochs=3,
             window=2,

@@ -60,7 +60,7 @@ def _checksum(record: dict) -> str:
 def _text(record: dict) -> str:
     """JSON with one line a value, and lists of numbers on one line each."""
     text = json.dumps(record, indent=1, allow_nan=False)
-    return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\s+", " ", m[0]), text) + "\n"
+    return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
 
 
 def atomic_write(path: Path, content: bytes) -> bool:
@@ -153,13 +153,17 @@ def defect(record: object, name: str) -> str | None:
             return f"it holds run {run_id(run)}"
         curves = record["curves"]
         whole = record["diverged"] is None
-        if len(curves) > len(run.stages) or (whole and len(curves) < len(run.stages)):
+        if missing := [name for name in ("seconds", "device", "precision", "data") if name not in record]:
+            return f"no {missing[0]}"
+        if not 1 <= len(curves) <= len(run.stages) or (whole and len(curves) < len(run.stages)):
             return f"{len(curves)} stages of curves for {len(run.stages)} stages"
         for stage, curve in zip(run.stages, curves, strict=False):
             lengths = {len(curve[name]) for name in CURVES}
             full = not whole or stage.until is not None or lengths == {stage.epochs}
             if len(lengths) != 1 or not full or not 1 <= max(lengths) <= stage.epochs:
                 return "curves and epochs differ in length"
+            if not all(isinstance(v, int | float) for name in CURVES for v in curve[name] if v is not None):
+                return "a value that is no number"
             if not all(0 <= v <= 1 for name in CURVES[1:] for v in curve[name] if v is not None):
                 return "an accuracy outside [0, 1]"
     except (KeyError, TypeError, AttributeError, InputError) as error:

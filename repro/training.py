@@ -112,6 +112,7 @@ class Population:
         self.x_train, self.y_train = resident(images, images.x_train, images.y_train, device, self.dtype)
         self.x_test, self.y_test = resident(images, images.x_test, images.y_test, device, self.dtype)
         network = ResNet(run.model, self.x_train.shape[1], images.classes, len(members))
+        network.to(self.dtype)  # before snapshots are loaded, which are exact in it
         for p, member in enumerate(members):
             stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
             if member.start is None:
@@ -191,6 +192,13 @@ class Population:
     def resume(self, path: Path) -> float:
         """Go on from a checkpoint of this very population; the seconds spent before it."""
         content = torch.load(path, weights_only=True, map_location=self.device)
+        if content["runs"] != [member.run.id for member in self.members]:
+            raise InputError(f"{path} is the checkpoint of other runs: delete it")
+        if content["precision"] != self.precision:
+            raise InputError(
+                f"{path} was begun in {content['precision']}: go on in it, or delete it to begin "
+                f"anew in {self.precision}"
+            )
         self.network.load_state_dict(content["network"])
         self.optimizer.load_state_dict(content["optimizer"])
         for member, curve in zip(self.members, content["curves"], strict=True):

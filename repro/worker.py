@@ -54,15 +54,20 @@ def serve(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # they reach the parent too, which says when to stop
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     pipe = Connection(descriptor)
+
+    def tell(**news: object) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone: `poll` says so at the end of the epoch
+            pipe.send(news)
+
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while (job := pipe.recv()) is not None:
             try:
-                end = train_batch(job, lambda **news: pipe.send(news), pipe.poll)
+                end = train_batch(job, tell, pipe.poll)
             except OSError:
                 raise
             except Exception as error:
                 traceback.print_exc()
-                end = f"{type(error).__name__}: {error}"
+                end = " ".join(f"{type(error).__name__}: {error}".split())
             pipe.send(end)
             if end == "stopped":
                 return
@@ -140,7 +145,7 @@ def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, d
 
 def _outcome(snapshot: Snapshot) -> dict:
     curves = [
-        {name: [v if v == v else None for v in values] for name, values in curve.items()}
+        {name: [v if math.isfinite(v) else None for v in values] for name, values in curve.items()}
         for curve in snapshot.curves
     ]
     return {

@@ -91,7 +91,7 @@ def execute(
         def stopping() -> bool:
             return signalled.is_set() or time.monotonic() >= deadline
 
-        if slots == 1 or (not gpus and progress.steps < FEW_STEPS):
+        if slots == 1 or (not gpus and plan.steps < FEW_STEPS):
             return _here(jobs, progress, stopping)
         return _in_children(jobs, slots, max(1, cores // slots), bool(gpus), progress, stopping)
 
@@ -183,7 +183,11 @@ def _in_children(
                     left.insert(0, child.job)
                 if message not in ("done", "stopped"):
                     outcome.failures.append(f"batch {child.job.batch.id}: {message}")
-                    left = [job for job in left if not _needs(job, child.job)]
+                    lost = [child.job]  # and all that starts from it, parents before their branches
+                    for job in list(left):
+                        if any(_needs(job, other) for other in lost):
+                            left.remove(job)
+                            lost.append(job)
                 child.job = None
     finally:
         for child in children:

@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny networks only lose by more
+
 import pytest
 from hypothesis import settings
 

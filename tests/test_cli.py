@@ -86,12 +86,12 @@ def test_a_wrong_file_of_images_is_one_clear_line_and_writes_nothing(repro, tmp_
 def test_own_images_are_trained_on_wherever_the_file_lies(repro, tmp_path):
     path = npz(tmp_path / "own.npz")
     small = ["--profile", "smoke", "--seeds", "1", "--set", "train=all", "--set", "test=all"]
-    code, out, _ = repro("run", *small, "--set", f"dataset={path}")
+    code, out, _ = repro("run", "warm_start", *small, "--set", f"dataset={path}")
     assert code == 0 and "2 of 2 runs recorded" in out
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     path = path.rename(moved / "own.npz")
-    _, out, _ = repro("status", *small, "--set", f"dataset={path}")
+    _, out, _ = repro("status", "warm_start", *small, "--set", f"dataset={path}")
     assert out.splitlines()[1].split() == ["warm_start", "2", "2", "0"]
 
 
