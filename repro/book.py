@@ -171,6 +171,27 @@ def _execute_one(
     return ChapterResult(notebook.stem, time.monotonic() - start, error)
 
 
+def _state(profile: str) -> str:
+    """A hash of all that a chapter's outcome depends on besides its source: package, tools and records."""
+    from repro.records import ROOT, Store
+
+    digest = hashlib.sha256(
+        repr([(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]).encode()
+    )
+    for path in sorted((ROOT / "repro").glob("*.py")):
+        digest.update(path.read_bytes())
+    for path in sorted(Store.of(profile).folder.glob("*.json")):
+        digest.update(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool:
+    """Whether the chapter was executed from this source, with these parameters, in this very state."""
+    stamp = executed / f"{source.stem}.state"
+    same = stamp.exists() and stamp.read_text() == state
+    return same and _executed_page(source, executed / source.name, parameters) is not None
+
+
 def _first_error(notebook: Path) -> str | None:
     if not notebook.exists():
         return None
@@ -293,7 +314,14 @@ def make_book(
     notebooks = select(root, chapters)
     for notebook in notebooks:
         check_parameters(notebook, parameters)
-    results = execute(notebooks, parameters, work / "executed", jobs)
+    state = _state(profile)
+    stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
+    results = execute(stale, parameters, work / "executed", jobs)
+    for result in results:
+        if not result.error:
+            (work / "executed" / f"{result.name}.state").write_text(state)
+    if kept := len(notebooks) - len(stale):
+        print(f"{kept} chapters kept: same source, parameters, package and records as when executed")
     without = assemble(root, work / "executed", work / "stage", parameters)
     console = Console(highlight=False)
     console.print(results_table(results))

@@ -12,7 +12,7 @@ from scipy import stats
 from repro.stats import Estimate, mean_estimate
 from repro.sweep import Results
 
-ALPHA = 0.05  # chance of any false verdict on the whole scorecard, by Holm's method
+ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
 FEWEST_SEEDS = 3
 LESS, MORE, SAME = "less", "more", "same"
 
@@ -43,7 +43,7 @@ class Verdict:
     claim: Claim
     verdict: str  # reproduced, contradicted, inconclusive or not run
     effect: Estimate
-    p: float  # of the claim's test, adjusted for all claims tested; NaN where there is none
+    p: float  # of the test that gave the verdict, adjusted for all claims tested; NaN where there is none
 
     def __str__(self) -> str:
         """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
@@ -112,7 +112,8 @@ def verdicts(results: Mapping[str, Results], claims: Iterable[Claim]) -> list[Ve
             word = "reproduced"
         elif refutes.get(i, 1) < ALPHA:
             word = "contradicted"
-        made.append(Verdict(claim, word, mean_estimate(_weakest(claim, values)), supports.get(i, np.nan)))
+        p = (refutes if word == "contradicted" else supports).get(i, np.nan)
+        made.append(Verdict(claim, word, mean_estimate(_weakest(claim, values)), p))
     return made
 
 

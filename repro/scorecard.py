@@ -71,13 +71,17 @@ def _train_difference(results: Results) -> pd.Series:
 
 
 def epochs_to_reach(curves: pd.DataFrame, level: float, column: str = "train_accuracy") -> pd.DataFrame:
-    """First epoch of the last stage at which each run reaches a level, columns condition, seed and epochs.
+    """Epochs of the last stage until each run reaches a level, columns condition, seed and epochs.
 
-    A run that never does has none, NaN.
+    Linear between the first epoch at which it does and the one before; 1 where
+    that is the first of all, NaN for a run that never does.
     """
-    last = curves[curves.stage == curves.groupby(["condition", "seed"]).stage.transform("max")]
-    reached = last[last[column] >= level].groupby(["condition", "seed"]).epoch.min()
-    every = last.groupby(["condition", "seed"]).size().index
+    run = ["condition", "seed"]
+    last = curves[curves.stage == curves.groupby(run).stage.transform("max")]
+    before = last.groupby(run)[column].shift()
+    beyond = ((last[column] - level) / (last[column] - before)).where(before < level, 0.0)
+    reached = (last.epoch - beyond)[last[column] >= level].groupby([last.condition, last.seed]).first()
+    every = last.groupby(run).size().index
     return reached.reindex(every).rename("epochs").reset_index()
 
 

@@ -33,7 +33,11 @@ class Estimate:
 
 def signed(value: float, digits: int = 1) -> str:
     """The number with its sign, minus as the typographic character."""
-    return "not known" if np.isnan(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return (
+        "not known"
+        if np.isnan(value)
+        else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    )
 
 
 def between(interval: tuple[float, float]) -> str:
