@@ -22,6 +22,7 @@ from repro.stats import Estimate, between, mean_estimate, signed
 from repro.studies import FRESH, STUDIES, WARM, reset_condition
 from repro.sweep import Results
 
+DIFFERENCE = "Test accuracy less that of fresh networks, points"  # of fresh ones at other rates too
 MOST_NAMES = 6  # in a sentence; of more, their number is given
 SPEED_AT = scorecard.SPEED_AT
 

@@ -67,7 +67,11 @@ def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def gap_strip(gap: pd.DataFrame, by: str = "condition") -> Figure:
+def gap_strip(
+    gap: pd.DataFrame,
+    by: str = "condition",
+    xlabel: str = "Generalisation gap, points\n(left of 0: pretraining hurt)",
+) -> Figure:
     """Generalisation gap of each seed, with the mean of each condition (or factor) and its interval.
 
     Takes `Results.gaps`.
@@ -81,7 +85,7 @@ def gap_strip(gap: pd.DataFrame, by: str = "condition") -> Figure:
         plots.strip(ax, y, gap[gap[by] == name].gap, colour(str(name)))
     plots.rows(ax, names)
     ax.axvline(0, color=GREY, lw=1)
-    ax.set_xlabel("Generalisation gap, points\n(left of 0: pretraining hurt)")
+    ax.set_xlabel(xlabel)
     return figure
 
 
@@ -140,14 +144,14 @@ def transition(gammas: Iterable[float], epochs: int) -> Figure:
 
 @mpl.rc_context(STYLE)
 def stage_gaps(gap: pd.DataFrame) -> Figure:
-    """Gap against the number of parts dealt at random, and against the ratio of two parts (Figure 4)."""
+    """Gap against the number of portions dealt at random, and against the ratio of two (Figure 4)."""
     gap = known(gap, "parts", "ratio", "gap")
     if gap.empty:
         return message()
     figure, axes = blank(1, 2, height=3.8, sharey=True)
     panels = (
-        (gap[gap.ratio == 1], "parts", "Number of parts,\nall dealt at random"),
-        (gap[gap.parts == 2], "ratio", "Share r dealt at random,\nthe rest by class, two parts"),
+        (gap[gap.ratio == 1], "parts", "Number of portions,\nall dealt at random"),
+        (gap[gap.parts == 2], "ratio", "Share r dealt at random,\nthe rest by class, two portions"),
     )
     for ax, (part, x, label) in zip(axes, panels, strict=True):
         if part.empty:

@@ -135,6 +135,9 @@ CLAIMS = (
         1.0,
     ),
     Claim(
+        "gap_adam", "The gap is there with Adam.", "Figure 2", "optimizers", partial(gap, optimizer="Adam")
+    ),
+    Claim(
         "gap_rmsprop",
         "The gap is there with RMSprop.",
         "Figure 8",
@@ -148,9 +151,6 @@ CLAIMS = (
         "Figure 10",
         "optimizers",
         partial(gap, optimizer="SGD with momentum"),
-    ),
-    Claim(
-        "gap_adam", "The gap is there with Adam.", "Figure 2", "optimizers", partial(gap, optimizer="Adam")
     ),
     Claim(
         "grows_with_pretraining",

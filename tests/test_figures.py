@@ -391,7 +391,7 @@ def test_accuracy_stands_above_the_epochs_it_took():
         for line in figure.axes[0].lines
         if line.get_markersize() == 11
     }
-    assert {(x, round(y, 6)) for x, y in marks} == {(11, 80.2), (12, 79.2)}
+    assert {(x, round(y, 6)) for x, y in marks} == {(10.5, 80.2), (11.5, 79.2)}
     assert figure.axes[0].get_xlabel().endswith("Never reached by: reset 6")
 
 

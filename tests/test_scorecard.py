@@ -1,0 +1,111 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from repro import profiles, scorecard, sweep
+from repro.studies import STUDIES
+
+
+def curves(train_accuracy, condition="fresh", seed=0):
+    n = len(train_accuracy)
+    return pd.DataFrame(
+        {
+            "condition": condition,
+            "seed": seed,
+            "stage": 1,
+            "epoch": range(1, n + 1),
+            "train_accuracy": train_accuracy,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "epochs"),
+    [
+        ([0.5, 0.8, 1.0], 2.5),  # half way from 0.8 to 1
+        ([0.5, 0.9, 1.0], 2.0),
+        ([0.95, 1.0], 1.0),
+        ([0.5, 0.95, 0.6, 1.0], 2 - 0.05 / 0.45),  # the first time counts
+        ([0.2, 0.3], np.nan),
+    ],
+)
+def test_epochs_to_reach_a_level_are_counted_between_epochs(accuracy, epochs):
+    found = scorecard.epochs_to_reach(curves(accuracy), 0.9)
+    assert found.epochs.tolist() == pytest.approx([epochs], nan_ok=True)
+
+
+def test_only_the_last_stage_counts_for_speed():
+    second = curves([0.3, 0.9], "warm start").assign(stage=2)
+    both = pd.concat([curves([0.95, 1.0], "warm start"), second])
+    assert scorecard.epochs_to_reach(both, 0.9).epochs.tolist() == [2.0]
+
+
+def test_slope_is_that_of_a_line_within_each_seed():
+    frame = pd.DataFrame({"seed": [0, 0, 0, 1, 1], "x": [1, 2, 3, 1, 3], "gap": [1.0, -1.0, -3.0, 5.0, 6.0]})
+    assert scorecard.slope(frame, "x").to_dict() == pytest.approx({0: -2.0, 1: 0.5})
+
+
+def test_every_claim_belongs_to_a_study_and_is_not_run_where_nothing_is_recorded():
+    assert {claim.study for claim in scorecard.CLAIMS} <= set(STUDIES)
+    assert len({claim.id for claim in scorecard.CLAIMS}) == len(scorecard.CLAIMS)
+    card = scorecard.scorecard(profiles.profile("smoke"))
+    assert {verdict.verdict for verdict in card.values()} == {"not run"}
+    assert all(sweep.results(study, profiles.profile("smoke")).gaps.empty for study in STUDIES.values())
+
+
+def planted(study, accuracy, curve=(0.5, 1.0)):
+    """Results of a study whose runs have the accuracies that `accuracy(case)` gives them."""
+    profile = profiles.profile("smoke")
+    rows, parts = [], []
+    for case in STUDIES[study].cases(profile):
+        row = {"condition": case.condition, "seed": case.seed, **case.factors, "train_accuracy": 1.0}
+        rows.append(row | {"test_accuracy": accuracy(case) + 0.001 * case.seed**2})
+        parts.append(curves(curve, case.condition, case.seed))
+    return sweep.Results(STUDIES[study], profile, pd.DataFrame(rows), pd.concat(parts), 0)
+
+
+@pytest.mark.parametrize(
+    ("claim", "study", "accuracy", "expected"),
+    [
+        ("gap", "warm_start", lambda c: 0.8 - 0.1 * (c.condition != "fresh"), -10),
+        ("gap_sgd", "optimizers", lambda c: 0.8 - 0.1 * (c.condition != "fresh"), -10),
+        (
+            "grows_with_stages",
+            "stages",
+            lambda c: 0.9 - 0.02 * c.factors["parts"] - 0.03 * (c.factors["ratio"] < 1),
+            -2,
+        ),
+        (
+            "grows_with_imbalance",
+            "stages",
+            lambda c: 0.9 - 0.04 * (c.condition != "fresh") * (1 - c.factors["ratio"]),
+            -4,
+        ),
+        (
+            "every_capacity",
+            "capacity",
+            lambda c: 0.8 - 0.01 * c.factors["width"] * (c.condition != "fresh"),
+            -2,
+        ),
+        ("survives_smoothness", "smooth_transition", lambda c: 0.8 - 0.03 * (c.condition == "smooth"), -3),
+        ("rate_shrinks", "two_phases", lambda c: 0.8 - 0.1 * (c.condition == "warm start"), 10),
+        ("small_reset", "reset", lambda c: 0.8 - 0.05 * (c.condition in ("reset 6", "reset 5 6")), -5),
+        ("deep_reset", "reset", lambda c: 0.8 + 0.02 * (c.condition == "reset 3 4 5 6"), 2),
+    ],
+)
+def test_a_claim_measures_what_was_planted(claim, study, accuracy, expected):
+    [asked] = [c for c in scorecard.CLAIMS if c.id == claim]
+    found = pd.DataFrame(asked.effect(planted(study, accuracy)))
+    strongest = (
+        found.mean()[lambda means: means.abs().idxmax()] if claim == "deep_reset" else found.mean().max()
+    )
+    assert strongest == pytest.approx(expected, abs=1e-6)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(("warm", "expected"), [(2.0, np.log(2)), (0.5, -np.log(2))])
+def test_probe_ratios_are_logarithms_of_warm_over_fresh(warm, expected):
+    results = planted("probes", lambda case: 0.8)
+    table = results.table.assign(gradient_noise=np.where(results.table.condition == "fresh", 1.0, warm))
+    results = sweep.Results(results.study, results.profile, table, results.curves, 0)
+    assert scorecard.probe_ratio(results, "gradient_noise", [1, 2]).tolist() == pytest.approx([expected] * 3)
