@@ -1,6 +1,7 @@
-# make book    the book at PROFILE, in _build/html/index.html
+# make book    the book at PROFILE, in _build/html/index.html; CHAPTERS=warm_start,reset for some of it
 # make test    all tests: software, science, every chapter, the book
 PROFILE ?= quick
+CHAPTERS ?=
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -8,7 +9,7 @@ RUN := $(VENV)/bin/python -m
 .PHONY: book test lint format bench lock clean
 
 book: $(VENV)/ready
-	$(RUN) repro book --profile $(PROFILE)
+	$(RUN) repro book --profile $(PROFILE) $(if $(CHAPTERS),--chapters $(CHAPTERS))
 
 test: $(VENV)/ready
 	$(RUN) pytest
