@@ -15,6 +15,17 @@ ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = book.chapters(ROOT)
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(autouse=True)
+def one_store(own_folders, results, monkeypatch):
+    """What the first test trains, the second one reads."""
+    monkeypatch.setenv("REPRO_RESULTS", str(results))
+
+
 @pytest.mark.slow
 def test_every_chapter_runs_alone_under_nbmake_at_smoke(tmp_path):
     for chapter in CHAPTERS:
