@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.config import ALL, HALF, InputError, Subset
-from repro.subsets import p_full, portions
+from repro.config import ALL, HALF, Dataset, InputError, Model, Run, Stage, Subset
+from repro.subsets import examples, p_full, portions
 
 # Stages of appendix A.3
 
@@ -110,3 +110,36 @@ def test_p_full_grows_from_zero_to_one():
 def test_p_full_is_a_probability_that_never_falls(a, b, gamma):
     low, high = (p_full(step, 1, gamma) for step in sorted((a, b)))
     assert 0 <= low <= high <= 1
+
+
+def smooth(gamma, epochs=50, train=2000):
+    stage = Stage(epochs, dataclasses.replace(HALF, gamma=gamma))
+    return Run(Dataset("digits", train, 10), Model(2, 1), (stage,), batch_size=100)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.9])
+def test_examples_come_from_outside_the_half_as_often_as_p_says(gamma):
+    """Half of the draws from all of the data fall outside the half: p(n) / 2 of each epoch's examples."""
+    run, labels = smooth(gamma), np.arange(2000) % 10
+    half, steps = portions(labels, HALF, seed=0), 20
+    for epoch in (0, 1, 10, 49):
+        p = p_full(epoch * steps + np.arange(steps), 50 * steps, gamma).mean() / 2
+        outside = ~np.isin(examples(run, labels, epoch), half)
+        assert outside.mean() == pytest.approx(p, abs=4 * (0.25 / outside.size) ** 0.5)
+
+
+def test_a_smooth_transition_starts_within_the_half_and_ends_in_all_of_the_data():
+    run, labels = smooth(0.5), np.arange(2000) % 10
+    half = portions(labels, HALF, seed=0)
+    assert np.isin(examples(run, labels, 0)[0], half).all()
+    assert (
+        len(np.unique(np.concatenate([examples(run, labels, e).ravel() for e in (45, 46, 47, 48, 49)])))
+        > 1900
+    )
+
+
+def test_without_gamma_every_example_is_met_once_in_an_epoch():
+    run, labels = dataclasses.replace(smooth(0.5), stages=(Stage(3, HALF),)), np.arange(2000) % 10
+    for epoch in range(2):
+        assert sorted(examples(run, labels, epoch).ravel()) == portions(labels, HALF, seed=0).tolist()
+    assert (examples(run, labels, 0) != examples(run, labels, 1)).any()
