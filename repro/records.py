@@ -191,7 +191,9 @@ def table(cases: Iterable, store: Store, window: int) -> pd.DataFrame:
             row |= {key: record[key] for key in ("seconds", "device", "precision", "data")}
             rows.append(row)
     columns = ["condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"]
-    return pd.DataFrame(rows, columns=None if rows else columns)
+    made = pd.DataFrame(rows, columns=None if rows else columns)
+    factors = dict.fromkeys(name for case in cases for name in case.factors)
+    return made.assign(**{name: math.nan for name in factors if name not in made})
 
 
 def curves(cases: Iterable, store: Store) -> pd.DataFrame:

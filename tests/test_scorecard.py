@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from repro import profiles, scorecard, sweep
+from repro.records import Store
 from repro.studies import STUDIES
 
 
@@ -109,3 +110,33 @@ def test_probe_ratios_are_logarithms_of_warm_over_fresh(warm, expected):
     table = results.table.assign(gradient_noise=np.where(results.table.condition == "fresh", 1.0, warm))
     results = sweep.Results(results.study, results.profile, table, results.curves, 0)
     assert scorecard.probe_ratio(results, "gradient_noise", [1, 2]).tolist() == pytest.approx([expected] * 3)
+
+
+def record(case):
+    """Write a record of a case with made-up curves."""
+    made = [
+        dict.fromkeys(("train_loss", "train_accuracy", "test_accuracy"), [0.5] * s.epochs)
+        for s in case.run.stages
+    ]
+    measured = {"gradient_noise": 1.0, "sharpness": 1.0} if case.run.probes else {}
+    known = {"seconds": 1.0, "device": "x", "precision": "x", "data": "x"}
+    Store.of("smoke").write(case.run, diverged=None, curves=made, probes=measured, **known)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_scorecard_can_be_drawn_up_whatever_is_recorded(study):
+    """All of one study, which holds parts of others; before that, its first runs alone."""
+    profile = profiles.profile("smoke")
+    cases = STUDIES[study].cases(profile)
+    for part in (cases[:1], cases[: len(cases) // 2], cases):
+        for case in part:
+            record(case)
+        card = scorecard.scorecard(profile)
+        assert {verdict.verdict for verdict in card.values()} <= {
+            "not run",
+            "inconclusive",
+            "reproduced",
+            "contradicted",
+        }
+    beyond_smoke = "no_speed", "appears_early"  # accuracies and epochs that it does not reach
+    assert all(card[claim.id].effect.n == 3 for claim in scorecard.of(study) if claim.id not in beyond_smoke)
