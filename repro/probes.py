@@ -17,10 +17,8 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro.config import InputError, Model
+from repro.config import PROBES, InputError, Model
 from repro.models import ResNet
-
-NAMES = ("gradient_noise", "sharpness")
 
 # Streams of random numbers; they do not depend on a run, as every network is probed alike.
 ORDER, START = range(2)
@@ -162,8 +160,8 @@ def measure(
     Images [n, C, H, W] with labels [n] are a population's training images; the
     network is rebuilt on their device, in their precision.
     """
-    if unknown := [name for name in names if name not in NAMES]:
-        raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(NAMES)}")
+    if unknown := [name for name in names if name not in PROBES]:
+        raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(PROBES)}")
     network = ResNet(model, x.shape[1], classes).to(x)
     network.load_member(0, state)
     probes = {

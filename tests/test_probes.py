@@ -281,7 +281,7 @@ def test_measure_probes_the_network_of_a_state(dtype):
     assert found == pytest.approx({"sharpness": alone, "gradient_noise": noise}, rel=rel)
     assert torch.backends.cudnn.allow_tf32 is allowed
     assert measure([], state, TINY, x, y, 3, 8) == {}
-    assert measure(probes.NAMES[:1], state, TINY, x, y, 3, 8).keys() == {"gradient_noise"}
+    assert measure(probes.PROBES[:1], state, TINY, x, y, 3, 8).keys() == {"gradient_noise"}
 
 
 def test_float64_weights_are_not_rounded_on_their_way():
@@ -289,7 +289,7 @@ def test_float64_weights_are_not_rounded_on_their_way():
     made = network()
     for tensor in made.member(0).values():
         tensor.mul_(math.pi / 3)  # no float32 any more, as the first weights are
-    found = measure(probes.NAMES, made.member(0), TINY, x, y, classes=3, batch_size=8)
+    found = measure(probes.PROBES, made.member(0), TINY, x, y, classes=3, batch_size=8)
     assert tuple(found.values()) == probe_both(made, x, y)
 
 
@@ -297,8 +297,8 @@ def test_measure_of_a_diverged_network_is_nan():
     x, y = examples(20)
     state = network().member(0)
     state["module3.0.conv1.weight"][0] = math.nan
-    found = measure(probes.NAMES, state, TINY, x, y, classes=3, batch_size=8)
-    assert found.keys() == set(probes.NAMES) and all(map(math.isnan, found.values()))
+    found = measure(probes.PROBES, state, TINY, x, y, classes=3, batch_size=8)
+    assert found.keys() == set(probes.PROBES) and all(map(math.isnan, found.values()))
 
 
 def test_measure_refuses_an_unknown_probe():
