@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.pyplot import close
 from scipy import stats as distributions
 
-from repro import contributions, profiles, scorecard
+from repro import contributions, scorecard
 from repro.claims import ALPHA, FEWEST_SEEDS, Verdict
 from repro.config import MODULES
 from repro.profiles import Profile
@@ -100,11 +100,6 @@ def readings(profile: Profile, study: str) -> dict[str, str]:
     """What the whole scorecard says of each claim that a study decides, by the claim's id."""
     card = scorecard.scorecard(profile)
     return {claim.id: str(card[claim.id]) for claim in scorecard.of(study)}
-
-
-def scale(profile: str, seeds: int | None = None, settings: str = "") -> Profile:
-    """The profile that a chapter's parameters name."""
-    return profiles.profile(profile, filter(None, settings.split(",")), seeds or None)
 
 
 def tally(verdicts: Iterable[Verdict]) -> dict[str, str]:

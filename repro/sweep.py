@@ -38,6 +38,11 @@ def results(study: Study, profile: Profile) -> Results:
     return Results(study, profile, table, records.curves(cases, store), len(cases) - len(table))
 
 
+def scale(profile: str, seeds: int | None = None, settings: str = "") -> Profile:
+    """The profile that a chapter's parameters name; `settings` changes fields: "width=16, train=500"."""
+    return profiles.profile(profile, filter(None, settings.split(",")), seeds or None)
+
+
 def run_study(
     name: str,
     profile: str = "quick",
@@ -46,12 +51,8 @@ def run_study(
     device: str = "auto",
     settings: str = "",
 ) -> Results:
-    """The results of a study, after training whatever of it is not recorded yet.
-
-    `settings` overrides fields of the profile: "width=16, train=500".
-    """
-    [study] = studies([name])
-    chosen = profiles.profile(profile, filter(None, settings.split(",")), seeds or None)
+    """The results of a study, after training whatever of it is not recorded yet."""
+    [study], chosen = studies([name]), scale(profile, seeds, settings)
     with shown() as progress:
         cases = study.cases(chosen)
         made, store = plan(case.run for case in cases), Store.of(chosen.name)
