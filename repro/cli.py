@@ -19,7 +19,10 @@ from rich.table import Table
 
 from repro.config import InputError
 
+STOPPED = 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+published = typer.Typer(no_args_is_help=True, help="Look after recorded results.")
+app.add_typer(published, name="results")
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 Names = Annotated[
@@ -30,6 +33,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="change a field of the profile")
 ]
 Seeds = Annotated[int | None, typer.Option("--seeds", help="how many; the profile's own by default")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="FACTOR=VALUE", help="runs with this value of a factor, and fresh ones"),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 
@@ -65,21 +72,55 @@ def plan(
     speed: Annotated[
         float | None, typer.Option(help="training images per second, to turn the work into hours")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="train each network for some seconds, to know its hours here")
+    ] = False,
+    gpus: Annotated[
+        str | None, typer.Option(help="numbers of GPUs to plan for, such as 1,8,64, each of that speed")
+    ] = None,
+    price: Annotated[float, typer.Option(help="of a GPU for an hour, in any currency")] = 0.0,
 ) -> None:
-    """Say what studies take: runs, epochs with and without sharing, and hours at a given speed."""
-    from repro import plans, profiles
+    """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
+    from repro import costs, plans, profiles
     from repro import studies as questions
 
+    counts = re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", gpus or "1")
+    if (speed is not None and speed <= 0) or (gpus and (not (speed or measure) or not counts)):
+        raise InputError(
+            f"--gpus takes numbers such as 1,8,64, not {gpus!r}, and a --speed above 0 or --measure"
+        )
+    if speed and measure:
+        raise InputError("--speed is given or found by --measure: choose one of them")
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
-    hours = () if speed is None else ("#hours",)
+    hours = ("#hours",) if speed or measure else ()
     table = _table("study", "#runs", "#epochs alone", "#epochs shared", "#steps", *hours)
     cases = {study.name: [case.run for case in study.cases(chosen)] for study in asked}
     every = [run for runs in cases.values() for run in runs]
+    slots = 1
+    if measure:
+        from repro import calibration
+
+        slots, found = calibration.engine().slots, calibration.seconds_per_step(every)
+        console.print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
+
+    def seconds(run) -> float:
+        return found[calibration.shape(run)] if measure else run.batch_size / (speed or 1)
+
     for name, runs in [*cases.items(), ("all together", every)]:
         made = plans.plan(runs)
         numbers = [len(made.wanted), made.epochs_alone, made.epochs, made.steps]
-        cost = [] if speed is None else [f"{made.steps * chosen.batch_size / speed / 3600:,.1f}"]
+        cost = [f"{costs.forecast(made, seconds, slots).hours:,.1f}" for _ in hours]
         table.add_row(name, *(f"{n:,}" for n in numbers), *cost)
+    console.print(table)
+    if gpus is None:
+        return
+    cost = ("#cost of training", "#cost of holding") if price else ()
+    table = _table("#GPUs", "#hours", "#at least", "#GPU-hours", "#busy", *cost, "#storage")
+    for number in map(int, gpus.split(",")):
+        f = costs.forecast(made, seconds, number)
+        money = (f"{price * hours:,.0f}" for hours in (f.gpu_hours, f.gpus * f.hours))
+        numbers = [f"{f.hours:,.1f}", f"{f.least:,.1f}", f"{f.gpu_hours:,.1f}", f"{100 * f.busy:.0f} %"]
+        table.add_row(str(f.gpus), *numbers, *(money if price else ()), f"{f.bytes / 1e9:,.2f} GB")
     console.print(table)
 
 
@@ -89,36 +130,56 @@ def run(
     profile: ProfileName = "quick",
     settings: Settings = None,
     seeds: Seeds = None,
+    only: Only = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16")] = "auto",
     time_limit: Annotated[str | None, typer.Option(help="stop cleanly after this long: 90s, 9m, 2h")] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="CLUSTER", help="slurm, or a Dask scheduler: tcp://host:8786")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="most jobs of SLURM at once; 8 by default")] = None,
 ) -> None:
-    """Train what studies lack and record it; stopped at any time, the same command goes on."""
+    """Train what studies lack and record it; stopped at any time, the same command goes on.
+
+    Without names all studies, what says most first.
+    """
     from repro import profiles
     from repro import studies as questions
 
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
-    _sweep(chosen, asked, device, precision, time_limit)
+    if only or names:
+        factors = dict(_factor(item) for item in only or ())
+        runs = [case.run for study in asked for case in questions.only(study, study.cases(chosen), factors)]
+    else:
+        runs = questions.by_value(chosen)
+    limit = _seconds(time_limit)
+    if status := _sweep(chosen, runs, device, precision=precision, time_limit=limit, on=on, jobs=jobs):
+        raise typer.Exit(status)
 
 
-def _sweep(chosen, asked, device: str, precision: str = "auto", time_limit: str | None = None) -> None:
+def _factor(item: str) -> tuple[str, str]:
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise InputError(f"--only takes FACTOR=VALUE, such as modules=456, not {item!r}")
+    return name, value
+
+
+def _sweep(chosen, runs, device: str, **settings) -> int:
+    """Exit status of training what is missing of the runs."""
     from repro import plans, workers
     from repro.progress import shown
     from repro.records import Store
 
-    limit, store = _seconds(time_limit), Store.of(chosen.name)
-    made = plans.plan(case.run for study in asked for case in study.cases(chosen))
+    store = Store.of(chosen.name)
+    made = plans.plan(runs)
     with shown() as progress:
-        outcome = workers.execute(
-            made, store, device=device, precision=precision, time_limit=limit, progress=progress
-        )
+        outcome = workers.execute(made, store, device=device, progress=progress, **settings)
     console.print(f"{progress.recorded} of {progress.runs} runs recorded in {store.folder}")
-    for failure in outcome.failures:
-        print(f"repro: {failure}", file=sys.stderr)
+    for line in outcome.differences + outcome.failures:
+        print(f"repro: {line}", file=sys.stderr)
     if not outcome.finished:
         console.print("stopped; the same command goes on from here")
-    if outcome.failures or not outcome.finished:
-        raise typer.Exit(1 if outcome.failures else 3)
+    return 1 if outcome.failures else 0 if outcome.finished else STOPPED
 
 
 def _seconds(text: str | None) -> float | None:
@@ -137,9 +198,13 @@ def status(
     """Count the recorded runs of each study."""
     from repro import profiles
     from repro import studies as questions
+
+    _count(profiles.profile(profile, settings or (), seeds), questions.studies(names or ()))
+
+
+def _count(chosen, asked) -> None:
     from repro.records import Store
 
-    chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
     store = Store.of(chosen.name)
     there = store.ids()
     table = _table("study", "#recorded", "#of", "#missing")
@@ -180,27 +245,66 @@ def book(
     chapters: Annotated[str | None, typer.Option(help="names with commas between; all by default")] = None,
     settings: Settings = None,
     seeds: Seeds = None,
-    device: Device = "auto",
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda or none; none, which trains nothing, but for built-in data"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder for _build; that of the project by default")
     ] = None,
     jobs: Annotated[int, typer.Option(help="chapters executed at once")] = 2,
+    pdf: Annotated[bool, typer.Option("--pdf", help="a PDF of each chapter too; needs Chromium")] = False,
 ) -> None:
-    """Train what the chapters lack, execute them, and render the book to OUT/_build/html."""
+    """Train what the chapters lack, execute them, and render the book to OUT/_build/html.
+
+    Chapters of downloaded data sets take hours to train: they show what is recorded.
+    `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
+    """
     from repro import book as pages
     from repro import profiles
     from repro import studies as questions
+    from repro.downloads import SOURCES
 
     pages.require_tools()
-    chosen = profiles.profile(profile, settings or (), seeds)
+    fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
+    if len(fields) < len(settings or ()):
+        seeds = seeds or profiles.profile(profile, settings or ()).seeds
+    chosen = profiles.profile(profile, fields, seeds)
     asked = [name.strip() for name in chapters.split(",")] if chapters else None
-    stems = {path.stem for path in pages.select(pages.project_root(), asked)}
-    parameters = {"seeds": seeds, "device": device, "settings": ", ".join(settings or ())}
+    device = device or ("none" if chosen.dataset in SOURCES else "auto")
+    parameters = {"seeds": seeds, "device": device, "settings": ", ".join(fields)}
     parameters = {name: value for name, value in parameters.items() if value not in (None, "")}
-    for path in pages.select(pages.project_root(), asked):
-        pages.check_parameters(path, {"profile": profile, **parameters})
-    _sweep(chosen, [study for study in questions.studies() if study.chapter in stems], device)
-    raise typer.Exit(pages.make_book(profile, asked, parameters, out, jobs))
+    stems = {path.stem for path in pages.check(profile, asked, parameters, pdf)}
+    asked_of, status = [study for study in questions.studies() if study.chapter in stems], 0
+    if device == "none":
+        _count(chosen, asked_of)
+    else:
+        status = _sweep(chosen, [case.run for study in asked_of for case in study.cases(chosen)], device)
+    if status != STOPPED:  # a chapter that lacks a run fails by itself
+        status = max(status, pages.make_book(profile, asked, parameters, out, jobs, pdf=pdf))
+    raise typer.Exit(status)
+
+
+@published.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[PROFILE]...", help="all by default")] = None,
+) -> None:
+    """Check every recorded result, and say which device and commit it is from."""
+    from repro import published as results
+
+    wrong = False
+    for folder in results.folders(names or []):
+        rows, problems = results.verify(folder)
+        summary = results.summary(rows)
+        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in summary))
+        for row in summary.itertuples(index=False):
+            table.add_row(*map(str, row))
+        console.print(f"{folder}: {len(rows)} sound records, {len(problems)} problems")
+        console.print(table)
+        for problem in problems:
+            print(f"repro: {problem}", file=sys.stderr)
+        wrong = wrong or bool(problems)
+    raise typer.Exit(int(wrong))
 
 
 @app.command()

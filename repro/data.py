@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from repro.config import Dataset, InputError
-from repro.downloads import SOURCES, cache, named
+from repro.downloads import SIDE, SOURCES, cache, named
 from repro.npz import Images, pack, read
 
 CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
@@ -156,3 +156,12 @@ def counts(dataset: Dataset) -> tuple[int, int]:
         return dataset.train or SOURCES[dataset.name].train, SOURCES[dataset.name].classes
     full = images(dataset)
     return len(full.y_train), full.classes
+
+
+def side(dataset: Dataset) -> int:
+    """Height and width of an image in pixels; a named data set need not be here."""
+    if dataset.fingerprint is None and dataset.name == "digits":
+        return CANVAS
+    if dataset.fingerprint is None and dataset.name in SOURCES:
+        return SIDE
+    return images(dataset).x_train.shape[1]

@@ -18,6 +18,8 @@ import numpy as np
 from repro.config import InputError
 from repro.npz import ARRAYS, Images, one_line, pack, read
 
+SIDE = 32  # of an image of any of them, in pixels
+
 
 @dataclass(frozen=True)
 class Source:
@@ -112,7 +114,7 @@ def _keep(name: str, found: Images, origin: str) -> Images:
     if not _faithful(name, full):
         raise InputError(
             f"{origin} is not {name}: expected its {source.train} training and {source.test} test images, "
-            f"uint8 [n, 32, 32, 3], with labels 0 to {source.classes - 1}"
+            f"uint8 [n, {SIDE}, {SIDE}, 3], with labels 0 to {source.classes - 1}"
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +135,7 @@ def _faithful(name: str, full: Images) -> bool:
     shapes = [full.x_train.shape, full.x_test.shape]
     return (
         full.x_train.dtype == np.uint8
-        and shapes == [(source.train, 32, 32, 3), (source.test, 32, 32, 3)]
+        and shapes == [(source.train, SIDE, SIDE, 3), (source.test, SIDE, SIDE, 3)]
         and full.classes == source.classes
         and source.fingerprint in (None, full.fingerprint)
     )

@@ -7,18 +7,21 @@ with, and gives the results it would have given.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import sys
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
-from repro import records
+from repro import data
 from repro.config import ALL, Run
 from repro.records import Store
 from repro.subsets import steps_per_epoch
+
+CACHED = 2**20  # numbers in a layer of a population, beyond which a core slows down
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,27 @@ class Batch:
     """Trajectories that train together, as one population."""
 
     trajectories: tuple[Trajectory, ...]
-    part_of: str = ""  # a planned batch of more trajectories, and which of them are left in this one
+    whole: Batch | None = None  # the planned batch of which this is what is to be trained
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
-        if self.part_of:
-            return self.part_of
-        names = ",".join(run.id for t in self.trajectories for run in t.runs)
+        """The hash of its runs; for a part that of the whole, and which of its trajectories these are."""
+        if self.whole is not None:
+            chosen = set(self.trajectories)
+            mask = sum(1 << i for i, t in enumerate(self.whole.trajectories) if t in chosen)
+            return f"{self.whole.id}-{mask:x}"
+        names = ",".join(run.id for run in self.runs)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for t in self.trajectories for run in t.runs)
+
+    @functools.cached_property
+    def starts(self) -> frozenset[str]:
+        """Ids of the runs whose last network is where a trajectory starts."""
+        parents = (t.longest.parent for t in self.trajectories)
+        return frozenset(run.id for run in parents if run is not None)
 
     @property
     def steps(self) -> int:
@@ -81,14 +97,18 @@ class Plan:
 
 
 def population_size(run: Run) -> int:
-    """How many networks of this shape train together: small ones leave a processor idle."""
-    return max(1, 64 // run.model.width)
+    """How many networks of this shape train together, as `benchmarks/NOTES.md` has measured it.
+
+    Small ones leave a core idle, large ones crowd its cache.
+    """
+    activations = run.batch_size * run.model.width * data.side(run.dataset) ** 2  # of a layer of module 1
+    return max(1, min(64 // run.model.width, CACHED // activations))
 
 
 def plan(runs: Iterable[Run]) -> Plan:
     """Group runs into trajectories and those into batches; shared pretraining appears once.
 
-    Runs asked for first, and seed by seed, come first.
+    Runs asked for first come first.
     """
     wanted = {run.id: run for run in runs}
     rank: dict[str, int] = {}  # of the first wanted run that a run serves
@@ -114,7 +134,7 @@ def plan(runs: Iterable[Run]) -> Plan:
 
     batches = []
     for alike in shapes.values():
-        alike.sort(key=lambda t: (t.longest.split_seed, min(rank[r.id] for r in t.runs)))
+        alike.sort(key=lambda t: min(rank[r.id] for r in t.runs))
         size = population_size(alike[0].longest)
         chunks = -(-len(alike) // size)
         for i in range(chunks):  # of nearly equal size
@@ -163,33 +183,42 @@ def with_epochs(run: Run, epochs: int) -> Run:
 
 def missing(plan: Plan, store: Store) -> set[str]:
     """Ids of wanted runs without a sound record; an unsound one is set aside, with a warning."""
-    absent = set(plan.wanted) - store.ids()
-    for run_id in set(plan.wanted) - absent:
-        try:
-            store.read(run_id)
-        except records.DamagedRecord as damage:
-            warnings.warn(f"{damage}; set aside as {store.set_aside(run_id).name}", stacklevel=2)
-            absent.add(run_id)
-    return absent
+    there = store.ids()
+    return {name for name in plan.wanted if name not in there or store.sound(name) is None}
 
 
-def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[Batch]:
+def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Batch, frozenset[str]]]:
     """What is left to train, in order, for the absent runs to be recorded.
 
-    Of a batch only the trajectories still needed are left, or those that lie
-    together in a checkpoint that has all of these.
+    Parts of planned batches, each with the ids of those of its runs that are
+    needed: the absent ones, and those whose network is lacking where another
+    starts.
     """
     needed = set(absent)
-    left = []
+    parts = []
     for batch in reversed(plan.batches):
-        pending = sum(1 << i for i, t in enumerate(batch.trajectories) if any(r.id in needed for r in t.runs))
-        if pending:
-            found = store.checkpoint(batch.id).parent.glob(f"{batch.id}-*.pt")
-            begun = [int(path.stem.partition("-")[2], 16) for path in found]
-            kept = min((b for b in begun if b & pending == pending), key=int.bit_count, default=pending)
-            chosen = tuple(t for i, t in enumerate(batch.trajectories) if kept >> i & 1)
-            batch = Batch(chosen, f"{batch.id}-{kept:x}")
-            left.append(batch)
-            starts = (t.longest.parent for t in batch.trajectories)
-            needed |= {run.id for run in starts if run is not None and not store.snapshot(run.id).exists()}
-    return left[::-1]
+        if part := left(batch, store, needed):
+            parts.append((part, frozenset(run.id for run in part.runs if run.id in needed)))
+            needed |= {name for name in part.starts if not store.snapshot(name).exists()}
+    return parts[::-1]
+
+
+def left(batch: Batch, store: Store, needed: Set[str]) -> Batch | None:
+    """The part of a planned batch to train for the needed runs, None where there are none of them.
+
+    These trajectories alone, or those that lie together in a checkpoint that has
+    all of these. Checkpoints of which nothing is left to train are deleted.
+    """
+    pending = sum(1 << i for i, t in enumerate(batch.trajectories) if any(r.id in needed for r in t.runs))
+    begun = {}
+    for path in store.checkpoint(batch.id).parent.glob(f"{batch.id}-*.pt"):
+        with contextlib.suppress(ValueError):
+            begun[int(path.stem.partition("-")[2], 16)] = path
+    if not pending:
+        for mask, path in begun.items():
+            runs = [run for i, t in enumerate(batch.trajectories) if mask >> i & 1 for run in t.runs]
+            if all(store.path(run.id).exists() or store.snapshot(run.id).exists() for run in runs):
+                path.unlink(missing_ok=True)
+        return None
+    kept = min((mask for mask in begun if mask & pending == pending), key=int.bit_count, default=pending)
+    return Batch(tuple(t for i, t in enumerate(batch.trajectories) if kept >> i & 1), batch)

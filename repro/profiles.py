@@ -111,11 +111,13 @@ PROFILES = {
         dataclasses.replace(
             _PAPER,
             name="laptop",
-            train=4000,
+            train=3000,
             test=2000,
             width=16,
+            depth=1,
+            batch_size=64,
             pretraining_epochs=20,
-            tuning_epochs=30,
+            tuning_epochs=20,
             window=5,
             full_grids=False,
         ),
@@ -161,3 +163,11 @@ def _setting(text: str) -> tuple[str, object]:
     except ValueError:
         allowed = ("a number" if kind is float else "a whole number") + (" or all" if optional else "")
         raise InputError(f"{field} takes {allowed}, not {value!r}") from None
+
+
+def changes(profile: Profile) -> list[str]:
+    """The `field=value` settings that make this profile of the named one."""
+    base = dataclasses.asdict(PROFILES[profile.name])
+    values = {name: v for name, v in dataclasses.asdict(profile).items() if v != base[name]}
+    words = {None: "all", True: "true", False: "false"}
+    return [f"{name}={words[v] if v is None or isinstance(v, bool) else v}" for name, v in values.items()]

@@ -21,11 +21,8 @@ class Progress:
     accuracy: float = 0.0  # mean test accuracy of that population, fraction
     show: Callable[[Progress], None] = lambda progress: None
 
-    def update(
-        self, *, recorded: int = 0, steps_done: int = 0, epoch: str = "", accuracy: float = 0.0
-    ) -> None:
-        """Add to the counts, take over what is said of the population, and show it."""
-        self.recorded += recorded
+    def update(self, *, steps_done: int = 0, epoch: str = "", accuracy: float = 0.0) -> None:
+        """Add to the steps, take over what is said of the population, and show it."""
         self.steps_done += steps_done
         self.epoch, self.accuracy = epoch or self.epoch, accuracy or self.accuracy
         self.show(self)
@@ -71,7 +68,7 @@ def _plain(every: float) -> Progress:
         if not progress.steps_done or (now - last < every and not finished):
             return
         last = now
-        left = (now - started) * (progress.steps / progress.steps_done - 1)
+        left = (now - started) * max(0, progress.steps / progress.steps_done - 1)  # some are done twice
         print(f"{progress.line}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return Progress(show=show)

@@ -15,7 +15,6 @@ import math
 import os
 import re
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,14 +23,16 @@ import pandas as pd
 
 import repro
 from repro.config import InputError, Run, as_json, run_from_json, run_id
+from repro.files import Damaged, create, set_aside
 
 SCHEMA = 1
 CURVES = ("train_loss", "train_accuracy", "test_accuracy")
+COPIED = ("seconds", "device", "precision", "data")  # from a record to its row of a table
+COLUMNS = (  # of a table, besides factors and probes
+    *("condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"),
+    *COPIED,
+)
 ROOT = Path(repro.__file__).resolve().parent.parent
-
-
-class DamagedRecord(Exception):
-    """A file of the store that cannot be trusted; the message names it and says why."""
 
 
 def results_folder() -> Path:
@@ -63,24 +64,6 @@ def _text(record: dict) -> str:
     return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
 
 
-def atomic_write(path: Path, content: bytes) -> bool:
-    """Create `path` whole or not at all; False, and nothing changed, where it exists already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(partial).chmod(0o644)
-        os.link(partial, path)  # unlike a rename, fails where another worker was first
-    except FileExistsError:
-        return False
-    finally:
-        Path(partial).unlink(missing_ok=True)
-    return True
-
-
 class Store:
     """The records of one profile: a folder of `<run id>.json`."""
 
@@ -102,25 +85,65 @@ class Store:
         """Where a population in training lies, to go on from."""
         return self.folder / ".checkpoints" / f"{batch_id}.pt"
 
+    @property
+    def leases(self) -> Path:
+        """Where processes say what they train."""
+        return self.folder / ".leases"
+
     def ids(self) -> set[str]:
         """Ids that have a file, sound or not."""
         return {path.stem for path in self.folder.glob("[0-9a-f]*.json")}
 
     def write(self, run: Run, **content: object) -> bool:
-        """Record a finished run; False where it was recorded before, which then stands."""
+        """Record a finished run; False where a sound record was there before, which then stands."""
         record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}
         record["checksum"] = _checksum(record)
-        return atomic_write(self.path(record["id"]), _text(record).encode())
+        text = _text(record).encode()
+        while not create(self.path(record["id"]), text):
+            if self.sound(record["id"]) is not None:
+                return False
+        return True
+
+    def difference(self, run: Run, diverged: int | None, curves: list[dict]) -> str | None:
+        """How a second training of a recorded run came out differently, in a line, or None."""
+        first = self.read(run_id(run))
+        if (first["diverged"], first["curves"]) == (diverged, curves):
+            return None
+        places = (
+            f"{name.replace('_', ' ')} from epoch {epoch} of stage {stage} on"
+            for stage, (a, b) in enumerate(zip(first["curves"], curves, strict=False), start=1)
+            for name in CURVES
+            for epoch, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=1)
+            if x != y
+        )
+        differs = next(places, "the number of epochs")
+        return (
+            f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
+        )
+
+    def sound(self, run_id: str) -> dict | None:
+        """The record of a run, or None; one that is damaged is set aside with a warning."""
+        try:
+            return self.read(run_id)
+        except FileNotFoundError:
+            return None
+        except Damaged as damage:
+            warnings.warn(f"{damage}; set aside as {set_aside(self.path(run_id))}", stacklevel=2)
+            return None
 
     def read(self, run_id: str) -> dict:
-        """The record of a run; raises `FileNotFoundError`, or `DamagedRecord` where it is unsound."""
+        """The record of a run; raises `FileNotFoundError`, or `Damaged` where it is unsound."""
         path = self.path(run_id)
         try:
             record = json.loads(path.read_bytes())
-        except ValueError:
-            raise DamagedRecord(f"{path}: not JSON") from None
+        except (ValueError, RecursionError):
+            raise Damaged(f"{path}: not JSON") from None
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Damaged(f"{path}: {error.strerror}") from None
         if reason := defect(record, run_id):
-            raise DamagedRecord(f"{path}: {reason}")
+            raise Damaged(f"{path}: {reason}")
         return record
 
     def load(self, run_ids: Iterable[str]) -> dict[str, dict]:
@@ -131,14 +154,9 @@ class Store:
                 found[name] = self.read(name)
             except FileNotFoundError:
                 continue
-            except DamagedRecord as damage:
+            except Damaged as damage:
                 warnings.warn(f"skipped {damage}", stacklevel=2)
         return found
-
-    def set_aside(self, run_id: str) -> Path:
-        """Rename a damaged record, so that its run can be trained anew; the new name."""
-        path = self.path(run_id)
-        return path.replace(path.with_suffix(".json.damaged"))
 
 
 def defect(record: object, name: str) -> str | None:
@@ -153,7 +171,7 @@ def defect(record: object, name: str) -> str | None:
             return f"it holds run {run_id(run)}"
         curves = record["curves"]
         whole = record["diverged"] is None
-        if missing := [name for name in ("seconds", "device", "precision", "data") if name not in record]:
+        if missing := [name for name in COPIED if name not in record]:
             return f"no {missing[0]}"
         if not 1 <= len(curves) <= len(run.stages) or (whole and len(curves) < len(run.stages)):
             return f"{len(curves)} stages of curves for {len(run.stages)} stages"
@@ -188,10 +206,9 @@ def table(cases: Iterable, store: Store, window: int) -> pd.DataFrame:
             row |= {"test_accuracy": sum(tail) / len(tail), "train_accuracy": last["train_accuracy"][-1]}
             row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
             row |= record.get("probes", {})
-            row |= {key: record[key] for key in ("seconds", "device", "precision", "data")}
+            row |= {key: record[key] for key in COPIED}
             rows.append(row)
-    columns = ["condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"]
-    made = pd.DataFrame(rows, columns=None if rows else columns)
+    made = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     factors = dict.fromkeys(name for case in cases for name in case.factors)
     return made.assign(**{name: math.nan for name in factors if name not in made})
 
@@ -213,6 +230,6 @@ def curves(cases: Iterable, store: Store) -> pd.DataFrame:
             part.insert(0, "total", part.epoch + done)
             done += len(part)
             parts.append(part.assign(condition=case.condition, seed=case.seed, stage=number, **case.factors))
-    return (
-        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["condition", "seed", *CURVES])
-    )
+    factors = dict.fromkeys(name for case in cases for name in case.factors)
+    columns = ["total", "epoch", *CURVES, "condition", "seed", "stage", *factors]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)

@@ -6,7 +6,7 @@ Studies share runs: a run in two of them has one id and is trained once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from repro.config import ALL, HALF, MODULES, InputError, Model, Optimizer, Run, Stage, Subset
@@ -317,3 +317,48 @@ def studies(names: Iterable[str] = ()) -> list[Study]:
     if unknown := [name for name in names if name not in STUDIES]:
         raise InputError(f"unknown study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
     return [STUDIES[name] for name in dict.fromkeys(names)]
+
+
+def factor_text(value: object) -> str:
+    """A value of a factor as commands and pages write it."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def only(study: Study, cases: Iterable[Case], chosen: Mapping[str, str]) -> list[Case]:
+    """The cases with these values of factors, and those without the factor, with which they are compared.
+
+    Raises `InputError` on a factor or a value that the study does not have.
+    """
+    cases = list(cases)
+    for name, value in chosen.items():
+        known = dict.fromkeys(factor_text(case.factors[name]) for case in cases if name in case.factors)
+        if not known:
+            factors = dict.fromkeys(factor for case in cases for factor in case.factors)
+            raise InputError(
+                f"{study.name} has no factor {name!r}: choose from {', '.join(factors) or 'none'}"
+            )
+        if value not in known:
+            raise InputError(
+                f"{study.name} has no {name} {value!r}: choose from {', '.join(filter(None, known))}"
+            )
+        cases = [case for case in cases if factor_text(case.factors.get(name, value)) == value]
+    return cases
+
+
+def by_value(profile: Profile) -> list[Run]:
+    """The runs of all studies, those that say most first, so that a sweep cut short is worth most.
+
+    On the grids of the paper two seeds of everything come before the other seeds.
+    """
+    first = [warm_start(profile), optimizers(profile)]
+    if profile.full_grids:
+        few = replace(profile, study_seeds=min(2, profile.study_seeds))
+        figure_1 = warm_start(replace(profile, width=64, seeds=min(3, profile.seeds)))
+        order = (reset, pretraining_length, two_phases, probes, smooth_transition, stages, capacity, beyond)
+        first += [*(cases(few) for cases in order), figure_1]
+    else:
+        last = [MODULES[k:] for k in range(len(MODULES) + 1)]
+        last_reset = [c for c in reset(profile) if c.run.stages[-1].reset in last]
+        first += [last_reset, two_phases(profile), pretraining_length(profile)]
+    rest = (study.cases(profile) for study in STUDIES.values())
+    return list(dict.fromkeys(case.run for cases in [*first, *rest] for case in cases))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,6 +25,14 @@ class Results:
     table: pd.DataFrame  # a row per run, see `records.table`
     curves: pd.DataFrame  # a row per epoch, see `records.curves`
     missing: int  # runs not recorded
+
+    @property
+    def whole_seeds(self) -> Results:
+        """The results of those seeds of which every run is recorded."""
+        there = set(self.table.run_id)
+        short = {case.seed for case in self.study.cases(self.profile) if case.run.id not in there}
+        table, curves = (frame[~frame.seed.isin(short)] for frame in (self.table, self.curves))
+        return dataclasses.replace(self, table=table, curves=curves)
 
     @property
     def gaps(self) -> pd.DataFrame:
@@ -51,8 +60,10 @@ def run_study(
     device: str = "auto",
     settings: str = "",
 ) -> Results:
-    """The results of a study, after training whatever of it is not recorded yet."""
+    """The results of a study, after training what of it is not recorded yet; not with the device `none`."""
     [study], chosen = studies([name]), scale(profile, seeds, settings)
+    if device == "none":
+        return results(study, chosen)
     with shown() as progress:
         cases = study.cases(chosen)
         made, store = plan(case.run for case in cases), Store.of(chosen.name)

@@ -9,8 +9,11 @@ from a checkpoint goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import io
 import math
+import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro import data
+from repro import data, files
 from repro.config import MODULES, InputError, Optimizer, Run
 from repro.models import ResNet
 from repro.npz import Images
@@ -40,11 +43,14 @@ class Snapshot:
     diverged: int | None = None  # epoch of the last stage at which the loss was no longer finite
 
     def save(self, path: Path) -> None:
-        save_atomically(vars(self), path)
+        save(vars(self), path)
 
     @classmethod
     def load(cls, path: Path) -> Snapshot:
-        return cls(**torch.load(path, weights_only=True))
+        content = load(path)
+        if content.keys() != cls.__dataclass_fields__.keys():
+            raise files.Damaged(f"{path}: not a network of this version")
+        return cls(**content)
 
 
 @dataclass
@@ -72,12 +78,22 @@ class Stopped(Exception):
     """Training was asked to stop; what was done so far is in the checkpoint."""
 
 
-def save_atomically(content: object, path: Path) -> None:
-    """Write `content` for `torch.load`; the file that was there stays until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(content, partial)
-    partial.replace(path)
+def save(content: object, path: Path) -> None:
+    """Write `content` for `load`; the file that was there stays until the new one is whole."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    files.replace(path, files.sealed(path.stem, buffer.getvalue()))
+
+
+def load(path: Path, device: torch.device | None = None) -> dict:
+    """What was saved under this very name; raises `files.Damaged`, or `FileNotFoundError`."""
+    content = files.unsealed(path)
+    try:
+        return dict(torch.load(io.BytesIO(content), weights_only=True, map_location=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError) as error:
+        raise files.Damaged(f"{path}: {' '.join(str(error).split())[:200]}") from error
 
 
 def _optimizer(spec: Optimizer, network: ResNet) -> torch.optim.Optimizer:
@@ -187,24 +203,37 @@ class Population:
             "epoch": self.epoch,
             "seconds": seconds,
         }
-        save_atomically(content, path)
+        try:
+            save(content, path)
+        except OSError as error:  # the last good one stays; what is trained is not given up for it
+            warnings.warn(f"{path}: {error.strerror}; training goes on without this checkpoint", stacklevel=2)
 
     def resume(self, path: Path) -> float:
-        """Go on from a checkpoint of this very population; the seconds spent before it."""
-        content = torch.load(path, weights_only=True, map_location=self.device)
-        if content["runs"] != [member.run.id for member in self.members]:
-            raise InputError(f"{path} is the checkpoint of other runs: delete it")
-        if content["precision"] != self.precision:
+        """Go on from a checkpoint of this very population; the seconds spent before it.
+
+        Raises `files.Damaged` where it is none, and leaves the population undefined.
+        """
+        content = load(path, self.device)
+        if content.get("runs") != [member.run.id for member in self.members]:
+            raise files.Damaged(f"{path}: the checkpoint of other runs")
+        if content.get("precision") != self.precision:
             raise InputError(
-                f"{path} was begun in {content['precision']}: go on in it, or delete it to begin "
+                f"{path} was begun in {content.get('precision')}: go on in it, or delete it to begin "
                 f"anew in {self.precision}"
             )
-        self.network.load_state_dict(content["network"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        for member, curve in zip(self.members, content["curves"], strict=True):
+        try:
+            self.network.load_state_dict(content["network"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.epoch, curves, seconds = (content[name] for name in ("epoch", "curves", "seconds"))
+            if any(len(values) > self.epoch for curve in curves for values in curve.values()):
+                raise ValueError("curves longer than training")
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise files.Damaged(f"{path}: {' '.join(str(error).split())[:200]}") from error
+        for member, curve in zip(self.members, curves, strict=True):
             member.curve = curve
-        self.epoch = content["epoch"]
-        return content["seconds"]
+        return seconds
 
 
 def train_population(
@@ -228,7 +257,11 @@ def train_population(
     resumed = checkpoint is not None and checkpoint.exists()
     started = saved = time.perf_counter()
     if resumed:
-        started -= population.resume(checkpoint)
+        try:
+            started -= population.resume(checkpoint)
+        except files.Damaged as damage:
+            warnings.warn(f"{damage}; set aside as {files.set_aside(checkpoint)}", stacklevel=2)
+            population = Population(members, device, precision)
     while True:
         seconds = time.perf_counter() - started
         due = [p for p, member in enumerate(members) if member.due(population.epoch)]

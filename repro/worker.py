@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import platform
 import signal
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -16,9 +18,11 @@ from pathlib import Path
 import numpy
 import torch
 
-from repro import data, probes, records
+from repro import data, files, leases, probes, records
 from repro.config import InputError, Run
-from repro.plans import Batch, Trajectory
+from repro.costs import training_bytes
+from repro.models import ResNet
+from repro.plans import Batch, Trajectory, left
 from repro.records import Store
 from repro.subsets import steps_per_epoch
 from repro.training import PRECISIONS, Member, Snapshot, Stopped, resident, train_population
@@ -59,27 +63,139 @@ def serve(descriptor: int) -> None:
         with contextlib.suppress(OSError):  # the parent is gone: `poll` says so at the end of the epoch
             pipe.send(news)
 
+    warnings.showwarning = lambda message, *_, **__: tell(warning=str(message))
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while (job := pipe.recv()) is not None:
             try:
                 end = train_batch(job, tell, pipe.poll)
-            except OSError:
-                raise
-            except Exception as error:
-                traceback.print_exc()
-                end = " ".join(f"{type(error).__name__}: {error}".split())
+            except InputError as error:
+                tell(failure=str(error), runs=[run.id for run in job.batch.runs])
+                end = ("failed", "")
             pipe.send(end)
-            if end == "stopped":
+            if end[0] == "stopped":
                 return
 
 
-def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool]) -> str:
-    """Train the batch from its parents' snapshots; leaves records of wanted runs and snapshots of parents.
+def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool]) -> tuple[str, str]:
+    """Train what is left of a batch; leaves records of wanted runs and snapshots of parents.
 
-    Gives `done` or, once `stop()` is true, `stopped`, with a checkpoint left
-    behind. `report` is told what `Progress.update` takes.
+    Gives how it ended, done, failed, stopped, busy or lacking, and a word on it.
+    `report` is told what `Sweep.hear` takes. Runs that fail together are tried
+    again apart: each by itself after an error, by halves where memory was short.
     """
-    batch, store, device = job.batch, Store(Path(job.folder)), torch.device(job.device)
+    store = Store(Path(job.folder))
+    device, _ = choose_device(job.device)
+    job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
+    try:
+        with leases.held(store.leases, (run.id for run in job.batch.whole.runs)):
+            return _train_leased(job, store, report, stop)
+    except leases.Busy as busy:
+        return "busy", str(busy)
+    except OSError as error:  # of the leases
+        return _failed(job.batch, error, report)
+
+
+def _train_leased(
+    job: Job, store: Store, report: Callable[..., None], stop: Callable[[], bool]
+) -> tuple[str, str]:
+    needed = {name for name in job.needed if not _there(name, job, store)}  # no other sweep was faster
+    part = left(job.batch.whole, store, needed)
+    parts, end = [part] if part else [], ("done", "")
+    while parts:
+        part = parts.pop(0)
+        together = len(part.trajectories)
+        try:
+            if (unfinished := _train(part, job, store, report, stop)) is not None:
+                return unfinished
+        except InputError:
+            raise
+        except OSError as error:
+            end = _failed(part, error, report)
+        except Exception as error:
+            starved = _out_of_memory(error)
+            if not starved and together == 1:
+                traceback.print_exc()
+            traceback.clear_frames(error.__traceback__)  # they hold the networks
+            size = -(-together // 2) if starved else 1
+            if together > 1:
+                store.checkpoint(part.id).unlink(missing_ok=True)
+                parts[:0] = [
+                    Batch(part.trajectories[i : i + size], part.whole) for i in range(0, together, size)
+                ]
+                what = f"{together} networks at once need more memory than there is" if starved else error
+                warnings.warn(f"batch {part.id}: {_line(what)}; now {size} at a time", stacklevel=2)
+                continue
+            run, device = part.trajectories[0].longest, torch.device(job.device)
+            end = _failed(part, _too_large(run, device) if starved else error, report)
+    left(job.batch.whole, store, set())  # removes checkpoints that this made useless
+    return end
+
+
+def _there(name: str, job: Job, store: Store) -> bool:
+    return store.sound(name) is not None if name in job.wanted else store.snapshot(name).exists()
+
+
+def _failed(part: Batch, error: object, report: Callable[..., None]) -> tuple[str, str]:
+    if isinstance(error, OSError):
+        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    report(failure=_line(error), runs=[run.id for run in part.runs])
+    return "failed", ""
+
+
+def _line(error: object) -> str:
+    kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
+    return " ".join(f"{kind}{error}".split())[:300]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether it is for want of memory, of the GPU or of the host: there PyTorch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _too_large(run: Run, device: torch.device) -> str:
+    """That one network is too large, and which one would not be."""
+    sizes = [(run.model.width, run.batch_size >> i) for i in range(1, 8) if run.batch_size >> i >= 8]
+    sizes += [(run.model.width >> i, run.batch_size) for i in range(1, 31) if run.model.width >> i]
+    fitting = next((size for size in sizes if _fits(run, *size, device)), None)
+    advice = f"; width={fitting[0]} with batch_size={fitting[1]} would fit" if fitting else ""
+    return (
+        f"a network of width {run.model.width} with batches of {run.batch_size} needs more than the "
+        f"{_memory(device) / 2**30:,.1f} GiB of memory here{advice}"
+    )
+
+
+def _fits(run: Run, width: int, batch_size: int, device: torch.device) -> bool:
+    """Whether a network of this size finds the memory it needs: on a GPU by a step, else by its weights."""
+    images, model = data.images(run.dataset), dataclasses.replace(run.model, width=width)
+    channels, side = images.x_train.shape[3], images.x_train.shape[1]
+    if 2 * training_bytes(model, channels, images.classes) > _memory(device):
+        return False
+    if device.type == "cpu":  # where trying may end in being killed
+        return width < run.model.width
+    try:
+        with torch.device("meta"):
+            network = ResNet(model, channels, images.classes)
+        network.to_empty(device=device)
+        optimizer = torch.optim.Adam(network.parameters())
+        network(torch.zeros(batch_size, channels, side, side, device=device)).sum().backward()
+        optimizer.step()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes of memory of the GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _train(
+    batch: Batch, job: Job, store: Store, report: Callable[..., None], stop: Callable[[], bool]
+) -> tuple[str, str] | None:
+    """Train the batch from its parents' snapshots; None, or why it could not come to its end."""
+    device, images = torch.device(job.device), data.images(batch.trajectories[0].longest.dataset)
     environment = {
         "population": len(batch.trajectories),
         "precision": job.precision,
@@ -87,7 +203,7 @@ def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool])
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
         "versions": versions(),
         "commit": records.commit(),
-        "data": data.images(batch.trajectories[0].longest.dataset).fingerprint,
+        "data": images.fingerprint,
     }
 
     def keep(trajectory: Trajectory, snapshot: Snapshot, ended: bool, epoch: int) -> None:
@@ -97,14 +213,19 @@ def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool])
                 if run.id in job.parents:
                     snapshot.save(store.snapshot(run.id))
                 if run.id in job.wanted:
-                    measured = _measured(run, snapshot, device)
-                    if store.write(run, **_outcome(snapshot), **measured, **environment):
-                        report(recorded=1)
+                    outcome, measured = _outcome(snapshot), _measured(run, snapshot, device)
+                    if store.write(run, **outcome, **measured, **environment):
+                        report(recorded=run.id)
+                    elif line := store.difference(run, outcome["diverged"], outcome["curves"]):
+                        report(difference=line)
 
+    starts = {name: _start(name, batch, store) for name in batch.starts}
+    if lacking := sorted(name for name, start in starts.items() if start is None):
+        return "lacking", f"the network in which run {lacking[0]} ended is not there"
     trained, members = [], []
     for trajectory in batch.trajectories:
         parent = trajectory.longest.parent
-        start = Snapshot.load(store.snapshot(parent.id)) if parent is not None else None
+        start = starts[parent.id] if parent is not None else None
         if start is not None and start.diverged is not None:
             keep(trajectory, start, ended=True, epoch=0)  # nothing to go on from
             continue
@@ -115,6 +236,9 @@ def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool])
     checkpoint = store.checkpoint(batch.id)
     if members:
         run = members[0].run
+        channels, classes = images.x_train.shape[3], images.classes
+        if len(members) * training_bytes(run.model, channels, classes) > _memory(device):
+            raise MemoryError  # now, not when the system begins to kill for it
         steps, last = len(members) * steps_per_epoch(run), run.stages[-1].epochs
 
         def on_epoch(epoch: int, accuracies: list[float]) -> None:
@@ -128,9 +252,28 @@ def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool])
             for p, epoch, snapshot in training:
                 keep(trained[p], snapshot, members[p].ended, epoch)
         except Stopped:
-            return "stopped"
+            return "stopped", ""
     checkpoint.unlink(missing_ok=True)
-    return "done"
+    return None
+
+
+def _start(name: str, batch: Batch, store: Store) -> Snapshot | None:
+    """The network in which a parent ended; None where it is not there, or was damaged and set aside."""
+    path, run = store.snapshot(name), batch.trajectories[0].longest
+    images = data.images(run.dataset)
+    with torch.device("meta"):
+        network = ResNet(run.model, images.x_train.shape[3], images.classes)
+    shapes = {key: tensor.shape for key, tensor in network.member(0).items()}
+    try:
+        snapshot = Snapshot.load(path)
+        if {key: tensor.shape for key, tensor in snapshot.state.items()} != shapes:
+            raise files.Damaged(f"{path}: not a network of this shape")
+    except FileNotFoundError:
+        return None
+    except files.Damaged as damage:
+        warnings.warn(f"{damage}; set aside as {files.set_aside(path)}", stacklevel=2)
+        return None
+    return snapshot
 
 
 def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, dict[str, float]]:

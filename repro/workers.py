@@ -3,13 +3,13 @@
 A slot is a GPU, or a share of the processor's cores. A child is a plain process
 on a pipe: no daemon, no port. It tells what it does along the pipe, stops at the
 end of an epoch when told to or when its parent is gone, and pays for its
-start-up once. A killed child is replaced and its batch tried again; an error in
-Python is not retried.
+start-up once. A killed child is replaced and its batch tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -17,18 +17,24 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 
+from repro import files, leases
+from repro.config import InputError
 from repro.plans import Batch, Plan, missing, unfinished
 from repro.progress import Progress
 from repro.records import ROOT, Store
 
-TRIES = 3  # of a batch whose child was killed
+TRIES = 3  # of a batch whose child was killed, or whose parents' networks were not there
 FEW_STEPS = 3000  # of small networks take no longer than a child takes to start
 BEAT = 0.2  # seconds between looks at the clock and at signals
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PAUSE = 2.0  # seconds before another look at a batch that another sweep trains
 
 
 @dataclass
@@ -36,19 +42,123 @@ class Outcome:
     """How a sweep ended."""
 
     finished: bool = True  # every missing run was trained, or failed
-    failures: list[str] = field(default_factory=list)  # one line per batch that could not be trained
+    failures: list[str] = field(default_factory=list)  # a line for what could not be trained
+    differences: list[str] = field(default_factory=list)  # a line for a run that came out in two ways
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """What a child needs to know to train a batch."""
 
     batch: Batch
+    needed: frozenset[str]  # ids of its runs of which something is lacking
     wanted: frozenset[str]  # ids of runs to record
     parents: frozenset[str]  # ids of runs whose network to keep
     folder: str  # of the store
     device: str
     precision: str
+
+
+class Sweep:
+    """What is left of a plan, what is in training, and what came of the rest."""
+
+    def __init__(self, plan: Plan, store: Store, progress: Progress, device: str, precision: str) -> None:
+        self.plan, self.store, self.progress = plan, store, progress
+        self.device, self.precision = device, precision
+        self.outcome = Outcome()
+        self.training: list[Job] = []
+        self.tries: Counter[str] = Counter()  # of planned batches
+        self.rests: dict[str, float] = {}  # when to look again at batches that other sweeps train
+        self.lost: set[str] = set()  # ids of runs that failed, or start from one that did
+        self.left: list[Job] = []
+        self.look()
+        progress.runs, progress.steps = len(plan.wanted), sum(job.batch.steps for job in self.left)
+        self.count()
+        progress.show(progress)
+
+    def look(self) -> None:
+        """Take from the store what is left."""
+        absent = missing(self.plan, self.store)
+        busy = {job.batch.whole.id for job in self.training}
+        self.left = [
+            Job(
+                batch=part,
+                needed=needed,
+                wanted=needed & absent,
+                parents=self.plan.parents & {run.id for run in part.whole.runs},
+                folder=str(self.store.folder),
+                device=self.device,
+                precision=self.precision,
+            )
+            for part, needed in unfinished(self.plan, self.store, absent)
+            if part.whole.id not in busy
+        ]
+        self._drop_lost()
+
+    def count(self) -> None:
+        """Tell how many runs are recorded by now, by whatever sweep."""
+        before = self.progress.recorded
+        self.progress.recorded = len(self.store.ids() & self.plan.wanted.keys())
+        if self.progress.recorded != before:
+            self.progress.show(self.progress)
+
+    def next(self) -> Job | None:
+        """The first job whose parents are trained, now to be trained; None where there is none yet."""
+        awaited = {name for job in [*self.training, *self.left] for name in job.needed}
+        for i, job in enumerate(self.left):
+            rested = self.rests.get(job.batch.whole.id, 0) <= time.monotonic()
+            if rested and not job.batch.starts & awaited:
+                self.training.append(self.left.pop(i))
+                return job
+        return None
+
+    def hear(self, **news: object) -> None:
+        """Take in what a child tells while it trains."""
+        if "warning" in news:
+            warnings.warn(news["warning"], stacklevel=1)
+        elif "difference" in news:
+            self.outcome.differences.append(news["difference"])
+        elif "failure" in news:
+            self.fail(news["failure"], news["runs"])
+        elif "recorded" in news:
+            self.count()
+        else:
+            self.progress.update(**news)
+
+    def fail(self, line: str, runs: list[str]) -> None:
+        """Give up runs and all that start from them."""
+        some = f"run {runs[0]}" + (f" and {len(runs) - 1} that train with it" if runs[1:] else "")
+        self.outcome.failures.append(f"{some}: {line}")
+        self.lost.update(runs)
+        for batch in self.plan.batches:
+            for t in batch.trajectories:
+                if t.longest.parent is not None and t.longest.parent.id in self.lost:
+                    self.lost.update(run.id for run in t.runs)
+        self._drop_lost()
+
+    def _drop_lost(self) -> None:
+        """Of what is left, keep what does not start from a run that failed."""
+        kept = [(job, job.needed - self.lost) for job in self.left]
+        self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
+
+    def settle(self, job: Job, end: str, said: str = "") -> None:
+        """Take in how the training of a job ended: done, failed, stopped, busy, lacking or killed."""
+        self.training.remove(job)
+        name = job.batch.whole.id
+        if end in ("stopped", "busy", "killed"):
+            self.left.insert(0, job)
+        if end == "busy":
+            if name not in self.rests:
+                warnings.warn(f"batch {name} is in training by {said}: waiting for it", stacklevel=1)
+            self.rests[name] = time.monotonic() + PAUSE
+        if end in ("killed", "lacking"):
+            self.tries[name] += 1
+            if self.tries[name] == TRIES:
+                self.left = [other for other in self.left if other is not job]
+                self.fail(f"tried {TRIES} times: {said}", [run.id for run in job.batch.runs])
+            elif end == "lacking":
+                self.look()
+        self.count()
 
 
 def execute(
@@ -60,56 +170,79 @@ def execute(
     time_limit: float | None = None,
     slots: int | None = None,
     progress: Progress | None = None,
+    on: str | None = None,
+    jobs: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train and record every missing run of the plan.
+    """Train and record every missing run of the plan, here or on a cluster (`cluster.connected`).
 
-    Stops between two epochs once it gets SIGINT or SIGTERM or `time_limit`
-    seconds have passed, and leaves checkpoints, from which the next call goes on.
+    Stops between two epochs once it gets SIGINT or SIGTERM, `stop()` is true or
+    `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
     """
-    progress = progress or Progress()
-    absent = missing(plan, store)
-    batches = unfinished(plan, store, absent)
-    progress.runs, progress.recorded = len(plan.wanted), len(plan.wanted) - len(absent)
-    progress.steps = sum(batch.steps for batch in batches)
-    progress.show(progress)
-    if not batches:
-        return Outcome()
+    try:
+        sweep = Sweep(plan, store, progress or Progress(), device, precision)
+        if not sweep.left:
+            return sweep.outcome
 
-    from repro import worker  # torch, only where something is to be trained
+        from repro import worker  # torch, only where something is to be trained
 
-    device, gpus = worker.choose_device(device)
-    precision = worker.choose_precision(device, precision)
-    worker.check_data(batches[0])
-    jobs = [
-        Job(batch, frozenset(absent), plan.parents, str(store.folder), device, precision) for batch in batches
-    ]
+        # The machine that trains is the one to say whether it has a GPU.
+        device, gpus = worker.choose_device("auto" if on and device == "cuda" else device)
+        worker.choose_precision(device, precision)
+        worker.check_data(plan.batches[0])
+        _clean(store)
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+        ) from error
     cores = gpus or os.cpu_count() or 1
     slots = slots or max(1, min(cores, len(plan.batches)))
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     with _stop_signals() as signalled:
 
         def stopping() -> bool:
-            return signalled.is_set() or time.monotonic() >= deadline
+            return signalled.is_set() or stop() or time.monotonic() >= deadline
 
+        if on is not None:
+            from repro import cluster
+
+            with cluster.connected(on, *filter(None, [jobs])) as client:
+                return cluster.run(sweep, client, stopping)
         if slots == 1 or (not gpus and plan.steps < FEW_STEPS):
-            return _here(jobs, progress, stopping)
-        return _in_children(jobs, slots, max(1, cores // slots), bool(gpus), progress, stopping)
+            return _here(sweep, stopping)
+        return _in_children(sweep, slots, max(1, cores // slots), bool(gpus), stopping)
 
 
-def _here(jobs: list[Job], progress: Progress, stopping: Callable[[], bool]) -> Outcome:
-    """Train the jobs in this process."""
+def _clean(store: Store) -> None:
+    """Remove what killed processes left behind; raises `OSError` where nothing can be written."""
+    store.leases.mkdir(parents=True, exist_ok=True)
+    files.time_here(store.leases)
+    leases.sweep(store.leases)
+    for folder in (store.folder, store.snapshot("").parent, store.checkpoint("").parent):
+        files.sweep_partials(folder)
+
+
+def _here(sweep: Sweep, stopping: Callable[[], bool]) -> Outcome:
+    """Train what is left in this process."""
     from repro import worker
 
-    for job in jobs:
-        if worker.train_batch(job, progress.update, stopping) == "stopped":
-            return Outcome(finished=False)
-    return Outcome()
+    end = ""
+    while sweep.left and end != "stopped":
+        if (job := sweep.next()) is not None:
+            end, said = worker.train_batch(job, sweep.hear, stopping)
+            sweep.settle(job, end, said)
+        elif stopping():
+            break
+        else:
+            time.sleep(BEAT)  # what is left is in training elsewhere
+    sweep.outcome.finished = not sweep.left
+    return sweep.outcome
 
 
-class _Child:
+class Child:
     """A process that trains the jobs sent to it."""
 
-    def __init__(self, threads: int, gpu: int | None) -> None:
+    def __init__(self, threads: int, gpu: int | None = None) -> None:
         self.pipe, far = Pipe()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
@@ -117,9 +250,17 @@ class _Child:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[gpu] if len(visible) > gpu > 0 else str(gpu)
         call = f"from repro.worker import serve; serve({far.fileno()})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", call], pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, env=environment
-        )
+        # Blocked signals stay blocked in the child, which may get one before it has begun to ignore them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", call],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         far.close()
         self.job: Job | None = None
 
@@ -127,6 +268,13 @@ class _Child:
         self.job = job
         with contextlib.suppress(OSError):  # it died: the next look at the pipe tells
             self.pipe.send(job)
+
+    def heard(self) -> dict | tuple[str, str]:
+        """The next that it tells: news of its job, or how that ended; waits for it."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            return "killed", _death(self.process.wait())
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):
@@ -137,17 +285,18 @@ class _Child:
         self.process.wait()
 
 
-def _in_children(
-    jobs: list[Job],
-    slots: int,
-    threads: int,
-    gpus: bool,
-    progress: Progress,
-    stopping: Callable[[], bool],
-) -> Outcome:
-    """Train the jobs in as many children as there are slots, parents before their branches."""
-    outcome, tries, left = Outcome(), dict.fromkeys(jobs, 0), list(jobs)
-    children = [_Child(threads, i if gpus else None) for i in range(slots)]
+def _death(status: int) -> str:
+    if status != -signal.SIGKILL:
+        return f"its process ended with status {status}"
+    return (
+        "its process was killed (SIGKILL), as systems do that run out of memory: "
+        "a smaller width or batch_size needs less"
+    )
+
+
+def _in_children(sweep: Sweep, slots: int, threads: int, gpus: bool, stopping: Callable[[], bool]) -> Outcome:
+    """Train what is left in as many children as there are slots, parents before their branches."""
+    children = [Child(threads, i if gpus else None) for i in range(slots)]
     stopped = False
     try:
         while True:
@@ -156,66 +305,30 @@ def _in_children(
                 for child in children:
                     child.stop()
             for child in children:
-                job = _next(left, children) if child.job is None and not stopped else None
-                if job is not None:
-                    left.remove(job)
+                if child.job is None and not stopped and (job := sweep.next()) is not None:
                     child.start(job)
             busy = {child.pipe: i for i, child in enumerate(children) if child.job is not None}
             if not busy:
-                break
+                if stopped or not sweep.left:
+                    break
+                time.sleep(BEAT)  # what is left is in training elsewhere
+                continue
             for pipe in wait(list(busy), timeout=BEAT):
-                i = busy[pipe]
-                child = children[i]
-                message = _received(pipe)
+                child = children[busy[pipe]]
+                message = child.heard()
                 if isinstance(message, dict):
-                    progress.update(**message)
+                    sweep.hear(**message)
                     continue
-                if message is None:  # killed, by hand or for want of memory
-                    code = child.process.wait()
-                    child.close()
-                    children[i] = _Child(threads, i if gpus else None)
-                    tries[child.job] += 1
-                    if tries[child.job] < TRIES:
-                        left.insert(0, child.job)
-                        continue
-                    message = f"its process ended {TRIES} times, last with status {code}"
-                elif message == "stopped":
-                    left.insert(0, child.job)
-                if message not in ("done", "stopped"):
-                    outcome.failures.append(f"batch {child.job.batch.id}: {message}")
-                    lost = [child.job]  # and all that starts from it, parents before their branches
-                    for job in list(left):
-                        if any(_needs(job, other) for other in lost):
-                            left.remove(job)
-                            lost.append(job)
+                sweep.settle(child.job, *message)
                 child.job = None
+                if message[0] == "killed" and not stopped:
+                    child.close()
+                    children[busy[pipe]] = Child(threads, busy[pipe] if gpus else None)
     finally:
         for child in children:
             child.close()
-    outcome.finished = not left
-    return outcome
-
-
-def _received(pipe: Connection) -> dict | str | None:
-    try:
-        return pipe.recv()
-    except (EOFError, OSError):
-        return None
-
-
-def _next(left: list[Job], children: list[_Child]) -> Job | None:
-    """The first job whose parents are trained."""
-    busy = [child.job for child in children if child.job is not None]
-    for job in left:
-        if not any(_needs(job, other) for other in [*busy, *left]):
-            return job
-    return None
-
-
-def _needs(job: Job, other: Job) -> bool:
-    """Whether a network of `job` starts where one of `other` ends."""
-    starts = {t.longest.parent.id for t in job.batch.trajectories if t.longest.parent is not None}
-    return any(run.id in starts for t in other.batch.trajectories for run in t.runs)
+    sweep.outcome.finished = not sweep.left
+    return sweep.outcome
 
 
 @contextlib.contextmanager
@@ -228,7 +341,7 @@ def _stop_signals() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
     try:
         yield event
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro import cli
+from repro import book, cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +49,7 @@ BAD = {
     "a time limit": (["run", "--time-limit", "soon"], "--time-limit takes a number"),
     "an option": (["run", "--profil", "smoke"], "No such option: --profil"),
     "a command": (["rnu"], "No such command 'rnu'"),
+    "a setting of the book": (["book", "--set", "sedes=5"], "unknown setting 'sedes=5'"),
     "a chapter": (["book", "--chapters", "warm_strat"], "unknown chapter 'warm_strat'"),
     "a data set": (["run", "--set", "dataset=cifar11"], "unknown data set 'cifar11': choose from digits"),
     "a file": (["run", "--set", "dataset=nowhere.npz"], "there is no file"),
@@ -135,3 +136,19 @@ def test_module_runs_as_a_program(tmp_path):
         [sys.executable, "-m", "repro", "studies"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "warm_start" in done.stdout
+
+
+def test_seeds_set_for_a_book_are_those_of_every_study(repro, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "_sweep", lambda profile, runs, _: asked.append((profile, list(runs))) or 0)
+    monkeypatch.setattr(book, "make_book", lambda *request, **options: asked.append(request) or 0)
+    arguments = ["--profile", "smoke", "--chapters", "reset,stages", "--set", "seeds=5", "--set", "width=3"]
+    assert repro("book", *arguments)[0] == 0
+    (profile, runs), request = asked
+    assert (profile.seeds, profile.study_seeds, profile.width) == (5, 5, 3)
+    assert {run.init_seed for run in runs} == set(range(5))
+    assert request[:3] == (
+        "smoke",
+        ["reset", "stages"],
+        {"seeds": 5, "device": "auto", "settings": "width=3"},
+    )

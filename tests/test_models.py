@@ -38,8 +38,8 @@ def plain_logits(state, x, depth, training):
             y = F.conv2d(x, state[f"{name}.conv1.weight"], stride=stride, padding=1)
             y = F.conv2d(F.relu(norm(y, f"{name}.norm1")), state[f"{name}.conv2.weight"], padding=1)
             if stride == 2:
-                x = F.conv2d(x, state[f"{name}.shortcut.0.weight"], stride=2)
-                x = norm(x, f"{name}.shortcut.1")
+                x = F.conv2d(x, state[f"{name}.shortcut.1.weight"], stride=2)
+                x = norm(x, f"{name}.shortcut.2")
             x = F.relu(norm(y, f"{name}.norm2") + x)
     return F.linear(x.mean((2, 3)), state["module6.weight"][0], state["module6.bias"][0])
 

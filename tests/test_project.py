@@ -36,7 +36,8 @@ def test_lock_pins_every_requirement_to_one_version_and_names_no_index():
 
 
 @pytest.mark.parametrize(
-    "module", ["records", "stats", "figures", "claims", "studies", "sweep", "cli", "book"]
+    "module",
+    ["records", "stats", "figures", "claims", "studies", "sweep", "explorer", "panels", "cli", "book"],
 )
 def test_light_modules_leave_torch_alone(module):
     code = f"import sys, repro.{module}; sys.exit('torch' in sys.modules)"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from repro import records
 from repro.config import HALF, Dataset, Model, Run, Stage, as_json
-from repro.records import CURVES, DamagedRecord, Store
+from repro.files import Damaged, set_aside
+from repro.records import CURVES, Store
 from repro.studies import Case
 
 RUN = Run(Dataset("digits", 64, 32), Model(2, 1), (Stage(3, HALF), Stage(4)), 16)
@@ -53,7 +54,7 @@ def forged(store, made=RUN, **changes):
 
 
 def assert_damaged(store, run=RUN):
-    with pytest.raises(DamagedRecord) as damage:
+    with pytest.raises(Damaged) as damage:
         store.read(run.id)
     assert str(store.path(run.id)) in str(damage.value)
     with pytest.warns(UserWarning, match=f"skipped .*{run.id}.json"):
@@ -78,6 +79,12 @@ def test_the_first_record_of_a_run_stands(store):
     store.write(RUN, **content(seed=0))
     before, age = store.path(RUN.id).read_bytes(), store.path(RUN.id).stat().st_mtime_ns
     assert store.write(RUN, **content(seed=1)) is False
+    first = content(seed=0)["curves"]
+    assert store.difference(RUN, None, first) is None
+    assert "train loss from epoch 1 of stage 1 on" in store.difference(RUN, None, content(seed=1)["curves"])
+    late = [first[0], {**first[1], "test_accuracy": [*first[1]["test_accuracy"][:3], 0.5]}]
+    assert "test accuracy from epoch 4 of stage 2 on" in store.difference(RUN, None, late)
+    assert "number of epochs" in store.difference(RUN, 3, first[:1])
     assert store.path(RUN.id).read_bytes() == before
     assert store.path(RUN.id).stat().st_mtime_ns == age
     assert len(list(store.folder.iterdir())) == 1
@@ -184,7 +191,7 @@ def assert_found_out(sound, place, byte):
     try:
         assert store.read(RUN.id) == record
         return False
-    except DamagedRecord as damage:
+    except Damaged as damage:
         assert str(store.path(RUN.id)) in str(damage)
         return True
 
@@ -299,7 +306,7 @@ def test_load_keeps_the_sound_and_warns_of_the_damaged(store):
 def test_a_damaged_record_is_set_aside_and_makes_room(store):
     store.folder.mkdir(parents=True)
     store.path(RUN.id).write_text("{}")
-    aside = store.set_aside(RUN.id)
+    aside = store.folder / set_aside(store.path(RUN.id))
     assert aside.read_text() == "{}"
     assert aside.name == f"{RUN.id}.json.damaged"
     assert store.ids() == set()
@@ -451,7 +458,10 @@ for _ in range(12):
         while True:
             write(seed)
             seed += 1
-    time.sleep(random.uniform(0.002, 0.06))
+    before = len(store.ids())
+    while len(store.ids()) == before:  # it has begun, however busy the machine
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     start += 100_000

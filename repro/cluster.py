@@ -1,0 +1,187 @@
+"""Runs a plan on a Dask cluster: the same children, one for each thread of its workers.
+
+Dask brings jobs to machines and notices those that are gone. All else is as on
+one machine: a child trains a batch whose leases it got, records go to the store,
+which all machines must share, and whatever is trained twice counts once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repro.config import InputError
+from repro.plans import left
+from repro.records import ROOT, Store, results_folder
+from repro.workers import BEAT, Child, Job, Outcome, Sweep
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PATIENCE = 10.0  # seconds to wait for a scheduler to answer
+JOBS = 8  # of SLURM at once
+
+_own = threading.local()  # on a worker, the child of each of its threads
+_stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
+
+
+@contextlib.contextmanager
+def connected(on: str, jobs: int = JOBS) -> Iterator[Client]:
+    """A client of the cluster that `--on` names: `slurm`, or the address of a scheduler."""
+    try:
+        import distributed
+    except ImportError:
+        raise InputError('--on needs Dask: pip install "repro[cluster]"') from None
+    with contextlib.ExitStack() as stack:
+        if on == "slurm":
+            cluster = stack.enter_context(_slurm())
+            cluster.adapt(minimum_jobs=0, maximum_jobs=jobs)
+            yield stack.enter_context(distributed.Client(cluster, security=cluster.security))
+            return
+        if not on.startswith(("tcp://", "tls://")):
+            raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
+        try:
+            client = distributed.Client(on, timeout=PATIENCE)
+        except (OSError, ValueError) as error:
+            raise InputError(f"no Dask scheduler answers at {on} ({type(error).__name__})") from error
+        yield stack.enter_context(client)
+
+
+def _slurm():
+    """A scheduler in this process whose workers are jobs of SLURM, one task each, over TLS.
+
+    Dask's own configuration (`jobqueue.slurm`) says queue, account, walltime,
+    cores and memory of a job, and what GPU it asks for.
+    """
+    if not shutil.which("sbatch"):
+        raise InputError("there is no sbatch here: --on slurm is for a machine that submits to SLURM")
+    import dask
+    from dask_jobqueue import SLURMCluster
+    from distributed import Security
+
+    folder = results_folder() / ".dask"  # certificates and logs, where all machines see them
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    setting = dask.config.get("jobqueue.slurm", {})
+    paths = f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    cluster = SLURMCluster(
+        cores=1,  # a thread, so one child, in each worker
+        processes=1,
+        job_cpu=setting.get("job-cpu") or setting.get("cores") or 4,
+        memory=setting.get("memory") or "16GB",
+        walltime=setting.get("walltime") or "04:00:00",
+        security=Security.temporary(),  # the scheduler listens on all interfaces
+        shared_temp_directory=str(folder),
+        log_directory=setting.get("log-directory") or str(folder),
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        # The child's memory is not the worker's to limit.
+        worker_extra_args=["--memory-limit", "0", "--dashboard-address", "127.0.0.1:0"],
+        job_script_prologue=[paths, *(setting.get("job-script-prologue") or ())],
+        python=sys.executable,
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:  # adapting would not tell of a refusal
+        script.write(cluster.job_script())
+        script.flush()
+        asked = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True)
+    if asked.returncode:
+        cluster.close()
+        said = " ".join(asked.stderr.split())[:300]
+        raise InputError(f"SLURM refuses the job: {said}; see jobqueue.slurm in Dask's configuration")
+    return cluster
+
+
+def run(sweep: Sweep, client: Client, stopping: Callable[[], bool]) -> Outcome:
+    """Train what is left on the workers of a cluster, however many there are at a time."""
+    token, news, futures = uuid.uuid4().hex, queue.SimpleQueue(), {}
+    client.subscribe_topic(token, lambda event: news.put(event[1][0]))
+    stopped = False
+    while client.status in ("running", "connecting"):
+        if not stopped and stopping():
+            stopped = True
+            client.run(stop, token)
+        while not stopped and (job := sweep.next()) is not None:
+            key = f"{job.batch.id}-{uuid.uuid4().hex[:8]}"
+            futures[client.submit(train, job, token, key=key, pure=False)] = job
+        for future in [future for future in futures if future.done()]:
+            job = futures.pop(future)
+            if future.status == "finished":
+                sweep.settle(job, *future.result())
+            else:
+                sweep.settle(job, "killed", f"its worker was lost ({future.status})")
+        while not news.empty():
+            sweep.hear(**news.get())
+        if not futures and (stopped or not sweep.left):
+            break
+        if stopped:  # what is not in training yet need not begin
+            at_work = {key for keys in client.processing().values() for key in keys}
+            for future in [future for future in futures if future.key not in at_work]:
+                sweep.settle(futures.pop(future), "stopped")
+        time.sleep(BEAT)
+    else:
+        warnings.warn("the scheduler is gone", stacklevel=1)
+        sweep.left += futures.values()
+    sweep.outcome.finished = not sweep.left
+    return sweep.outcome
+
+
+def stop(token: str) -> None:
+    """On a worker: let the children of a sweep stop at the end of an epoch."""
+    _stopping.add(token)
+
+
+def train(job: Job, token: str) -> tuple[str, str]:
+    """On a worker: how the training of a job ended in this thread's child, after a look at the store."""
+    from distributed import get_worker
+
+    worker, store = get_worker(), Store(Path(job.folder))
+    if token in _stopping:
+        return "stopped", ""
+    if not store.leases.is_dir():
+        return "lacking", f"{store.folder} is not there on {worker.address}: workers must share it"
+    lacking = {
+        name
+        for name in job.needed
+        if not (store.path(name) if name in job.wanted else store.snapshot(name)).exists()
+    }
+    if left(job.batch.whole, store, lacking) is None:
+        return "done", ""
+    child = getattr(_own, "child", None)
+    if child is None or child.process.poll() is not None:
+        child = _own.child = Child(max(1, _cores() // worker.state.nthreads))
+    child.start(job)
+    told = False
+    while True:
+        if not told and token in _stopping:
+            told = True
+            child.stop()
+        if not child.pipe.poll(BEAT):
+            continue
+        message = child.heard()
+        if isinstance(message, dict):
+            worker.log_event(token, [message])  # to a dictionary Dask adds its own keys
+            continue
+        if message[0] in ("killed", "stopped"):
+            child.close()
+            _own.child = None
+        return message
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if granted := os.environ.get("SLURM_CPUS_PER_TASK"):  # which not every SLURM enforces
+        return int(granted)
+    with contextlib.suppress(AttributeError):  # only Linux knows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

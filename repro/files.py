@@ -1,0 +1,140 @@
+"""Files that are whole or not there, and what is done with those that are damaged.
+
+Content is written beside its place, put on the disk and only then given its
+name. What is stored in binary begins with a line that holds its name and its
+hash, so that a file cut, edited, or put in the place of another is found out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import os
+import tempfile
+from pathlib import Path
+
+SEAL = b"repro-1"  # begins every sealed file; another number, another format
+PARTIAL = ".partial"
+ABANDONED = 600.0  # seconds after which a partial file has no writer any more
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+class Damaged(Exception):
+    """A stored file that cannot be trusted; the message names it and says why."""
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Create `path` whole or not at all; False, and nothing changed, where it exists already."""
+    partial = _partial(path, content)
+    try:
+        os.link(partial, path)  # unlike a rename, fails where another worker was first
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        try:  # no hard links on this file system: take the name, then fill it
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            return False
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+    return True
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write `path`; the file that was there stays until the new one is on the disk."""
+    partial = _partial(path, content)
+    try:
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush_folder(path.parent)
+
+
+def _partial(path: Path, content: bytes) -> Path:
+    """A new file beside `path`, on the disk; nothing where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.chmod(0o644)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None  # which a full disk does not name
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+def _flush_folder(folder: Path) -> None:
+    """Put new names on the disk too; file systems that cannot do so keep them in their own way."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sealed(name: str, content: bytes) -> bytes:
+    """The content behind a line that tells its name and its hash."""
+    return _head(name, content) + content
+
+
+def unsealed(path: Path) -> bytes:
+    """The content sealed by the name that the file bears; raises `Damaged`, or `FileNotFoundError`."""
+    head, newline, content = path.read_bytes().partition(b"\n")
+    if head + newline == _head(path.stem, content):
+        return content
+    kind, *names = head.split(b" ")
+    if kind != SEAL:
+        raise Damaged(f"{path}: not a file of this format")
+    if names[:1] != [path.stem.encode()]:
+        raise Damaged(f"{path}: it holds {b' '.join(names[:1]).decode(errors='replace')[:40]!r}")
+    raise Damaged(f"{path}: checksum differs: the file was edited or cut")
+
+
+def _head(name: str, content: bytes) -> bytes:
+    digest = hashlib.sha256(name.encode() + b"\n" + content).hexdigest()
+    return b" ".join((SEAL, name.encode(), digest.encode())) + b"\n"
+
+
+def set_aside(path: Path) -> str:
+    """The name that a damaged file is given, none that is taken, so that its own is free again."""
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.damaged{number if number > 1 else ''}")
+        if not aside.exists():
+            break
+    with contextlib.suppress(FileNotFoundError):  # another process was first
+        path.rename(aside)
+    return aside.name
+
+
+def sweep_partials(folder: Path) -> None:
+    """Delete what writers that were killed have left half-written."""
+    partials = list(folder.glob(f".*{PARTIAL}"))
+    if not partials:
+        return
+    with contextlib.suppress(OSError):
+        now = time_here(folder)
+        for partial in partials:
+            with contextlib.suppress(OSError):
+                if now - partial.stat().st_mtime > ABANDONED:
+                    partial.unlink()
+
+
+def time_here(folder: Path) -> float:
+    """The time by the clock that stamps files of this folder, which may be another machine's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime

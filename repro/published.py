@@ -1,0 +1,109 @@
+"""Checks of recorded results before, and after, they are published.
+
+`Store.read` asks whether a file is a sound record of the run it is named after.
+Published records also have to agree with each other and with the repository.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from repro.config import Dataset, InputError, run_from_json
+from repro.files import Damaged
+from repro.records import ROOT, Store, results_folder
+
+SHOWN = ("device", "precision", "torch", "commit", "data")  # what a summary tells apart
+
+
+def folders(names: list[str]) -> list[Path]:
+    """Folders of records of the named profiles, of all that have one where none is named."""
+    there = sorted(path for path in results_folder().glob("*") if path.is_dir())
+    if unknown := [name for name in names if name not in {path.name for path in there}]:
+        found = ", ".join(path.name for path in there) or "none"
+        raise InputError(f"no results of {unknown[0]!r} in {results_folder()}: there are {found}")
+    return [path for path in there if not names or path.name in names]
+
+
+def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """A row per sound record of a folder, and a line for all that is wrong with it.
+
+    A record has to be a whole one of the run it is named after, with plausible
+    numbers, made by a commit of this repository, from the images that every
+    other record of the data set was made from (those on this machine, if any).
+    """
+    store, rows, problems = Store(folder), [], []
+    known = _commits()
+    images: dict[Dataset, str] = {}
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        if path.suffix != ".json":
+            problems.append(f"{path}: no record")
+            continue
+        try:
+            record = store.read(path.stem)
+            dataset = run_from_json(record["run"]).dataset
+            expected = images.setdefault(dataset, _fingerprint(dataset) or record["data"])
+            found = _implausible(record)
+            if record["data"] != expected:
+                found.append(f"made from images {record['data']}, not {expected}")
+            if known is not None and record["commit"] not in known:
+                found.append(f"made by {record['commit']}, which is no commit here")
+        except Damaged as damage:
+            problems.append(str(damage))
+            continue
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path}: malformed ({type(error).__name__}: {error})")
+            continue
+        problems += [f"{path}: {reason}" for reason in found]
+        shown = {name: record.get(name) for name in (*SHOWN, "seconds", "finished")}
+        rows.append(shown | {"torch": record["versions"]["torch"], "commit": str(record["commit"])[:10]})
+    return pd.DataFrame(rows, columns=[*SHOWN, "seconds", "finished"]), problems
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many records each device, version and commit gave, in which days and training hours."""
+    made = rows.groupby(list(SHOWN), sort=False, dropna=False)
+    return made.agg(
+        records=("seconds", "size"),
+        first=("finished", lambda x: min(x)[:10]),
+        last=("finished", lambda x: max(x)[:10]),
+        hours=("seconds", lambda x: round(x.sum() / 3600, 1)),
+    ).reset_index()
+
+
+def _implausible(record: dict) -> list[str]:
+    losses = [v for curve in record["curves"] for v in curve["train_loss"] if v is not None]
+    tests = {
+        "a negative loss": any(v < 0 for v in losses),
+        "no seconds": not record["seconds"] > 0,
+        "no population": not record["population"] >= 1,
+        "finished in the future": datetime.fromisoformat(record["finished"]) > datetime.now().astimezone(),
+    }
+    return [words for words, wrong in tests.items() if wrong]
+
+
+def _fingerprint(dataset: Dataset) -> str | None:
+    """That of the images, where they need no download."""
+    from repro import data, downloads
+
+    if dataset.fingerprint or (
+        dataset.name in downloads.SOURCES and not downloads.cache(dataset.name).exists()
+    ):
+        return None
+    return data.images(dataset).fingerprint
+
+
+def _commits() -> set[str] | None:
+    """All commits of this repository; None where its history is not here, or cut off."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        shallow = subprocess.run(
+            [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True
+        )
+        listed = subprocess.run([*git, "rev-list", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return None if shallow.stdout.strip() == "true" else set(listed.stdout.split())

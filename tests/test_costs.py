@@ -1,0 +1,82 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from repro import calibration, cli, costs, plans, profiles, workers
+from repro.config import HALF, Dataset, Model, Run, Stage
+from repro.models import ResNet
+from repro.records import Store
+from repro.studies import STUDIES, studies
+
+RUN = Run(Dataset("digits", 128, 32), Model(64, 1), (Stage(1),), 16)  # eight steps an epoch, each by itself
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1, 10), (12, 1, 1, 10), (16, 2, 3, 100), (64, 2, 3, 10), (5, 3, 3, 4)]
+)
+def test_numbers_of_a_network_are_those_of_its_tensors(shape):
+    width, depth, channels, classes = shape
+    with torch.device("meta"):
+        network = ResNet(Model(width, depth), channels, classes)
+    numbers = sum(tensor.numel() for tensor in network.member(0).values())
+    assert costs.network_numbers(Model(width, depth), channels, classes) == numbers
+
+
+def test_branches_wait_for_their_pretraining_and_then_share_the_machines():
+    pretraining = Stage(4, HALF)  # 16 steps
+    made = plans.plan(replace(RUN, stages=(pretraining, Stage(4, reset=r))) for r in ((), (5,), (6,)))
+    alone, two, many = (costs.forecast(made, lambda run: 3600, gpus) for gpus in (1, 2, 9))
+    assert [f.hours for f in (alone, two, many)] == [16 + 3 * 32, 16 + 2 * 32, 16 + 32]
+    assert [f.least for f in (alone, two, many)] == [112, 56, 48]
+    assert alone.gpu_hours == two.gpu_hours == 112
+    assert many.busy == pytest.approx(112 / (9 * 48))
+
+
+@given(st.lists(st.sampled_from(sorted(STUDIES)), min_size=1, max_size=3, unique=True), st.integers(1, 70))
+def test_no_forecast_is_faster_than_its_bound_or_twice_as_slow(names, gpus):
+    chosen = profiles.profile("smoke", ["width=64"])
+    made = plans.plan(case.run for study in studies(names) for case in study.cases(chosen))
+    found = costs.forecast(made, lambda run: 0.1, gpus)
+    assert found.least <= found.hours * (1 + 1e-9)
+    assert found.hours <= found.gpu_hours / gpus + found.least + 1e-9  # as Graham showed
+    assert found.gpu_hours == pytest.approx(made.steps * 0.1 / 3600)
+    if gpus == 1:
+        assert found.hours == pytest.approx(found.gpu_hours)
+
+
+def test_storage_is_what_a_sweep_leaves(tmp_path):
+    store = Store(tmp_path)
+    chosen = profiles.profile("smoke", ["train=90", "test=70", "batch_size=15", "tuning_epochs=50"])
+    made = plans.plan(case.run for case in STUDIES["warm_start"].cases(chosen))
+    workers.execute(made, store, device="cpu", slots=1)
+    records = sum(path.stat().st_size for path in store.folder.glob("*.json"))
+    networks = sum(path.stat().st_size for path in store.snapshot("x").parent.iterdir())
+    epochs = sum(stage.epochs for run in made.wanted.values() for stage in run.stages)
+    every = costs.RECORD * len(made.wanted) + costs.EPOCH * epochs
+    assert every == pytest.approx(records, rel=0.3)
+    whole = costs.forecast(made, lambda run: 1, 1).bytes
+    assert whole - every == pytest.approx(networks + 3 * networks / len(made.parents), rel=0.5)
+
+
+@pytest.mark.parametrize("arguments", ["--gpus 8", "--gpus 0 --speed 9", "--gpus a --speed 9", "--speed 0"])
+def test_a_mistake_in_what_to_plan_for_is_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "warm_start", "--profile", "smoke", *arguments.split()])
+    assert end.value.code == 2
+    assert "--gpus takes numbers such as 1,8,64" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_measured_hours_tell_wide_networks_from_narrow_ones():
+    runs = [replace(RUN, model=Model(width, 1)) for width in (2, 64)]
+    narrow, wide = calibration.seconds_per_step(runs).values()
+    assert 0 < 3 * narrow < wide < 60
+
+
+def test_hours_are_given_or_measured_but_not_both(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "--speed", "100", "--measure"])
+    assert end.value.code == 2 and "choose one" in capsys.readouterr().err

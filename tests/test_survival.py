@@ -1,0 +1,677 @@
+"""What a sweep survives: other sweeps, kills, damage, full disks, failures; with the real engine."""
+
+import contextlib
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from repro import cli, files, leases, plans, profiles, training, worker, workers
+from repro.config import HALF, Dataset, Model, Run, Stage
+from repro.files import Damaged
+from repro.progress import Progress
+from repro.records import Store
+from repro.studies import STUDIES
+
+TINY = ["train=64", "test=32", "width=2", "batch_size=16"]
+LONG = [*TINY, "tuning_epochs=40"]
+KILLS = int(os.environ.get("REPRO_KILLS", "4"))  # 50 for the long version
+
+
+def warm_start(seeds=3, settings=TINY):
+    return [case.run for case in STUDIES["warm_start"].cases(profiles.profile("smoke", settings, seeds))]
+
+
+def execute(runs, store, **changes):
+    settings = {"device": "cpu", "precision": "float32", "slots": 1} | changes
+    return workers.execute(plans.plan(runs), store, **settings)
+
+
+def outcomes(store):
+    """Curves of every record, all of them sound."""
+    return {name: (store.read(name)["curves"], store.read(name)["diverged"]) for name in store.ids()}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("undisturbed"))
+    assert execute(warm_start(), store) == workers.Outcome()
+    return outcomes(store)
+
+
+# Leases
+
+
+def busy(folder, *names):
+    try:
+        with leases.held(folder, names):
+            return False
+    except leases.Busy:
+        return True
+
+
+def test_who_holds_a_lease_keeps_others_out_and_all_or_none_are_taken(tmp_path):
+    with leases.held(tmp_path, ["b", "c"]):
+        assert busy(tmp_path, "b")
+        assert busy(tmp_path, "a", "c")
+        assert not busy(tmp_path, "a")
+        with pytest.raises(leases.Busy, match=f"process {os.getpid()} on "), leases.held(tmp_path, "c"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    assert not busy(tmp_path, "b", "c")
+
+
+HOLD = "import sys, time\nfrom repro import leases\nfrom pathlib import Path\n"
+HOLD += "with leases.held(Path(sys.argv[1]), ['a']):\n    print('held', flush=True)\n    time.sleep(60)"
+
+
+def test_a_lease_ends_with_the_process_that_held_it(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert busy(tmp_path, "a")
+        leases.sweep(tmp_path)
+        assert busy(tmp_path, "a")
+        holder.kill()
+    assert (tmp_path / "a").exists()
+    assert not busy(tmp_path, "a")
+
+
+def test_a_lease_of_another_machine_ends_when_it_is_no_longer_touched(tmp_path, monkeypatch):
+    lease = tmp_path / "a"
+    for holder in ("elsewhere 1234-5678 99", ""):  # the second: killed, or out of room, before it was named
+        lease.write_text(holder)
+        assert busy(tmp_path, "a")
+        then = time.time() - leases.EXPIRY - 5
+        os.utime(lease, (then, then))
+        assert not busy(tmp_path, "a")
+        assert not lease.exists()
+    monkeypatch.setattr(leases, "BEAT", 0.02)
+    with leases.held(tmp_path, ["a"]):
+        os.utime(lease, (then, then))
+        deadline = time.monotonic() + 10
+        while lease.stat().st_mtime < then + 60:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_of_many_that_find_an_abandoned_lease_one_takes_it(tmp_path):
+    inside, most, taken = [], [], []
+    start = threading.Barrier(8)
+
+    def compete():
+        start.wait()
+        for _ in range(20):
+            try:
+                with leases.held(tmp_path, ["a", "b"]):
+                    inside.append(1)
+                    most.append(len(inside))
+                    time.sleep(0.001)
+                    inside.pop()
+                    taken.append(1)
+            except leases.Busy:
+                time.sleep(0.001)
+
+    (tmp_path / "a").write_text(f"{leases.machine()} 999999")
+    (tmp_path / "b").write_text(f"{leases.machine()} 999999")
+    threads = [threading.Thread(target=compete) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert taken
+    assert list(tmp_path.iterdir()) == []
+
+
+# Several sweeps on one store
+
+
+def test_a_run_in_training_elsewhere_is_waited_for_and_used(store, undisturbed, monkeypatch):
+    """Of two sweeps each trains what the other does not, as two threads of one process that tell apart."""
+    monkeypatch.setattr(workers, "PAUSE", 0.05)
+    trained, real = [], worker._train
+
+    def noted(batch, *rest):
+        trained.extend(run.id for run in batch.runs)
+        time.sleep(0.3)
+        return real(batch, *rest)
+
+    monkeypatch.setattr(worker, "_train", noted)
+    ends = []
+    sweeps = [
+        threading.Thread(target=lambda: ends.append(execute(warm_start(), store))),
+        threading.Thread(target=lambda: ends.append(execute(warm_start(), store))),
+    ]
+    with pytest.warns(UserWarning, match="is in training by process .*: waiting for it"):
+        for thread in sweeps:
+            thread.start()
+        for thread in sweeps:
+            thread.join()
+    assert ends == [workers.Outcome(), workers.Outcome()]
+    assert sorted(trained) == sorted(r.id for batch in plans.plan(warm_start()).batches for r in batch.runs)
+    assert outcomes(store) == undisturbed
+
+
+@pytest.mark.filterwarnings("ignore:batch .* is in training by")
+def test_sweeps_that_share_some_runs_train_these_once(store, monkeypatch):
+    monkeypatch.setattr(workers, "PAUSE", 0.05)
+    trained, real = [], worker._train
+    monkeypatch.setattr(
+        worker, "_train", lambda batch, *rest: (trained.extend(batch.runs), real(batch, *rest))[1]
+    )
+    few, many = warm_start(2), warm_start(4)  # in batches of other ids
+    sweeps = [threading.Thread(target=execute, args=(runs, store)) for runs in (few, many)]
+    for thread in sweeps:
+        thread.start()
+    for thread in sweeps:
+        thread.join()
+    assert store.ids() == {run.id for run in many}
+    assert len({run.id for run in trained}) == len(trained) == 12
+
+
+RUN = """
+import os, sys
+from repro import plans, profiles, records, training, worker, workers
+from repro.progress import Progress
+from repro.studies import STUDIES
+
+def sweep(slots):
+    if slots == "1":  # a checkpoint after every epoch
+        def train(*arguments, **named):
+            return training.train_population(*arguments, **named, every=0)
+        worker.train_population = train
+    store, progress = records.Store.of("smoke"), Progress()
+    outcome = workers.execute(
+        made, store, device="cpu", precision="float32", slots=int(slots), progress=progress
+    )
+    return progress.steps_done, 1 if outcome.failures else 0 if outcome.finished else 3
+
+slots, *settings = sys.argv[1:]
+workers.FEW_STEPS = 0
+workers.PAUSE = 0.2
+cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
+made = plans.plan(c.run for c in cases)
+if slots != "many":
+    print("go", flush=True)
+    steps, code = sweep(slots)
+    print(steps, flush=True)
+    sys.exit(code)
+for line in sys.stdin:  # sweeps one after another, begun as copies of this process: torch is imported once
+    slots, _, folder = line.strip().partition(" ")
+    if not (pid := os.fork()):
+        os.environ["REPRO_RESULTS"] = folder
+        os._exit(sweep(slots)[1])
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def sweep_process(slots, settings=LONG, **named):
+    command = [sys.executable, "-W", "ignore", "-c", RUN, str(slots), *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, env=environment, **pipes, **named)
+
+
+@pytest.mark.slow
+def test_two_sweeps_in_processes_of_their_own_train_each_run_once():
+    runs = warm_start(settings=LONG)
+    both = [sweep_process(1), sweep_process(1)]
+    told = [process.communicate(timeout=600)[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(int(words[1]) for words in told) == plans.plan(runs).steps
+    assert outcomes(Store.of("smoke")).keys() == {run.id for run in runs}
+
+
+# Kills
+
+
+def children_of(pid):
+    """Process ids of the children of a process, as the kernel tells."""
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find children")
+def test_kills_at_random_moments_lose_nothing_and_change_nothing(tmp_path):
+    """Of drivers and of children; a sweep is gone on with until it is whole, then another is begun."""
+    chance = random.Random(int(os.environ.get("REPRO_SEED", "0")))
+    kills, whole, orphans, spans = {"sweep": 0, "child": 0}, 0, [], {}
+    with sweep_process("many") as starter:
+
+        def begin(slots, folder):
+            print(slots, folder, file=starter.stdin, flush=True)
+            return int(starter.stdout.readline())
+
+        for slots in (1, 2):
+            start = time.monotonic()
+            begin(slots, tmp_path / f"undisturbed{slots}")
+            assert starter.stdout.readline() == "0\n"
+            spans[slots] = time.monotonic() - start
+        expected, other = (outcomes(Store(tmp_path / f"undisturbed{slots}" / "smoke")) for slots in (1, 2))
+        assert len(expected) == 6
+        assert other == expected
+        while sum(kills.values()) < KILLS or not whole:
+            slots, folder = 2 if sum(kills.values()) % 4 == 0 else 1, tmp_path / f"sweep{whole}"
+            start, sweep = time.monotonic(), begin(slots, folder)
+            moment = start + chance.uniform(0, spans[slots])
+            while alive(sweep) and time.monotonic() < moment:
+                time.sleep(0.002)
+            children = children_of(sweep)
+            if alive(sweep) and sum(kills.values()) < KILLS:
+                victim = chance.choice(["sweep", "child", "child"] if children else ["sweep"])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(sweep if victim == "sweep" else chance.choice(children), signal.SIGKILL)
+                    kills[victim] += 1
+                    orphans += children if victim == "sweep" else []
+            code, store = int(starter.stdout.readline()), Store(folder / "smoke")
+            assert code in (0, -signal.SIGKILL)
+            assert outcomes(store).items() <= expected.items()  # each of them sound, and as it would be
+            if code == 0:
+                spans[slots] = time.monotonic() - start  # as busy as the machine is by now
+                assert outcomes(store) == expected
+                assert not list(store.checkpoint("x").parent.glob("*.pt"))
+                whole += 1
+        starter.stdin.close()
+    deadline = time.monotonic() + 300
+    while any(map(alive, orphans)):
+        assert time.monotonic() < deadline, "a child outlived its sweep"
+        time.sleep(0.1)
+    print(f"kills: {kills}; sweeps completed: {whole}; children left alone, all gone: {len(orphans)}")
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_children_start_shows_no_traceback():
+    with sweep_process(2, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout.readline() == "go\n"
+        deadline = time.monotonic() + 300
+        while len(children_of(process.pid)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.3)  # the children import
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == 3
+    assert errors == ""
+
+
+# Going on
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("asked", [True, False], ids=["SIGTERM", "killed"])
+def test_resumed_at_random_epochs_a_sweep_comes_to_the_same_end_bit_for_bit(
+    store, tmp_path, monkeypatch, seeds, asked
+):
+    class Killed(BaseException):
+        """Nothing catches it, and nothing is saved for it, as where a process is killed."""
+
+    runs, calm = warm_start(seeds, [*TINY, "tuning_epochs=9"]), Store(tmp_path / "calm")
+    execute(runs, calm)
+    monkeypatch.setattr(
+        worker, "train_population", lambda *a, **k: training.train_population(*a, **k, every=0)
+    )
+    epochs = random.Random(seeds).sample(range(1, 10), 3)  # from one interruption to the next
+    interrupted = 0
+    for count in epochs:
+        told = []
+
+        def show(progress, told=told, count=count):
+            told += [progress.steps_done] if progress.steps_done and progress.steps_done not in told else []
+            if len(told) == count:
+                told.append(None)
+                if not asked:
+                    raise Killed
+                signal.raise_signal(signal.SIGTERM)
+
+        try:
+            interrupted += not execute(runs, store, progress=Progress(show=show)).finished
+        except Killed:
+            interrupted += 1
+    assert interrupted >= 1
+    assert execute(runs, store) == workers.Outcome()
+    assert outcomes(store) == outcomes(calm)
+
+
+# Damage
+
+
+def damage(path, other, kind, chance):
+    """Change a stored file in one of the ways that files go bad."""
+    whole = path.read_bytes()
+    place = chance.randrange(len(whole))
+    if kind == "truncated":
+        path.write_bytes(whole[: place - len(whole) // 2] if place > len(whole) // 2 else whole[:place])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "foreign":
+        path.write_bytes(chance.randbytes(chance.randrange(1, 500)))
+    elif kind == "swapped":
+        shutil.copy(other, path)
+    elif kind == "future":
+        path.write_bytes(
+            whole.replace(b'"schema": 1', b'"schema": 2', 1).replace(b"repro-1 ", b"repro-2 ", 1)
+        )
+    else:  # a flipped bit, of a digit or a letter where the file is text
+        while path.suffix == ".json" and not chr(whole[place]).isalnum():
+            place = chance.randrange(len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+
+
+KINDS = ["truncated", "empty", "foreign", "swapped", "future", "flipped"]
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A store with records, networks, and the checkpoint of a sweep that was stopped."""
+    store = Store(tmp_path_factory.mktemp("halfway"))
+    execute(warm_start(2), store)
+    told = []
+
+    def show(progress):
+        told.append(progress.steps_done)
+        if len(set(told)) == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert not execute(warm_start(5), store, progress=Progress(show=show)).finished
+    assert len(list(store.checkpoint("x").parent.iterdir())) == 1
+    return store
+
+
+def read(store, path):
+    if path.suffix == ".json":
+        return store.read(path.stem)
+    return training.load(path)
+
+
+def test_200_damaged_files_are_all_named_and_none_is_used(halfway, tmp_path):
+    chance, silent = random.Random(0), 0
+    for number in range(200):
+        folder = tmp_path / str(number)
+        shutil.copytree(halfway.folder, folder)
+        store, paths = Store(folder), sorted(p for p in folder.rglob("*") if p.is_file())
+        path, kind = chance.choice(paths), KINDS[number % len(KINDS)]
+        alike = [p for p in paths if p.suffix == path.suffix and p != path]
+        good = read(store, path)
+        damage(path, chance.choice(alike), kind, chance)
+        try:
+            found = read(store, path)
+        except Damaged as error:
+            assert str(path) in str(error), kind
+        else:  # the seventeenth digit of a number may be another and the number the same
+            silent += 1
+            assert kind == "flipped" and path.suffix == ".json" and found == good
+        shutil.rmtree(folder)
+    assert silent <= 4
+
+
+@pytest.mark.parametrize("round", range(6))
+def test_a_sweep_repairs_a_store_of_damaged_files(halfway, tmp_path, round):
+    chance = random.Random(round)
+    folder = tmp_path / "store"
+    shutil.copytree(halfway.folder, folder)
+    store, calm = Store(folder), Store(tmp_path / "calm")
+    assert execute(warm_start(5), calm, precision="float64") == workers.Outcome()
+    records, networks = sorted(folder.glob("*.json")), sorted(store.snapshot("x").parent.iterdir())
+    [checkpoint] = store.checkpoint("x").parent.iterdir()
+    hurt = {}
+    for path in [checkpoint] if round % 2 else [*records[:3], *networks[1:]]:
+        damage(path, records[3] if path in records else networks[0], KINDS[round], chance)
+        hurt[path] = path.read_bytes()
+    with pytest.warns(UserWarning) as warned:
+        assert execute(warm_start(5), store) == workers.Outcome()
+    said = "\n".join(str(warning.message) for warning in warned)
+    for path, content in hurt.items():
+        if (
+            path not in networks or path.with_name(f"{path.name}.damaged").exists()
+        ):  # a network is looked at where it is needed
+            assert str(path) in said
+            assert path.with_name(f"{path.name}.damaged").read_bytes() == content
+    for name, (curves, _) in outcomes(calm).items():
+        for stage, expected in zip(store.read(name)["curves"], curves, strict=True):
+            assert stage["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
+    assert store.ids() == outcomes(calm).keys()
+    assert not list(store.checkpoint("x").parent.glob("*.pt"))
+
+
+def test_files_set_aside_never_take_the_place_of_each_other(tmp_path):
+    path = tmp_path / "a.json"
+    for content in ("one", "two", "three"):
+        path.write_text(content)
+        files.set_aside(path)
+    files.set_aside(path)  # which another process has set aside already
+    found = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert found == {"a.json.damaged": "one", "a.json.damaged2": "two", "a.json.damaged3": "three"}
+
+
+def test_half_written_files_of_killed_writers_are_removed_and_those_of_live_ones_are_not(store):
+    store.folder.mkdir()
+    old, new = (store.folder / f".{name}.json.abc.partial" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_text("{")
+    then = time.time() - files.ABANDONED - 60
+    os.utime(old, (then, then))
+    execute(warm_start(1), store)
+    assert [p for p in (old, new) if p.exists()] == [new]
+
+
+def test_a_checkpoint_left_behind_by_a_sweep_killed_at_its_very_end_is_removed(store):
+    runs = warm_start(1)
+    execute(runs, store)
+    left = [store.checkpoint(f"{batch.id}-1") for batch in plans.plan(runs).batches]
+    other = store.checkpoint("0123456789abcdef-1")  # of a sweep of other runs, which may go on from it
+    for path in (*left, other):
+        path.touch()
+    assert execute(runs, store) == workers.Outcome()
+    assert list(other.parent.iterdir()) == [other]
+
+
+def test_a_network_of_another_shape_is_set_aside(store):
+    runs = warm_start(2)
+    execute(runs, store)
+    wide = dataclasses.replace(runs[0], model=Model(4, 1))
+    execute([wide], store)
+    parent = next(run.parent for run in runs if run.parent)
+    snapshot = training.Snapshot.load(store.snapshot(parent.id))
+    snapshot.state.pop("module6.bias")
+    snapshot.save(store.snapshot(parent.id))
+    for path in store.folder.glob("*.json"):
+        path.unlink()
+    with pytest.warns(UserWarning, match=f"{parent.id}.pt: not a network of this shape; set aside as"):
+        assert execute(runs, store) == workers.Outcome()
+
+
+def test_a_second_result_is_compared_and_the_first_stands(store, monkeypatch):
+    """As where a lease expired while its holder slept."""
+    runs = warm_start(1)
+    execute(runs, store)
+    before = {path: path.read_bytes() for path in store.folder.glob("*.json")}
+    monkeypatch.setattr(worker, "_there", lambda *arguments: False)
+    monkeypatch.setattr(plans, "missing", lambda plan, store: set(plan.wanted))
+    monkeypatch.setattr(workers, "missing", lambda plan, store: set(plan.wanted))
+    assert execute(runs, store) == workers.Outcome()  # the same curves
+    outcome = execute(runs, store, precision="float64")
+    assert outcome.finished and outcome.failures == []
+    assert {line.partition(": ")[0] for line in outcome.differences} == {
+        f"run {run.id} was trained twice and its curves differ" for run in runs
+    }
+    assert {path: path.read_bytes() for path in store.folder.glob("*.json")} == before
+
+
+# Failures
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A run whose measurement raises, in the midst of others that train with it."""
+
+    def make(run, error):
+        real = worker._measured
+
+        def measured(made, *rest):
+            if made.id == run.id:
+                raise error
+            return real(made, *rest)
+
+        monkeypatch.setattr(worker, "_measured", measured)
+
+    return make
+
+
+def test_a_run_that_fails_is_tried_alone_and_the_others_go_on(store, undisturbed, failing, capfd):
+    runs = warm_start()
+    lame = next(run for run in runs if run.parent is None)
+    failing(lame, ZeroDivisionError("once, and alone again"))
+    with pytest.warns(UserWarning, match="ZeroDivisionError: once, and alone again; now 1 at a time"):
+        outcome = execute(runs, store)
+    assert outcome.finished
+    assert outcome.failures == [f"run {lame.id}: ZeroDivisionError: once, and alone again"]
+    assert store.ids() == {run.id for run in runs} - {lame.id}
+    assert capfd.readouterr().err.count("Traceback") == 1
+    for name, (curves, _) in outcomes(store).items():
+        assert curves[-1]["train_loss"] == pytest.approx(undisturbed[name][0][-1]["train_loss"], rel=1e-3)
+
+
+def test_what_starts_from_a_run_that_failed_is_given_up_and_nothing_else(store, failing, capfd):
+    half = [Run(Dataset("digits", 64, 32), Model(2, 1), (Stage(1, HALF),), 16, s, s, s) for s in range(3)]
+    runs = [*half, *(dataclasses.replace(r, stages=(*r.stages, Stage(2))) for r in half)]
+    failing(half[1], ValueError("no"))
+    with pytest.warns(UserWarning, match="now 1 at a time"):
+        outcome = execute(runs, store)
+    assert outcome.finished and len(outcome.failures) == 1
+    assert store.ids() == {run.id for run in runs} - {half[1].id, runs[4].id}
+
+
+@pytest.mark.filterwarnings("ignore:batch .* networks at once")
+def test_networks_too_large_together_are_trained_by_halves(store, undisturbed, monkeypatch):
+    real = training.Population.train_epoch
+
+    def small(population):
+        if len(population.members) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(population)
+
+    monkeypatch.setattr(training.Population, "train_epoch", small)
+    with pytest.warns(
+        UserWarning, match="6 networks at once need more memory than there is; now 3 at a time"
+    ):
+        assert execute(warm_start(), store) == workers.Outcome()
+    assert {store.read(name)["population"] for name in store.ids()} <= {1, 2}
+    assert store.ids() == undisturbed.keys()
+
+
+@pytest.mark.parametrize("width", [3000, 100_000])
+def test_a_network_larger_than_memory_is_one_line_with_a_size_that_fits(capsys, width, monkeypatch):
+    monkeypatch.setattr(worker, "_memory", lambda device: 16 * 2**30)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["run", "warm_start", "--profile", "smoke", "--seeds", "1", "--set", f"width={width}"])
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 1
+    assert len(lines) == 2
+    fits = {3000: 375, 100_000: 390}[width]
+    assert all(f"width={fits} with batch_size=16 would fit" in line for line in lines)
+
+
+def test_a_child_killed_again_and_again_is_given_up_with_a_word_on_memory(store, monkeypatch):
+    monkeypatch.setattr(workers, "FEW_STEPS", 0)
+    start = workers.Child.start
+
+    def shot(child, job):
+        start(child, job)
+        child.process.kill()
+
+    monkeypatch.setattr(workers.Child, "start", shot)
+    outcome = execute(warm_start(1)[:1], store, slots=2)
+    assert outcome.finished
+    [line] = outcome.failures
+    assert "tried 3 times: its process was killed (SIGKILL), as systems do that run out of memory" in line
+
+
+# Disks
+
+
+def mounted(folder, options, remount=False):
+    folder.mkdir(exist_ok=True)
+    command = [
+        "mount",
+        *(["-o", f"remount,{options}"] if remount else ["-t", "tmpfs", "-o", options, "tmpfs"]),
+    ]
+    return subprocess.run([*command, str(folder)], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    if not shutil.which("mount") or os.geteuid() or not mounted(folder, "size=40k"):
+        pytest.skip("mounting a small tmpfs takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_a_line_and_what_fits_is_recorded(small_disk, monkeypatch, capsys):
+    def run():
+        with pytest.raises(SystemExit) as end:
+            cli.main(["run", "warm_start", "--profile", "smoke"])
+        return end.value.code, capsys.readouterr()
+
+    monkeypatch.setenv("REPRO_RESULTS", str(small_disk))
+    code, told = run()
+    assert code == 1
+    assert "3 of 6 runs recorded" in told.out
+    said = [line for line in told.err.splitlines() if "No space left on device" in line]
+    assert len(said) == 3  # two checkpoints, and one network of three
+    assert all(line.startswith(f"repro: {small_disk}") or line.startswith("repro: run ") for line in said)
+    assert "Traceback" not in told.err
+    assert len(list(small_disk.rglob("*.json"))) == 3
+    assert not [p for p in small_disk.rglob("*") if p.is_file() and p.suffix != ".json"]
+    assert mounted(small_disk, "ro", remount=True)
+    code, told = run()
+    assert (code, told.out) == (2, "")
+    assert f"repro: cannot write in {small_disk}/smoke: Read-only file system; REPRO_RESULTS " in told.err
+    assert told.err.count("\n") == 1
+    assert mounted(small_disk, "rw,size=20m", remount=True)
+    code, told = run()
+    assert (code, "6 of 6 runs recorded" in told.out) == (0, True)
+
+
+def test_a_folder_without_permission_is_one_clear_line(tmp_path):
+    results = tmp_path / "closed"
+    results.mkdir(mode=0o500)
+    command = [sys.executable, "-m", "repro", "run", "warm_start", "--profile", "smoke"]
+    if os.geteuid() == 0:  # whom only its capabilities let write everywhere
+        if not shutil.which("setpriv"):
+            pytest.skip("root may write everywhere")
+        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "REPRO_RESULTS": str(results)}
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == (
+        f"repro: cannot write in {results}/smoke: Permission denied; REPRO_RESULTS names another folder\n"
+    )
+    assert list(results.iterdir()) == []
