@@ -1,7 +1,9 @@
-# make book    the book at PROFILE, in _build/html/index.html; CHAPTERS=warm_start,reset for some of it
+# make book    the book at PROFILE, in _build/html/index.html; CHAPTERS=warm_start,reset for some of it,
+#              OPTIONS="--pdf" for more of what `repro book --help` has
 # make test    all tests: software, science, every chapter, the book
 PROFILE ?= quick
 CHAPTERS ?=
+OPTIONS ?=
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
@@ -9,7 +11,7 @@ RUN := $(VENV)/bin/python -m
 .PHONY: book test lint format bench lock clean
 
 book: $(VENV)/ready
-	$(RUN) repro book --profile $(PROFILE) $(if $(CHAPTERS),--chapters $(CHAPTERS))
+	$(RUN) repro book --profile $(PROFILE) $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(OPTIONS)
 
 test: $(VENV)/ready
 	$(RUN) pytest

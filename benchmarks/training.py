@@ -1,40 +1,52 @@
 """Training speed against the loop as the field writes it: `make bench`.
 
-Every row is a ratio measured in this process, the two loops taking turns: one
-network in eager float32 fed by a DataLoader, and a population as `repro` trains
-it. Machines are noisy; the ratio of the fastest turns of each is what holds.
+Every row is a ratio measured in one run, the loops taking turns: one network in
+eager float32 fed by a DataLoader on all cores, and populations as a sweep trains
+them, a process for each core or GPU. Machines are noisy; the ratio of the
+fastest turns of each is what holds.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
-from repro import data, profiles, studies, worker
-from repro.config import MODULES, Model, Run, Stage
+from repro import calibration, data, profiles, studies, worker
+from repro.calibration import Engine, Slots, turn
+from repro.config import MODULES, Run
 from repro.models import ResNet
-from repro.plans import population_size
-from repro.training import Member, Population, resident
+from repro.records import commit
+from repro.training import resident
 
+FOLDER = Path(__file__).parent / "results"
+TABLES = Path(__file__).parent.parent / "book" / "speed.inc"  # shown by the page on speed
 TURNS = 3
-SHAPES = {  # changes to the profile `quick`
+SIZES = (1, 4, 16)  # of populations
+SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size, batches of 128
     "quick": {},
-    "width 8, depth 2": {"width": 8, "depth": 2},
-    "width 16, 32 x 32, batch 128": {"width": 16, "depth": 2, "batch_size": 128, "train": 512},
+    "width 8": {"width": 8},
+    "width 16": {"width": 16},
+    "width 64": {"width": 64},
 }
 
 
-def plain_loop(run, images, device) -> Callable[[], int]:
-    """An epoch of one network; gives the images it trained on."""
+def plain_loop(run: Run, device: torch.device) -> Callable[[], int]:
+    """An epoch of one network as the field writes it; gives the images it trained on."""
+    images = data.images(run.dataset)
     network = ResNet(run.model, images.x_train.shape[3], images.classes).to(device)
     network.initialise(0, MODULES, seed=0, stage=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=run.stages[-1].optimizer.learning_rate)
@@ -58,57 +70,103 @@ def plain_loop(run, images, device) -> Callable[[], int]:
     return epoch
 
 
-def population(runs, device, precision) -> Callable[[], int]:
-    """An epoch of a population; gives the images that all of its members trained on."""
-    made = Population([Member(run) for run in runs], device, precision)
-
-    def epoch() -> int:
-        made.train_epoch()
-        return len(runs) * (len(made.labels) // runs[0].batch_size) * runs[0].batch_size
-
-    return epoch
-
-
-def rates(*epochs: Callable[[], int]) -> list[float]:
-    """Images per second in the fastest turn of each, after one turn to warm up."""
-    best = [0.0] * len(epochs)
-    for turn in range(TURNS + 1):
-        for i, epoch in enumerate(epochs):
-            start = time.perf_counter()
-            seen = epoch()  # ends with numbers on the host, so the device has finished
-            if turn:
-                best[i] = max(best[i], seen / (time.perf_counter() - start))
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a large matrix product, the best of several."""
+    n = 8192 if device.type == "cuda" else 2048
+    dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
 
-def noise_file(folder: str) -> str:
-    """A file of random images of CIFAR-10's size; speed does not depend on what they show."""
-    random, path = np.random.default_rng(0), f"{folder}/noise.npz"
-    x = random.integers(0, 256, (512, 32, 32, 3), dtype=np.uint8)
-    y = np.arange(512) % 10
-    np.savez(path, x_train=x, y_train=y, x_test=x[:64], y_test=y[:64])
-    return path
+def operations(run: Run) -> int:
+    """Floating-point operations of one training step, per image."""
+    images = data.images(run.dataset)
+    network = ResNet(run.model, images.x_train.shape[3], images.classes)
+    network.initialise(0, MODULES, seed=0, stage=1)
+    x = torch.zeros(run.batch_size, images.x_train.shape[3], *images.x_train.shape[1:3])
+    with FlopCounterMode(display=False) as counter:
+        network(x).sum().backward()
+    return counter.get_total_flops() // run.batch_size
+
+
+def measured(shape: str, folder: str, made: Engine) -> list[dict]:
+    """A row for each size of population, with its ratio to the plain loop."""
+    profile = dataclasses.replace(profiles.PROFILES["quick"], **SHAPES[shape], seeds=max(SIZES))
+    large = profile.width == 64 and made.device == "cpu"  # seconds a step
+    runs = [c.run for c in studies.warm_start(profile) if c.condition == studies.FRESH]
+    if shape != "quick":
+        dataset = calibration.noise(folder, 128 * (1 if large else calibration.STEPS))
+        model = dataclasses.replace(runs[0].model, depth=2)
+        runs = [dataclasses.replace(run, dataset=dataset, model=model, batch_size=128) for run in runs]
+    device = torch.device(made.device)
+    plain, per_image = plain_loop(runs[0], device), operations(runs[0])
+    peak_rate = matrix_rate(device, made.precision) * (made.slots if made.device == "cuda" else 1)
+    turn(plain, 0)
+    rows = []
+    for size in SIZES[:2] if large else SIZES:
+        slots, turns = Slots(made), []
+        for _ in range(TURNS):
+            turns.append((turn(plain, calibration.SECONDS), slots.speed(runs[:size])))
+        slots.close()
+        base, best = (max(rates) for rates in zip(*((p, s.rate) for p, s in turns), strict=True))
+        speed = turns[-1][1]
+        rows.append(
+            {
+                "shape": shape,
+                "population": size,
+                "plain, images/s": round(base),
+                "repro, images/s": round(best),
+                "ratio": round(best / base, 2),
+                "of matrix rate, %": round(100 * best * per_image / peak_rate, 1),
+                "memory of a slot, GiB": round(speed.memory, 2),
+                "evaluation, ms/image": round(1000 * speed.evaluation, 3),
+                "start-up, s": round(slots.start_up, 1),
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def section(path: Path) -> str:
+    """What was measured on a device, in Markdown."""
+    found = json.loads(path.read_text())
+    rows = pd.DataFrame(found["rows"])
+    lines = [list(rows), ["---", *["---:"] * (rows.shape[1] - 1)], *rows.astype(str).to_numpy().tolist()]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
+    return (
+        f"## {found['device']}, {found['cores']} cores\n\n"
+        f"{day}, commit {commit_}, torch {torch_}. Sweeps: {found['slots']} processes of {found['threads']} "
+        f"threads, {found['precision']}; plain loop: {found['plain_threads']} threads, float32.\n\n{table}\n"
+    )
 
 
 def main() -> None:
-    name, _ = worker.choose_device("auto")
-    device, precision = torch.device(name), worker.choose_precision(name, "auto")
-    table = Table("shape", "population", "plain, images/s", "repro, images/s", "ratio", box=None)
+    made = calibration.engine()
+    name = worker.device_name(torch.device(made.device))
     with tempfile.TemporaryDirectory() as folder:
-        for shape, changes in SHAPES.items():
-            profile = dataclasses.replace(profiles.PROFILES["quick"], **changes)
-            if "32 x 32" in shape:
-                profile = dataclasses.replace(profile, dataset=noise_file(folder), test=None)
-            profile = dataclasses.replace(
-                profile, seeds=population_size(Run(profile.data(), Model(profile.width), (Stage(1),)))
-            )
-            runs = [c.run for c in studies.warm_start(profile) if c.condition == studies.FRESH]
-            images = data.images(runs[0].dataset)
-            plain, ours = rates(plain_loop(runs[0], images, device), population(runs, device, precision))
-            table.add_row(shape, str(len(runs)), f"{plain:,.0f}", f"{ours:,.0f}", f"{ours / plain:.2f}")
-    console, machine = Console(), worker.device_name(device)
-    console.print(f"{machine}, {torch.get_num_threads()} threads, {precision}, torch {torch.__version__}")
-    console.print(table)
+        rows = [row for shape in SHAPES for row in measured(shape, folder, made)]
+    found = {
+        **dataclasses.asdict(made),
+        "device": name,
+        "cores": os.cpu_count(),
+        "plain_threads": torch.get_num_threads(),
+        "versions": worker.versions(),
+        "commit": commit(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "rows": rows,
+    }
+    FOLDER.mkdir(exist_ok=True)
+    stem = re.sub(r"[^a-z0-9]+", "-", f"{name} {made.slots}".lower()).strip("-")
+    (FOLDER / f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+    TABLES.write_text("\n".join(map(section, sorted(FOLDER.glob("*.json")))))
+    print(f"{name}, {made.slots} processes of {made.threads} threads, {made.precision}")
+    print(pd.DataFrame(rows).to_string(index=False))
 
 
 if __name__ == "__main__":

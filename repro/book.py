@@ -9,6 +9,7 @@ these very parameters, and nothing is rendered twice from the same stage.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -19,11 +20,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -40,6 +42,15 @@ papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True)
 """
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
+
+LAUNCH = {  # where readers can run a chapter, given a public repository
+    "notebook_interface": "jupyterlab",
+    "binderhub_url": "https://mybinder.org",
+    "colab_url": "https://colab.research.google.com",
+}
+
+# Ports for a kernel are chosen before it binds them: another process may be faster. No cell has run then.
+NO_KERNEL, TRIES = "RuntimeError: Kernel died before replying to kernel_info", 3
 
 NOT_RUN = """
 ```{warning}
@@ -59,10 +70,11 @@ class ChapterResult:
     name: str
     seconds: float
     error: str | None = None  # first line of the exception
+    kept: bool = False  # executed before: same source, parameters, package and records
 
     @property
     def status(self) -> str:
-        return "failed" if self.error else "passed"
+        return "failed" if self.error else "kept" if self.kept else "passed"
 
 
 def project_root() -> Path:
@@ -111,11 +123,14 @@ def check_parameters(chapter: Path, parameters: dict) -> None:
             )
 
 
-def execute(notebooks: list[Path], parameters: dict, folder: Path, jobs: int = 2) -> list[ChapterResult]:
+def execute(
+    notebooks: list[Path], parameters: dict, folder: Path, jobs: int = 2, state: str = ""
+) -> list[ChapterResult]:
     """How each chapter ended, after executing copies of them in `folder`, `jobs` at a time.
 
-    `NAME.ipynb` is there afterwards only if it passed; one that raised is kept
-    as `NAME.failed.ipynb`. One failure does not stop the others.
+    `NAME.ipynb` is there afterwards only if it passed, with `state` beside it in
+    `NAME.state`; one that raised is kept as `NAME.failed.ipynb`. One failure does
+    not stop the others.
     """
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, not {jobs}")
@@ -125,7 +140,7 @@ def execute(notebooks: list[Path], parameters: dict, folder: Path, jobs: int = 2
     with Progress(*columns, console=Console(stderr=True)) as bars, ThreadPoolExecutor(jobs) as pool:
         tasks = [bars.add_task(notebook.stem, start=False, total=None, said="") for notebook in notebooks]
         started = [
-            pool.submit(_execute_one, notebook, parameters, folder, bars, task)
+            pool.submit(_execute_one, notebook, parameters, folder, state, bars, task)
             for notebook, task in zip(notebooks, tasks, strict=True)
         ]
         try:
@@ -136,17 +151,32 @@ def execute(notebooks: list[Path], parameters: dict, folder: Path, jobs: int = 2
 
 
 def _execute_one(
-    notebook: Path, parameters: dict, folder: Path, bars: Progress, task: TaskID
+    notebook: Path, parameters: dict, folder: Path, state: str, bars: Progress, task: TaskID
 ) -> ChapterResult:
     done, failed = folder / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
-    for path in (done, failed):
+    stamp = folder / f"{notebook.stem}.state"
+    for path in (done, failed, stamp):
         path.unlink(missing_ok=True)
     call = {"input_path": str(notebook), "output_path": str(failed), "cwd": str(folder)}
     call["parameters"] = parameters
     package = str(Path(repro.__file__).resolve().parent.parent)  # chapters import this very package
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     bars.start_task(task)
-    start, lines = time.monotonic(), []
+    start, error = time.monotonic(), None
+    for _ in range(TRIES):
+        status, lines = _papermill(call, paths, lambda **shown: bars.update(task, **shown))
+        if status == 0 or NO_KERNEL not in lines[-1:]:
+            break
+    if status == 0:
+        failed.rename(done)
+        stamp.write_text(state)
+    else:
+        error = _first_error(failed) or (lines[-1] if lines else f"exit status {status}")
+    return ChapterResult(notebook.stem, time.monotonic() - start, error)
+
+
+def _papermill(call: dict, paths: str, show: Callable[..., None]) -> tuple[int, list[str]]:
+    """Exit status of executing a notebook in a process of its own, and what it said besides its progress."""
     process = subprocess.Popen(
         [sys.executable, "-c", PAPERMILL, json.dumps(call)],
         stdin=subprocess.DEVNULL,
@@ -157,18 +187,14 @@ def _execute_one(
         # The kernel of this environment, where the user's folder has another of the same name.
         env=os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1"},
     )
+    lines = []
     for line in filter(str.strip, process.stderr):
         lines.append(line.strip())
         if cells := re.search(r"^Executing:.* (\d+)/(\d+) \[", line):  # papermill's own progress bar
-            bars.update(task, completed=int(cells[1]), total=int(cells[2]), said="")
+            show(completed=int(cells[1]), total=int(cells[2]), said="")
         else:
-            bars.update(task, said=lines[-1][:100])
-    error = None
-    if process.wait() == 0:
-        failed.rename(done)
-    else:
-        error = _first_error(failed) or (lines[-1] if lines else f"exit status {process.returncode}")
-    return ChapterResult(notebook.stem, time.monotonic() - start, error)
+            show(said=lines[-1][:100])
+    return process.wait(), lines
 
 
 def _state(profile: str) -> str:
@@ -206,17 +232,19 @@ def _read(path: Path):
     return nbformat.read(path, as_version=4)
 
 
-def assemble(root: Path, executed: Path, stage: Path, parameters: dict) -> list[str]:
+def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: bool = False) -> list[str]:
     """Names of the chapters without results, after making `stage` the sources to render.
 
     A chapter has results if its present source was executed with `parameters`.
-    Files keep their time unless their content changes.
+    Its records as CSV and its first figure as PNG go with it. Files keep their
+    time unless their content changes.
     """
     import nbformat
     import yaml
 
-    config = yaml.safe_load((root / "_config.yml").read_text())
+    config = published(yaml.safe_load((root / "_config.yml").read_text()))
     config.setdefault("execute", {})["execute_notebooks"] = "off"
+    config["sphinx"]["config"]["book_pdf"] = pdf
     files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
     sources = chapters(root)
     shown = [p for p in (root / "book").rglob("*") if p.is_file() and p not in sources]
@@ -228,6 +256,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict) -> list[
         page = _executed_page(source, executed / source.name, parameters)
         if page:
             files[f"{name}.ipynb"] = nbformat.writes(page).encode()
+            files |= _downloads(source.stem, page, parameters)
         else:
             without.append(source.stem)
             title = re.match(r"(\(.+\)=\n)?# .+", _read(source).cells[0].source)
@@ -243,6 +272,45 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict) -> list[
     return without
 
 
+def published(config: dict) -> dict:
+    """The configuration with what the environment says of where the book is published.
+
+    `BOOK_URL` is the address of its pages, for the sitemap and the cards of links;
+    `BOOK_REPOSITORY` that of a public repository, for the buttons that open a chapter
+    from there.
+    """
+    sphinx = config["sphinx"]["config"]
+    if url := os.environ.get("BOOK_URL"):
+        sphinx["html_baseurl"] = f"{url.rstrip('/')}/"
+    if repository := os.environ.get("BOOK_REPOSITORY"):
+        theme = {"repository_url": repository.rstrip("/"), "repository_branch": "main"}
+        sphinx["html_theme_options"] |= theme | {"launch_buttons": LAUNCH}
+    return config
+
+
+def _downloads(chapter: str, page, parameters: dict) -> dict[str, bytes]:
+    """The records of a chapter as CSV and its first figure as PNG, by their place in the stage."""
+    from repro import profiles, studies, sweep
+
+    profile = parameters.get("profile")
+    if profile not in profiles.PROFILES:
+        return {}
+    chosen = sweep.scale(profile, parameters.get("seeds"), parameters.get("settings", ""))
+    tables = [
+        sweep.results(study, chosen).table.assign(study=study.name)
+        for study in studies.studies()
+        if study.chapter == chapter
+    ]
+    files = {}
+    if tables:
+        files[f"book/_static/records/{chapter}.csv"] = pd.concat(tables).to_csv(index=False).encode()
+    outputs = (output.get("data", {}) for cell in page.cells for output in cell.get("outputs", ()))
+    pictures = (data[kind] for data in outputs for kind in data if kind.endswith("image/png"))
+    if figure := next(pictures, None):
+        files[f"book/_static/cards/{chapter}.png"] = base64.b64decode(figure)
+    return files
+
+
 def _executed_page(source: Path, executed: Path, parameters: dict):
     """The executed notebook without what names this machine and hour; None if it is of another version."""
     if not executed.exists():
@@ -253,6 +321,7 @@ def _executed_page(source: Path, executed: Path, parameters: dict):
     if [c.source for c in own] != [c.source for c in now.cells] or used != json.loads(json.dumps(parameters)):
         return None
     page.metadata.pop("papermill", None)
+    page.metadata.pop("widgets", None)  # an explorer brings its own page; with these comes a widget manager
     for cell in page.cells:
         for volatile in ("papermill", "execution"):
             cell.metadata.pop(volatile, None)
@@ -294,6 +363,23 @@ def build(stage: Path, out: Path) -> Path:
     return index
 
 
+def check(
+    profile: str,
+    chapters: Iterable[str] | None,
+    parameters: dict,
+    pdf: bool = False,
+    root: Path | None = None,
+) -> list[Path]:
+    """The notebooks to execute; raises `InputError` on anything that this would fail for want of."""
+    require_tools()
+    if pdf and not browser():
+        raise InputError("no Chromium here to make PDFs with: install it, or leave out --pdf")
+    notebooks = select(root or project_root(), chapters)
+    for notebook in notebooks:
+        check_parameters(notebook, {"profile": profile, **parameters})
+    return notebooks
+
+
 def make_book(
     profile: str,
     chapters: Iterable[str] | None = None,
@@ -301,34 +387,32 @@ def make_book(
     out: Path | None = None,
     jobs: int = 2,
     root: Path | None = None,
+    pdf: bool = False,
 ) -> int:
     """Exit status of executing chapters and rendering the book: 1 where a chapter or a page failed.
 
     The pages are in `out/_build/html`, `out` being the project's root unless
     given. Raises `InputError` before anything runs.
     """
-    require_tools()
+    parameters = parameters or {}
+    notebooks = check(profile, chapters, parameters, pdf, root)
     root = root or project_root()
     work = Path(out or root).resolve() / "_build"
-    parameters = {"profile": profile, **(parameters or {})}
-    notebooks = select(root, chapters)
-    for notebook in notebooks:
-        check_parameters(notebook, parameters)
+    parameters = {"profile": profile, **parameters}
     state = _state(profile)
     stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
-    results = execute(stale, parameters, work / "executed", jobs)
-    for result in results:
-        if not result.error:
-            (work / "executed" / f"{result.name}.state").write_text(state)
-    if kept := len(notebooks) - len(stale):
-        print(f"{kept} chapters kept: same source, parameters, package and records as when executed")
-    without = assemble(root, work / "executed", work / "stage", parameters)
+    results = execute(stale, parameters, work / "executed", jobs, state)
+    kept = [ChapterResult(path.stem, 0.0, kept=True) for path in notebooks if path not in stale]
+    results = sorted([*kept, *results], key=lambda result: result.name)
+    without = assemble(root, work / "executed", work / "stage", parameters, pdf)
     console = Console(highlight=False)
     console.print(results_table(results))
     if without:
         console.print(f"pages without results: {', '.join(without)}")
     try:
         console.print(str(build(work / "stage", work.parent)), soft_wrap=True, markup=False)
+        if pdf:
+            print_pdfs(work / "html")
     except BuildError as error:
         console.print(f"the pages could not be rendered:\n{error}", soft_wrap=True, markup=False)
         return 1
@@ -340,3 +424,22 @@ def results_table(results: list[ChapterResult]) -> Table:
     for result in results:
         table.add_row(result.name, f"{result.seconds:.1f}", result.status, escape(result.error or ""))
     return table
+
+
+def browser() -> str | None:
+    """The path of a Chromium, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def print_pdfs(html: Path) -> None:
+    """A PDF beside the page of each chapter, by Chromium."""
+    for page in sorted((html / "book" / "chapters").glob("*.html")):
+        pdf = page.with_suffix(".pdf")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+        done = subprocess.run(
+            [browser(), *options, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, text=True
+        )
+        if done.returncode or not pdf.exists():
+            raise BuildError(
+                f"{pdf.name}: Chromium ended with status {done.returncode}: {done.stderr[-300:]}"
+            )

@@ -25,14 +25,15 @@ from repro.sweep import Results
 DIFFERENCE = "Test accuracy less that of fresh networks, points"  # of fresh ones at other rates too
 MOST_NAMES = 6  # in a sentence; of more, their number is given
 SPEED_AT = scorecard.SPEED_AT
+SPLITS = ("test", "train")
 
 
 def prepare() -> None:
-    """Draw figures as SVG, the same bytes for the same records."""
+    """Draw figures as SVG, the same bytes for the same records; as PNG too, for pictures of links."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
     mpl.rcParams["svg.hashsalt"] = "repro"
-    set_matplotlib_formats("svg", metadata={"Date": None, "Creator": None})
+    set_matplotlib_formats("svg", "png", metadata={"Date": None, "Creator": None})
 
 
 def show(**values: object) -> None:
@@ -54,7 +55,7 @@ def provenance(results: Results, prefix: str = "") -> dict[str, str]:
     `prefix` tells the names of a second study on the same page apart.
     """
     table, profile = results.table, results.profile
-    missing = f" ({results.missing} not recorded yet)" if results.missing else ""
+    missing = f" ({results.missing} more are not recorded yet)" if results.missing else ""
     images = {
         n: "all" if getattr(profile, n) is None else f"{getattr(profile, n):,}" for n in ("train", "test")
     }
@@ -71,9 +72,9 @@ def provenance(results: Results, prefix: str = "") -> dict[str, str]:
         "pretraining_epochs": str(profile.pretraining_epochs),
         "tuning_epochs": str(profile.tuning_epochs),
         "window": str(profile.window),
-        "device": ", ".join(sorted(table.device.unique())),
-        "precision": ", ".join(sorted(table.precision.unique())),
-        "diverged": _diverged(table),
+        "device": ", ".join(sorted(table.device.unique())) or "no device",
+        "precision": ", ".join(sorted(table.precision.unique())) or "no precision",
+        "diverged": _diverged(table) + _unrecorded(results),
     }
     found["budget"] = (
         "data set {dataset} ({images}), a ResNet of width {width} with {depth} block{s} per module, batches "
@@ -91,6 +92,14 @@ def _diverged(table: pd.DataFrame) -> str:
         f"{n} of the {len(table)} runs ended early with a loss that was no longer finite; "
         "they count with the accuracies they had"
     )
+
+
+def _unrecorded(results: Results) -> str:
+    """A second sentence, where runs are missing: how many, and what records them."""
+    if not results.missing:
+        return ""
+    command = f"repro run {results.study.name} --profile {results.profile.name}"
+    return f". {results.missing} runs of this study are not recorded yet: {command} trains them"
 
 
 # Verdicts
@@ -162,11 +171,15 @@ def demands(profile: Profile) -> dict[str, str]:
 
 
 def means(table: pd.DataFrame) -> dict[str, str]:
-    """Mean test and train accuracy of each condition, in percent, as `fresh_test`, `warm_start_train`."""
-    found = 100 * table.groupby("condition")[["test_accuracy", "train_accuracy"]].mean()
+    """Mean accuracies of fresh networks and warm starts, in percent, as `fresh_test`, `warm_start_train`."""
+    of = {
+        (c, split): table[table.condition == c][f"{split}_accuracy"]
+        for c in (FRESH, WARM)
+        for split in SPLITS
+    }
     return {
-        f"{condition.replace(' ', '_')}_{column.partition('_')[0]}": f"{value:.1f}"
-        for (condition, column), value in found.stack().items()
+        f"{condition.replace(' ', '_')}_{split}": f"{100 * x.mean():.1f}" if len(x) else "(not recorded)"
+        for (condition, split), x in of.items()
     }
 
 
@@ -255,7 +268,7 @@ def enumerated(items: Sequence[str]) -> str:
 def contrast(results: Results, first: str, second: str) -> Estimate:
     """Test accuracy under the first condition minus that under the second, in points, paired by seed."""
     by = 100 * results.table.pivot_table(index="seed", columns="condition", values="test_accuracy")
-    return mean_estimate((by.get(first, np.nan) - by.get(second, np.nan)).dropna() if len(by) else [])
+    return mean_estimate((by[first] - by[second]).dropna() if {first, second} <= set(by) else [])
 
 
 # Of single chapters
@@ -268,6 +281,8 @@ def gammas(gap: pd.DataFrame) -> list[float]:
 def half_way(gap: pd.DataFrame, epochs: int) -> str:
     """Epochs after which every second example comes from all of the data, for the extreme gammas."""
     found = {gamma: epochs * np.log(0.5) / np.log(gamma) / 50 for gamma in gammas(gap)}
+    if not found:
+        return "not recorded"
     return enumerated([f"{found[g]:.2g} epochs (γ = {g:g})" for g in (min(found), max(found))])
 
 

@@ -34,6 +34,7 @@ class Claim:
     direction: str = LESS
     margin: float = 0.0
     unit: str = "points"
+    whole_seeds: bool = False  # of a study's every condition: only seeds count of which all runs are recorded
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def verdicts(results: Mapping[str, Results], claims: Iterable[Claim]) -> list[Ve
 
 def _values(claim: Claim, results: Results | None) -> np.ndarray:
     """The claim's numbers, [seeds, conditions]; none where what they need is not recorded."""
+    if results is not None and claim.whole_seeds:
+        results = results.whole_seeds
     try:
         found = pd.DataFrame(claim.effect(results)) if results is not None and len(results.table) else None
     except KeyError:  # a condition of which nothing is recorded

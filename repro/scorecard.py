@@ -159,6 +159,7 @@ CLAIMS = (
         "pretraining_length",
         _growth_with_pretraining,
         unit="points per doubling",
+        whole_seeds=True,
     ),
     Claim(
         "appears_early",
@@ -166,6 +167,7 @@ CLAIMS = (
         "Figure 2",
         "pretraining_length",
         partial(gap, pretraining_epochs=EARLY),
+        whole_seeds=True,
     ),
     Claim(
         "survives_smoothness",
@@ -173,6 +175,7 @@ CLAIMS = (
         "Figure 3",
         "smooth_transition",
         partial(gap, condition="smooth"),
+        whole_seeds=True,
     ),
     Claim(
         "survives_short_transition",
@@ -188,6 +191,7 @@ CLAIMS = (
         "stages",
         _growth_with_stages,
         unit="points per stage",
+        whole_seeds=True,
     ),
     Claim(
         "grows_with_imbalance",
@@ -196,6 +200,7 @@ CLAIMS = (
         "stages",
         _growth_with_imbalance,
         unit="points, uniform to pure",
+        whole_seeds=True,
     ),
     Claim(
         "every_capacity",
@@ -203,6 +208,7 @@ CLAIMS = (
         "Figure 5",
         "capacity",
         partial(gaps_by, factors=("width", "depth")),
+        whole_seeds=True,
     ),
     Claim(
         "small_reset",
@@ -253,6 +259,7 @@ CLAIMS = (
         _early_noise,
         LESS,
         unit="log ratio",
+        whole_seeds=True,
     ),
     Claim(
         "sharper",

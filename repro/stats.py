@@ -54,7 +54,7 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Dat
     must agree too. A run whose fresh one is not recorded is left out.
     """
     if table.empty:
-        return table.assign(gap=[])
+        return table.assign(fresh_accuracy=[], gap=[])
     keys = ["seed", *pairs]
     fresh = table[table.condition == FRESH][[*keys, "test_accuracy"]]
     fresh = fresh.rename(columns={"test_accuracy": "fresh_accuracy"})

@@ -2,11 +2,16 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny networks only lose by more
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
 settings.register_profile("repro", derandomize=True, deadline=None, database=None)
 settings.load_profile("repro")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +20,24 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("REPRO_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("REPRO_COMMIT", raising=False)
+
+
+@pytest.fixture(scope="session")
+def smoke_results(tmp_path_factory) -> Path:
+    """The store of the smoke profile that the tests of chapters and pages share."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="session")
+def smoke_book(tmp_path_factory, smoke_results) -> Path:
+    """The folder of the pages of the whole book at the smoke profile, built once."""
+    out = tmp_path_factory.mktemp("book")
+    done = subprocess.run(
+        [sys.executable, "-m", "repro", "book", "--profile", "smoke", "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"REPRO_RESULTS": str(smoke_results)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return out / "_build" / "html"

@@ -69,7 +69,8 @@ def tiny(tmp_path: Path) -> Path:
         root,
         "01_one",
         "glue('value', f'{41 + 1 + shift:.3f}', display=False)",
-        "The value is {glue:text}`value`.\n\n```{literalinclude} /repro/shown.py\n:pyobject: shown\n```",
+        "The value is {glue:text}`value`, $x$ of {eq}`square`.\n\n$$\nx^2\n$$ (square)\n\n"
+        "```{literalinclude} /repro/shown.py\n:pyobject: shown\n```",
     )
     write_chapter(root, "02_two", "raise ValueError('no luck\\nat all')")
     write_chapter(root, "03_three", "glue('value', profile, display=False)")
@@ -82,7 +83,9 @@ def page(out: Path, name: str) -> str:
 
 @needs_tools
 @pytest.mark.slow
-def test_a_failing_chapter_stops_neither_the_others_nor_the_pages(tiny, tmp_path, capsys):
+def test_a_failing_chapter_stops_neither_the_others_nor_the_pages(tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BOOK_URL", "https://example.org/book")
+    monkeypatch.setenv("BOOK_REPOSITORY", "https://github.com/owner/name")
     out = tmp_path / "out"
     before = {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
     assert book.make_book("quick", parameters={"shift": 1e-3}, out=out, root=tiny) == 1
@@ -93,6 +96,10 @@ def test_a_failing_chapter_stops_neither_the_others_nor_the_pages(tiny, tmp_path
     assert "pages without results: 02_two" in table
     assert "42.001" in page(out, "01_one")
     assert "literally included" in page(out, "01_one")
+    assert "<msup><mi>x</mi><mn>2</mn></msup>" in page(out, "01_one")
+    assert not re.search(
+        r"mathjax\.js|mathjax@|require\.js|unpkg|jsdelivr", page(out, "01_one"), re.IGNORECASE
+    )
     assert "quick" in page(out, "03_three")
     assert "has no results in this build" in page(out, "02_two")
     assert sorted(path.name for path in (out / "_build" / "executed").glob("*.ipynb")) == [
@@ -103,6 +110,64 @@ def test_a_failing_chapter_stops_neither_the_others_nor_the_pages(tiny, tmp_path
     assert {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()} == before
     source = (out / "_build" / "html" / "_sources" / "book" / "chapters" / "01_one.ipynb").read_text()
     assert str(tmp_path) not in source
+    # Published: a sitemap, a card for links, buttons that open the chapter of the repository.
+    sitemap = (out / "_build" / "html" / "sitemap.xml").read_text()
+    assert "<loc>https://example.org/book/book/chapters/01_one.html</loc>" in sitemap
+    assert 'property="og:url" content="https://example.org/book/book/chapters/01_one.html"' in page(
+        out, "01_one"
+    )
+    assert 'property="og:description" content="The value is 42.001, x of (1)."' in page(out, "01_one")
+    assert "mybinder.org/v2/gh/owner/name/main?urlpath=lab/tree/book/chapters/01_one.ipynb" in page(
+        out, "01_one"
+    )
+    assert "colab.research.google.com/github/owner/name/blob/main/book/chapters/01_one" in page(out, "01_one")
+
+
+@needs_tools
+@pytest.mark.slow
+def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is_missing(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    """The pages are left out: others tests render them."""
+    monkeypatch.setattr(book, "build", lambda stage, out: out / "index.html")
+    luck, out = tmp_path / "luck", tmp_path / "out"
+    for path in book.chapters(tiny):
+        path.unlink()
+    for i in range(10):
+        condition = (
+            f"import pathlib; assert pathlib.Path({str(luck)!r}).exists(), 'no luck'" if i == 4 else ""
+        )
+        write_chapter(tiny, f"{i:02}_chapter", condition)
+    assert book.make_book("smoke", out=out, root=tiny) == 1
+    rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+) +│ (.*?) *│", capsys.readouterr().out)
+    assert [row[2] for row in rows] == ["passed"] * 4 + ["failed"] + ["passed"] * 5
+    assert rows[4][0] == "04" and rows[4][3] == "AssertionError: no luck"
+    assert all(float(row[1]) > 0 for row in rows)
+    kept = json.loads((out / "_build" / "executed" / "00_chapter.ipynb").read_text())
+    assert kept["metadata"]["papermill"]["parameters"] == {"profile": "smoke"}
+
+    luck.touch()
+    assert book.make_book("smoke", out=out, root=tiny) == 0
+    rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+)", capsys.readouterr().out)
+    assert [row[2] for row in rows] == ["kept"] * 4 + ["passed"] + ["kept"] * 5
+
+
+@needs_tools
+@pytest.mark.slow
+def test_a_kernel_that_lost_its_ports_to_another_is_started_again(tiny, tmp_path, monkeypatch):
+    """Seen where two kernels were started at the same time, once in some hundreds of starts."""
+    real, losses = book._papermill, {"01_one": 2, "03_three": 9}
+
+    def unlucky(call, *rest):
+        name = Path(call["input_path"]).stem
+        losses[name] -= 1
+        return (1, ["Traceback", book.NO_KERNEL]) if losses[name] >= 0 else real(call, *rest)
+
+    monkeypatch.setattr(book, "_papermill", unlucky)
+    one, three = (path for path in book.chapters(tiny) if path.stem != "02_two")
+    results = book.execute([one, three], {}, tmp_path / "executed")
+    assert [result.error for result in results] == [None, book.NO_KERNEL]
+    assert losses == {"01_one": -1, "03_three": 9 - book.TRIES}
 
 
 @needs_tools
@@ -184,6 +249,14 @@ def test_a_bad_request_is_refused_before_anything_runs(tiny, tmp_path, request_,
     with pytest.raises(InputError, match=message) as refused:
         book.make_book("smoke", out=tmp_path / "out", root=tiny, **request_)
     assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_tools
+def test_pdfs_without_a_browser_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(book, "browser", lambda: None)
+    with pytest.raises(InputError, match="no Chromium here to make PDFs with"):
+        book.make_book("smoke", out=tmp_path / "out", root=tiny, pdf=True)
     assert not (tmp_path / "out").exists()
 
 

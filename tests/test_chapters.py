@@ -9,25 +9,15 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from repro import book, cli
+from repro import book
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = book.chapters(ROOT)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return tmp_path_factory.mktemp("results")
-
-
-@pytest.fixture(autouse=True)
-def one_store(own_folders, results, monkeypatch):
-    """What the first test trains, the second one reads."""
-    monkeypatch.setenv("REPRO_RESULTS", str(results))
-
-
 @pytest.mark.slow
-def test_every_chapter_runs_alone_under_nbmake_at_smoke(tmp_path):
+def test_every_chapter_runs_alone_under_nbmake_at_smoke(tmp_path, smoke_results, monkeypatch):
+    monkeypatch.setenv("REPRO_RESULTS", str(smoke_results))
     for chapter in CHAPTERS:
         notebook = parameterize_notebook(load_notebook_node(str(chapter)), {"profile": "smoke"})
         nbformat.write(notebook, tmp_path / chapter.name)
@@ -38,13 +28,9 @@ def test_every_chapter_runs_alone_under_nbmake_at_smoke(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_book_is_built_at_smoke_without_a_warning(tmp_path, capfd):
-    with pytest.raises(SystemExit) as end:
-        cli.main(["book", "--profile", "smoke", "--out", str(tmp_path)])
-    assert end.value.code == 0, capfd.readouterr().out
-    pages = tmp_path / "_build" / "html"
-    assert (pages / "index.html").exists()
+def test_the_book_is_built_at_smoke_without_a_warning(smoke_book):
+    assert (smoke_book / "index.html").exists()
     for chapter in CHAPTERS:
-        page = (pages / "book" / "chapters" / f"{chapter.stem}.html").read_text()
+        page = (smoke_book / "book" / "chapters" / f"{chapter.stem}.html").read_text()
         assert page.count("<figure") >= 1 and 'alt=""' not in page
-        assert str(tmp_path) not in page and "Traceback" not in page
+        assert str(smoke_book.parents[1]) not in page and "Traceback" not in page

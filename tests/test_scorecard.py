@@ -140,3 +140,16 @@ def test_a_scorecard_can_be_drawn_up_whatever_is_recorded(study):
         }
     beyond_smoke = "no_speed", "appears_early"  # accuracies and epochs that it does not reach
     assert all(card[claim.id].effect.n == 3 for claim in scorecard.of(study) if claim.id not in beyond_smoke)
+
+
+def test_a_claim_on_every_condition_waits_for_all_of_a_seed():
+    profile = profiles.profile("smoke")
+    cases = STUDIES["capacity"].cases(profile)
+    narrow = [case for case in cases if case.factors["width"] == min(c.factors["width"] for c in cases)]
+    for case in narrow:
+        record(case)
+    assert scorecard.scorecard(profile)["every_capacity"].effect.n == 0
+    for case in cases:
+        if case.seed == 1:
+            record(case)
+    assert scorecard.scorecard(profile)["every_capacity"].effect.n == 1

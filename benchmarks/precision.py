@@ -1,0 +1,62 @@
+"""Whether bf16 costs accuracy: fresh networks of `quick` in bf16 and in float32, seed by seed.
+
+    python -m benchmarks.precision [SEEDS]
+
+Both start from the same weights and see the same batches. Two one-sided t tests
+over seeds ask whether the mean difference of test accuracy lies within half a
+percentage point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repro import plans, profiles, records, studies, worker, workers
+from repro.claims import SAME, Claim, p_values
+from repro.records import Store
+from repro.stats import mean_estimate
+
+MARGIN = 0.5  # percentage points
+FILE = Path(__file__).parent / "precision.json"
+
+
+def accuracies(precision: str, seeds: int) -> np.ndarray:
+    """Test accuracy of each seed in percent; what is recorded of it is not trained again."""
+    chosen = profiles.profile("quick", seeds=seeds)
+    cases = [case for case in studies.warm_start(chosen) if case.condition == studies.FRESH]
+    store = Store(Path(os.environ.get("REPRO_RESULTS", "_build/results")) / f"precision-{precision}")
+    outcome = workers.execute(plans.plan(c.run for c in cases), store, precision=precision)
+    if not outcome.finished or outcome.failures:
+        sys.exit(outcome.failures[0] if outcome.failures else "stopped; the same command goes on")
+    table = records.table(cases, store, chosen.window)
+    return 100 * table.set_index("seed").test_accuracy.sort_index().to_numpy()
+
+
+def main() -> None:
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 96
+    low, full = (accuracies(precision, seeds) for precision in ("bf16", "float32"))
+    claim = Claim("bf16", "", "", "", effect=lambda results: None, direction=SAME, margin=MARGIN)
+    p, _ = p_values(claim, (low - full)[:, None])
+    found = mean_estimate(low - full, level=0.90)  # the interval that lies within the margin where p < 0.05
+    said = {
+        "device": worker.device_name(torch.device("cpu")),
+        "float32, %": round(full.mean(), 2),
+        "bf16, %": round(low.mean(), 2),
+        "difference, points": str(found),
+        "margin, points": MARGIN,
+        "p": float(f"{p:.2g}"),
+        "seeds": seeds,
+        "versions": worker.versions(),
+    }
+    FILE.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(said, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

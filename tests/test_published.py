@@ -1,0 +1,177 @@
+"""Published records agree with each other, with the repository, and with training anew."""
+
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from repro import (
+    cli,
+    config,
+    downloads,
+    literature,
+    plans,
+    profiles,
+    published,
+    records,
+    studies,
+    sweep,
+    worker,
+    workers,
+)
+from repro.records import Store
+from repro.training import Member, Population
+
+ROOT = Path(__file__).resolve().parents[1]
+MOSAICS = ROOT.parent / "shared" / "data"
+FOLDERS = [p for p in sorted((ROOT / "results").glob("*")) if p.is_dir() and any(p.glob("*.json"))]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """Six records of `smoke`, made by the present commit."""
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    monkeypatch.setattr(records, "commit", lambda: head.stdout.strip())
+    chosen = profiles.profile("smoke")
+    store = Store.of("smoke")
+    workers.execute(plans.plan(case.run for case in studies.warm_start(chosen)), store)
+    return store
+
+
+def changed(store, **changes):
+    """Name of a record after a change that its checksum does not betray."""
+    name = min(store.ids())
+    record = store.read(name) | changes
+    record["checksum"] = records._checksum(record)
+    store.path(name).write_text(json.dumps(record))
+    return name
+
+
+def test_sound_records_have_no_problems(store):
+    rows, problems = published.verify(store.folder)
+    assert problems == [] and len(rows) == 6
+    [row] = published.summary(rows).itertuples()
+    assert row.records == 6 and row.precision in worker.PRECISIONS and row.hours < 1
+
+
+WRONG = {
+    "another commit": ({"commit": "0" * 40}, "made by 0000"),
+    "uncommitted code": ({"commit": "abc+"}, "made by abc"),
+    "other images": ({"data": "f" * 16}, "made from images ffff"),
+    "another time": ({"finished": "2999-01-01T00:00:00+00:00"}, "finished in the future"),
+    "no time at all": ({"finished": "soon"}, "malformed"),
+    "no work": ({"seconds": 0}, "no seconds"),
+    "nobody": ({"population": 0}, "no population"),
+    "another schema": ({"schema": 99}, "not a record of schema"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_with_a_record_is_named(store, kind):
+    changes, words = WRONG[kind]
+    if "commit" in changes and published._commits() is None:
+        pytest.skip("no git history here")
+    name = changed(store, **changes)
+    _, problems = published.verify(store.folder)
+    assert len(problems) == 1 and name in problems[0] and words in problems[0]
+
+
+def test_edited_and_foreign_files_are_named_and_the_exit_code_says_so(store, capsys):
+    name = min(store.ids())
+    text = store.path(name).read_text()
+    store.path(name).write_text(text.replace('"seconds": ', '"seconds": 1'))
+    (store.folder / "notes.txt").write_text("")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["results", "verify", "smoke"])
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and said.count("\n") == 2
+    assert "checksum differs" in said and "notes.txt: no record" in said
+
+
+def test_an_unknown_folder_is_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["results", "verify", "labtop"])
+    assert end.value.code == 2 and "no results of 'labtop'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder):
+    rows, problems = published.verify(folder)
+    assert problems == []
+    page = (ROOT / "results" / "README.md").read_text()
+    for row in published.summary(rows).itertuples():
+        assert re.search(rf"^{row.device} .*{row.commit} .* {row.records} ", page, re.MULTILINE), row
+
+
+def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing():
+    results = sweep.run_study("warm_start", "laptop", device="none")
+    assert (len(results.table), results.missing) == (0, 10)
+    assert results.gaps.empty and not Store.of("laptop").folder.exists()
+
+
+def test_what_says_most_is_trained_first():
+    chosen = profiles.profile("cifar10")
+    order = studies.by_value(chosen)
+    of_all = {case.run.id for study in studies.studies() for case in study.cases(chosen)}
+    assert of_all <= {run.id for run in order} and len(order) == len({run.id for run in order})
+    first = {case.run.id for case in studies.optimizers(chosen)}
+    assert {run.id for run in order[: len(first)]} == first
+    rank = {run.id: i for i, run in enumerate(order)}
+    two = dataclasses.replace(chosen, study_seeds=2)
+    early = max(rank[case.run.id] for case in studies.reset(two))
+    other_widths = [c for c in studies.capacity(chosen) if c.factors["width"] != chosen.width]
+    assert early < min(rank[case.run.id] for case in other_widths)
+
+
+def test_published_gaps_stand_beside_those_of_the_records():
+    sources = {s.name: s for s in literature.SOURCES}
+    chosen = profiles.profile("smoke", seeds=2)
+    runs = [case.run for case in studies.optimizers(chosen)]
+    workers.execute(plans.plan(runs), Store.of("smoke"))
+    results = sweep.results(studies.STUDIES["optimizers"], chosen)
+    table = literature.beside(results)
+    assert len(table) == sum(len(s.accuracies) for s in sources.values()) + 4
+    kireev = table[table.source.str.contains("Kireev") & (table.optimiser == "Adam")]
+    assert kireev["gap, points"].item() == "\N{MINUS SIGN}1.3"
+    ours = table[table.source.str.startswith("this book")].set_index("optimiser")
+    mean = 100 * results.table.query("optimizer == 'SGD' and condition == 'fresh'").test_accuracy.mean()
+    assert ours["fresh, %"]["SGD"].startswith(f"{mean:.1f} (")
+
+
+@pytest.mark.slow
+def test_training_anew_finds_the_beginning_of_a_published_curve(tmp_path):
+    """Bitwise on the kind of machine it came from, within a few percent of the loss elsewhere."""
+    chosen, store = profiles.profile("laptop"), Store(ROOT / "results" / "laptop")
+    found = store.load(case.run.id for case in studies.warm_start(chosen) if case.run.parent is not None)
+    curves = {config.run_from_json(r["run"]).parent.id: (r["curves"][0], r) for r in found.values()}
+    if not curves:
+        pytest.skip("no warm start of the profile laptop is published here")
+    if not (MOSAICS / "unpack_cifar10.py").exists():
+        pytest.skip("the CIFAR-10 mosaics do not lie beside this checkout")
+    script = [sys.executable, str(MOSAICS / "unpack_cifar10.py"), str(tmp_path / "copy.npz")]
+    subprocess.run(script, check=True)
+    downloads.import_npz("cifar10", tmp_path / "copy.npz")
+    batches = plans.plan(studies.by_value(chosen)).batches
+    [batch] = [b for b in batches if any(t.longest.id == min(curves) for t in b.trajectories)]
+    members = [Member(t.longest) for t in batch.trajectories]
+    record = curves[min(curves)][1]
+    torch.set_num_threads(record["threads"])
+    population = Population(members, torch.device("cpu"), record["precision"])
+    same = (
+        record["device"] == worker.device_name(torch.device("cpu"))
+        and record["versions"]["torch"] == torch.__version__
+        and record["precision"] == worker.choose_precision("cpu", "auto")
+    )
+    for epoch in range(2):
+        losses, accuracies = population.train_epoch()
+        for member, loss, accuracy in zip(members, losses, accuracies, strict=True):
+            curve = curves[member.run.id][0]
+            if same:
+                assert (loss, accuracy) == (curve["train_loss"][epoch], curve["train_accuracy"][epoch])
+            assert math.isclose(loss, curve["train_loss"][epoch], rel_tol=0.05)
