@@ -100,7 +100,8 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     large = profile.width == 64 and made.device == "cpu"  # seconds a step
     runs = [c.run for c in studies.warm_start(profile) if c.condition == studies.FRESH]
     if shape != "quick":
-        dataset = calibration.noise(folder, 128 * (1 if large else calibration.STEPS))
+        steps = calibration.GPU_STEPS if made.device == "cuda" else 1 if large else calibration.STEPS
+        dataset = calibration.noise(folder, 128 * steps)
         model = dataclasses.replace(runs[0].model, depth=2)
         runs = [dataclasses.replace(run, dataset=dataset, model=model, batch_size=128) for run in runs]
     device = torch.device(made.device)
@@ -108,17 +109,19 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     peak_rate = matrix_rate(device, made.precision) * (made.slots if made.device == "cuda" else 1)
     turn(plain, 0)
     rows = []
-    for size in SIZES[:2] if large else SIZES:
+    sizes = SIZES[:2] if large else SIZES
+    ways = (True, False) if made.device == "cuda" else (True,)
+    for size, grouped in [(size, way) for size in sizes for way in ways if way or size > 1]:
         slots, turns = Slots(made), []
         for _ in range(TURNS):
-            turns.append((turn(plain, calibration.SECONDS), slots.speed(runs[:size])))
+            turns.append((turn(plain, calibration.SECONDS), slots.speed(runs[:size], grouped=grouped)))
         slots.close()
         base, best = (max(rates) for rates in zip(*((p, s.rate) for p, s in turns), strict=True))
         speed = turns[-1][1]
         rows.append(
             {
                 "shape": shape,
-                "population": size,
+                "population": size if grouped else f"{size} side by side",
                 "plain, images/s": round(base),
                 "repro, images/s": round(best),
                 "ratio": round(best / base, 2),

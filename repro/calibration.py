@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -16,12 +17,18 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from repro import data, downloads, plans, worker
+from repro import data, downloads, layouts, plans, worker
 from repro.config import Dataset, Run, Stage
+from repro.layouts import Layout
+from repro.plans import Plan
+from repro.records import Store
 from repro.training import Member, Population
 
 SECONDS = 2.0  # of a measurement, at least
-STEPS = 4  # of an epoch of one
+STEPS = 4  # of an epoch of one; on a GPU, which replays them, GPU_STEPS
+GPU_STEPS = 64
+MOST = 64  # members of a population that is tried
+NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,14 @@ class Slots:
     def _answers(self) -> list:
         return [pipe.recv() for pipe in self.pipes]
 
-    def speed(self, runs: list[Run], seconds: float = SECONDS) -> Speed:
-        """Of populations of these runs, in all slots at the same time."""
+    def speed(self, runs: list[Run], seconds: float = SECONDS, grouped: bool = True) -> Speed | None:
+        """Of populations of these runs, in all slots at the same time; None where memory is too small."""
         for pipe in self.pipes:
-            pipe.send((runs, seconds))
-        rates, memory, evaluation = zip(*self._answers(), strict=True)
+            pipe.send((runs, seconds, grouped))
+        answers = self._answers()
+        if None in answers:
+            return None
+        rates, memory, evaluation = zip(*answers, strict=True)
         return Speed(sum(rates), max(memory), max(evaluation))
 
     def close(self) -> None:
@@ -81,19 +91,30 @@ def _serve(pipe: Connection, made: Engine, slot: int) -> None:
     torch.set_num_threads(made.threads)
     device = torch.device(made.device, slot) if made.device == "cuda" else torch.device("cpu")
     pipe.send(None)
-    try:
+    with contextlib.suppress(EOFError):
         while True:
-            runs, seconds = pipe.recv()
-            population = Population([Member(run) for run in runs], device, made.precision)
-            epoch = len(runs) * (len(population.labels) // runs[0].batch_size) * runs[0].batch_size
-            population.train_epoch()  # the first one is slower
-            rate = turn(lambda: population.train_epoch() and epoch, seconds)  # noqa: B023, called at once
-            start = time.perf_counter()
-            population.test_accuracy()
-            evaluation = (time.perf_counter() - start) / len(runs) / len(population.y_test)
-            pipe.send((rate, _peak_memory(device), evaluation))
-    except EOFError:
-        return
+            runs, seconds, grouped = pipe.recv()
+            try:
+                answer = _speed(runs, seconds, grouped, device, made.precision)
+            except Exception as error:
+                if not worker.out_of_memory(error):
+                    raise
+                answer = None
+            pipe.send(answer)
+
+
+def _speed(
+    runs: list[Run], seconds: float, grouped: bool, device: torch.device, precision: str
+) -> tuple[float, float, float]:
+    population = Population([Member(run) for run in runs], device, precision, grouped)
+    epoch = population.batches.numel()
+    population.train_epoch()  # the first one is slower
+    rate = turn(lambda: population.train_epoch() and epoch, seconds)
+    population.test_accuracy()
+    start = time.perf_counter()
+    population.test_accuracy()
+    evaluation = (time.perf_counter() - start) / len(runs) / len(population.y_test)
+    return rate, _peak_memory(device), evaluation
 
 
 def turn(epoch: Callable[[], int], seconds: float) -> float:
@@ -120,24 +141,60 @@ def noise(folder: str, images: int) -> Dataset:
     return data.npz_dataset(path)
 
 
+def _members(folder: str, run: Run, size: int, steps: int) -> list[Run]:
+    """So many runs of a network of this shape, of which data are at hand."""
+    dataset = run.dataset
+    if dataset.name in downloads.SOURCES:  # no download for this
+        dataset = noise(folder, steps * run.batch_size)
+    one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
+    return [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
+
+
 def seconds_per_step(runs: Iterable[Run]) -> dict[tuple, float]:
-    """Seconds that a step of one network takes in a slot, by what `shape` gives of a run."""
-    shapes = {shape(run): run for run in runs}
+    """Seconds that a step of one network takes in a slot, by what `layouts.shape` gives of a run."""
     made, found = engine(), {}
     slots = Slots(made)
     with tempfile.TemporaryDirectory() as folder:
-        for key, run in shapes.items():
-            dataset = run.dataset
-            if dataset.name in downloads.SOURCES:  # no download for this
-                dataset = noise(folder, STEPS * run.batch_size)
-            one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
-            members = range(plans.population_size(run))
-            speed = slots.speed([dataclasses.replace(one, init_seed=seed) for seed in members])
-            found[key] = made.slots * run.batch_size / speed.rate
+        for key, run in {layouts.shape(run): run for run in runs}.items():
+            if made.device == "cuda":
+                rate = fastest(slots, run, folder).rate
+            else:
+                rate = slots.speed(_members(folder, run, plans.population_size(run), STEPS)).rate
+            found[key] = made.slots * run.batch_size / rate
     slots.close()
     return found
 
 
-def shape(run: Run) -> tuple:
-    """What the time of a step depends on."""
-    return run.dataset.name, run.model, run.batch_size
+def fastest(slots: Slots, run: Run, folder: str) -> Layout:
+    """The smallest population whose speed on a GPU is near the highest, grouped or side by side.
+
+    Populations are doubled for as long as memory lasts and that makes them faster.
+    """
+    tried: list[Layout] = []
+    size = 1
+    while size <= MOST:
+        members = _members(folder, run, size, GPU_STEPS)
+        speeds = {g: slots.speed(members, grouped=g) for g in ((True, False) if size > 1 else (True,))}
+        found = [Layout(size, g, speed.rate) for g, speed in speeds.items() if speed is not None]
+        best = max((layout.rate for layout in tried), default=0.0)
+        tried += found
+        if max((layout.rate for layout in found), default=0.0) * NEAR <= best:
+            break
+        size *= 2
+    if not tried:
+        return Layout(1, True, 0.0)  # training it will say that it is too large
+    near = NEAR * max(layout.rate for layout in tried)
+    return min((t for t in tried if t.rate >= near), key=lambda t: (t.population, -t.rate))
+
+
+def fitted(plan: Plan, store: Store, precision: str) -> Plan:
+    """The same runs in the populations that are fastest on this GPU, as the store says or a measurement."""
+    shapes = {layouts.shape(run): run for batch in plan.batches for run in batch.runs}
+    found = {key: layouts.read(store, run) for key, run in shapes.items()}
+    if lacking := [key for key, layout in found.items() if layout is None]:
+        slots = Slots(Engine("cuda", precision, slots=1, threads=1))
+        with tempfile.TemporaryDirectory() as folder:
+            for key in lacking:
+                found[key] = layouts.keep(store, shapes[key], fastest(slots, shapes[key], folder))
+        slots.close()
+    return plans.plan(plan.wanted.values(), lambda run: found[layouts.shape(run)].population)

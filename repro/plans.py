@@ -13,7 +13,7 @@ import functools
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 
 from repro import data
@@ -97,16 +97,16 @@ class Plan:
 
 
 def population_size(run: Run) -> int:
-    """How many networks of this shape train together, as `benchmarks/NOTES.md` has measured it.
+    """How many networks of this shape train together on a core, as `benchmarks/NOTES.md` has measured it.
 
-    Small ones leave a core idle, large ones crowd its cache.
+    Small ones leave it idle, large ones crowd its cache.
     """
     activations = run.batch_size * run.model.width * data.side(run.dataset) ** 2  # of a layer of module 1
     return max(1, min(64 // run.model.width, CACHED // activations))
 
 
-def plan(runs: Iterable[Run]) -> Plan:
-    """Group runs into trajectories and those into batches; shared pretraining appears once.
+def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> Plan:
+    """Group runs into trajectories and those into batches of a size; shared pretraining appears once.
 
     Runs asked for first come first.
     """
@@ -135,8 +135,7 @@ def plan(runs: Iterable[Run]) -> Plan:
     batches = []
     for alike in shapes.values():
         alike.sort(key=lambda t: min(rank[r.id] for r in t.runs))
-        size = population_size(alike[0].longest)
-        chunks = -(-len(alike) // size)
+        chunks = -(-len(alike) // size(alike[0].longest))
         for i in range(chunks):  # of nearly equal size
             batches.append(Batch(tuple(alike[len(alike) * i // chunks : len(alike) * (i + 1) // chunks])))
     batches.sort(key=lambda batch: min(rank[r.id] for t in batch.trajectories for r in t.runs))

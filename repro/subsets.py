@@ -60,18 +60,19 @@ def steps_per_epoch(run: Run) -> int:
     return n // run.batch_size
 
 
-def examples(run: Run, labels: np.ndarray, epoch: int) -> np.ndarray:
+def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None = None) -> np.ndarray:
     """Training images of one epoch of the run's last stage, int64 [steps, batch], in order.
 
     Without `gamma` a new permutation of the stage's subset, its last incomplete
     batch dropped (or filled from its start, where the subset falls short of its
     expected size). With it, every example is drawn by itself, from the whole
     training set with the probability of that step, else from the subset (paper,
-    Figure 3).
+    Figure 3). `subset` is what `portions` gives, where it is known already.
     """
     stage, number = run.stages[-1], len(run.stages)
     random = _random(run.order_seed, number, epoch)
-    subset = portions(labels, stage.data, run.split_seed)
+    if subset is None:
+        subset = portions(labels, stage.data, run.split_seed)
     steps = steps_per_epoch(run)
     shape = (steps, run.batch_size)
     if stage.data.gamma is None:

@@ -9,6 +9,7 @@ from a checkpoint goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import pickle
@@ -25,12 +26,14 @@ from torch.nn import functional as F
 
 from repro import data, files
 from repro.config import MODULES, InputError, Optimizer, Run
+from repro.graphs import Captured
 from repro.models import ResNet
 from repro.npz import Images
 from repro.records import CURVES
-from repro.subsets import examples
+from repro.subsets import examples, portions, steps_per_epoch
 
 PRECISIONS = ("float32", "bf16", "float64")
+TEST_BATCH = 500
 
 
 @dataclass
@@ -96,11 +99,14 @@ def load(path: Path, device: torch.device | None = None) -> dict:
         raise files.Damaged(f"{path}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _optimizer(spec: Optimizer, network: ResNet) -> torch.optim.Optimizer:
+def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.optim.Optimizer:
+    capturable = device.type == "cuda"  # counts its steps on the GPU
     if spec.name == "adam":
-        return torch.optim.Adam(network.parameters(), lr=spec.learning_rate, fused=True)
+        return torch.optim.Adam(
+            network.parameters(), lr=spec.learning_rate, fused=True, capturable=capturable
+        )
     if spec.name == "rmsprop":
-        return torch.optim.RMSprop(network.parameters(), lr=spec.learning_rate)
+        return torch.optim.RMSprop(network.parameters(), lr=spec.learning_rate, capturable=capturable)
     return torch.optim.SGD(network.parameters(), lr=spec.learning_rate, momentum=spec.momentum, fused=True)
 
 
@@ -113,10 +119,28 @@ def resident(
     return scaled.permute(0, 3, 1, 2).to(device, dtype).contiguous(), torch.tensor(y, device=device)
 
 
-class Population:
-    """Members that share data set, model, batch size, optimiser and steps, as one grouped network."""
+def _begin(network: ResNet, p: int, member: Member) -> None:
+    """Give member p the weights with which its last stage begins."""
+    stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
+    if member.start is None:
+        network.initialise(p, MODULES, *stream)
+        return
+    network.load_member(p, member.start.state)
+    if (stage.shrink, stage.perturb) != (1.0, 0.0):
+        network.shrink_and_perturb(p, stage.shrink, stage.perturb, *stream)
+    network.initialise(p, stage.reset, *stream)
 
-    def __init__(self, members: Sequence[Member], device: torch.device, precision: str) -> None:
+
+class Population:
+    """Members that share data set, model, batch size, optimiser and steps.
+
+    They are one grouped network or, with `grouped` false, as many networks, which
+    a GPU trains side by side. Nothing of them leaves the device during an epoch.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], device: torch.device, precision: str, grouped: bool = True
+    ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
         self.members = list(members)
@@ -124,81 +148,130 @@ class Population:
         run = members[0].run
         images = data.images(run.dataset)
         self.labels = images.y_train
+        self.subsets = [portions(self.labels, m.run.stages[-1].data, m.run.split_seed) for m in members]
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.x_train, self.y_train = resident(images, images.x_train, images.y_train, device, self.dtype)
         self.x_test, self.y_test = resident(images, images.x_test, images.y_test, device, self.dtype)
-        network = ResNet(run.model, self.x_train.shape[1], images.classes, len(members))
-        network.to(self.dtype)  # before snapshots are loaded, which are exact in it
-        for p, member in enumerate(members):
-            stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
-            if member.start is None:
-                network.initialise(p, MODULES, *stream)
-                continue
-            network.load_member(p, member.start.state)
-            if (stage.shrink, stage.perturb) != (1.0, 0.0):
-                network.shrink_and_perturb(p, stage.shrink, stage.perturb, *stream)
-            network.initialise(p, stage.reset, *stream)
-        self.network = network.to(device, self.dtype, memory_format=torch.channels_last)
-        self.optimizer = _optimizer(run.stages[-1].optimizer, self.network)
+        self.size = len(members) if grouped else 1  # of a network
+        self.networks = []
+        for first in range(0, len(members), self.size):
+            network = ResNet(run.model, self.x_train.shape[1], images.classes, self.size)
+            network.to(self.dtype)  # before snapshots are loaded, which are exact in it
+            for p, member in enumerate(members[first : first + self.size]):
+                _begin(network, p, member)
+            self.networks.append(network.to(device, self.dtype, memory_format=torch.channels_last))
+        self.optimizers = [_optimizer(run.stages[-1].optimizer, n, device) for n in self.networks]
+        apart = device.type == "cuda" and len(self.networks) > 1
+        self.streams = [torch.cuda.Stream(device) for _ in self.networks] if apart else []
+        # What a step reads and writes lies at one place from the first epoch to the last.
+        self.batches = torch.empty(
+            (steps_per_epoch(run), len(members), run.batch_size), dtype=torch.int64, device=device
+        )
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)  # which of them is next
+        self.loss_sum = torch.zeros(len(members), dtype=self.dtype, device=device)
+        self.correct = torch.zeros(len(members), dtype=torch.int64, device=device)
+        self.step, self.test = Captured(self._step, device), Captured(self._test, device)
+        self.drawn = -1, self.batches  # an epoch, and its examples
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, network: ResNet, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.network(x.contiguous(memory_format=torch.channels_last))
+            logits = network(x.contiguous(memory_format=torch.channels_last))
         return logits.to(self.dtype)
+
+    def _teams(self) -> Iterator[tuple[ResNet, torch.optim.Optimizer, slice]]:
+        """Each network, its optimiser and its members, to be dealt with on a stream of its own."""
+        main = torch.cuda.current_stream(self.device) if self.streams else None
+        for i, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
+            if self.streams:
+                self.streams[i].wait_stream(main)
+            with torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext():
+                yield network, optimizer, slice(i * self.size, (i + 1) * self.size)
+        for stream in self.streams:
+            main.wait_stream(stream)
+
+    def _step(self) -> None:
+        """One step of all members, on the next batch."""
+        batch = self.batches.index_select(0, self.at)[0]  # [P, B]
+        for network, optimizer, rows in self._teams():
+            index = batch[rows]
+            x = self.x_train[index].transpose(0, 1).flatten(1, 2)
+            y = self.y_train[index]
+            logits = self._logits(network, x)
+            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
+            optimizer.zero_grad(set_to_none=True)
+            losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
+            optimizer.step()
+            self.loss_sum[rows] += losses.detach().mean(1)
+            self.correct[rows] += (logits.detach().argmax(2) == y).sum(1)
+        self.at += 1
+
+    def _examples(self, epoch: int) -> Tensor:
+        """Training images of an epoch, int64 [steps, P, B]."""
+        if self.drawn[0] != epoch:
+            pairs = zip(self.members, self.subsets, strict=True)
+            orders = [examples(m.run, self.labels, epoch, subset) for m, subset in pairs]
+            self.drawn = epoch, torch.from_numpy(np.stack(orders, axis=1))
+        return self.drawn[1]
 
     def train_epoch(self) -> tuple[list[float], list[float]]:
         """Mean loss and accuracy of each member over the batches of one epoch, as they were met."""
-        orders = [examples(m.run, self.labels, self.epoch) for m in self.members]
-        batches = torch.from_numpy(np.stack(orders, axis=1)).to(self.device)  # [steps, P, B]
-        steps, members, batch = batches.shape
-        loss_sum = torch.zeros(members, dtype=self.dtype, device=self.device)
-        correct = torch.zeros(members, dtype=torch.int64, device=self.device)
         spec = self.members[0].run.stages[-1]
         if spec.optimizer.schedule == "cosine":
             rate = spec.optimizer.learning_rate * (1 + math.cos(math.pi * self.epoch / spec.epochs)) / 2
-            for group in self.optimizer.param_groups:
+            for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
                 group["lr"] = rate
-        self.network.train()
-        for index in batches:
-            x = self.x_train[index].transpose(0, 1).flatten(1, 2)
-            y = self.y_train[index]
-            logits = self._logits(x)
-            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(members, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
-            self.optimizer.step()
-            loss_sum += losses.detach().mean(1)
-            correct += (logits.detach().argmax(2) == y).sum(1)
+            self.step.renew()
+        self.batches.copy_(self._examples(self.epoch))
+        for tensor in (self.at, self.loss_sum, self.correct):
+            tensor.zero_()
+        for network in self.networks:
+            network.train()
+        steps, _, batch = self.batches.shape
+        for _ in range(steps):
+            self.step()
         self.epoch += 1
-        return (loss_sum / steps).tolist(), (correct / (steps * batch)).tolist()
+        if self.epoch < spec.epochs:
+            self._examples(self.epoch)  # while a GPU is still at work
+        return (self.loss_sum / steps).tolist(), (self.correct / (steps * batch)).tolist()
 
     @torch.no_grad()
-    def test_accuracy(self, batch: int = 500) -> list[float]:
+    def _test(self) -> None:
+        for network, _, rows in self._teams():
+            for x, y in zip(self.x_test.split(TEST_BATCH), self.y_test.split(TEST_BATCH), strict=True):
+                logits = self._logits(network, x.repeat(1, self.size, 1, 1))
+                self.correct[rows] += (logits.argmax(2) == y).sum(1)
+
+    def test_accuracy(self) -> list[float]:
         """Test accuracy of each member, running statistics in batch norm."""
-        self.network.eval()
-        correct = torch.zeros(len(self.members), dtype=torch.int64, device=self.device)
-        for x, y in zip(self.x_test.split(batch), self.y_test.split(batch), strict=True):
-            logits = self._logits(x.repeat(1, len(self.members), 1, 1))
-            correct += (logits.argmax(2) == y).sum(1)
-        return (correct / len(self.y_test)).tolist()
+        for network in self.networks:
+            network.eval()
+        self.correct.zero_()
+        self.test()
+        return (self.correct / len(self.y_test)).tolist()
 
     def snapshot(self, p: int, seconds: float) -> Snapshot:
         """Member p as it is now."""
         member = self.members[p]
-        state = {k: v.detach().to("cpu", copy=True) for k, v in self.network.member(p).items()}
+        network, place = self.networks[p // self.size], p % self.size
+        state = {k: v.detach().to("cpu", copy=True) for k, v in network.member(place).items()}
         before = member.start or Snapshot({}, [], 0.0)
         curve = {name: list(values) for name, values in member.curve.items()}
         diverged = None if math.isfinite(curve["train_loss"][-1]) else self.epoch
         return Snapshot(state, [*before.curves, curve], before.seconds + seconds, diverged)
 
+    @property
+    def _engine(self) -> str:
+        """What a checkpoint has to agree with, besides its runs."""
+        return f"{self.precision} on {self.device.type}" + ", apart" * (self.size < len(self.members))
+
     def checkpoint(self, path: Path, seconds: float) -> None:
         """Write all that going on from here takes."""
         content = {
             "runs": [m.run.id for m in self.members],
-            "precision": self.precision,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "engine": self._engine,
+            "networks": [network.state_dict() for network in self.networks],
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "curves": [m.curve for m in self.members],
             "epoch": self.epoch,
             "seconds": seconds,
@@ -216,14 +289,16 @@ class Population:
         content = load(path, self.device)
         if content.get("runs") != [member.run.id for member in self.members]:
             raise files.Damaged(f"{path}: the checkpoint of other runs")
-        if content.get("precision") != self.precision:
+        if content.get("engine") != self._engine:
             raise InputError(
-                f"{path} was begun in {content.get('precision')}: go on in it, or delete it to begin "
-                f"anew in {self.precision}"
+                f"{path} was begun in {content.get('engine')}: go on in it, or delete it to begin "
+                f"anew in {self._engine}"
             )
         try:
-            self.network.load_state_dict(content["network"])
-            self.optimizer.load_state_dict(content["optimizer"])
+            for network, state in zip(self.networks, content["networks"], strict=True):
+                network.load_state_dict(state)
+            for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             self.epoch, curves, seconds = (content[name] for name in ("epoch", "curves", "seconds"))
             if any(len(values) > self.epoch for curve in curves for values in curve.values()):
                 raise ValueError("curves longer than training")
@@ -241,6 +316,7 @@ def train_population(
     device: torch.device,
     precision: str,
     *,
+    grouped: bool = True,
     checkpoint: Path | None = None,
     every: float = 120.0,
     stop: Callable[[], bool] = lambda: False,
@@ -253,7 +329,7 @@ def train_population(
     before it raises `Stopped` once `stop()` is true. `on_epoch` is told the
     epochs done and the members' test accuracy.
     """
-    population = Population(members, device, precision)
+    population = Population(members, device, precision, grouped)
     resumed = checkpoint is not None and checkpoint.exists()
     started = saved = time.perf_counter()
     if resumed:
@@ -261,7 +337,7 @@ def train_population(
             started -= population.resume(checkpoint)
         except files.Damaged as damage:
             warnings.warn(f"{damage}; set aside as {files.set_aside(checkpoint)}", stacklevel=2)
-            population = Population(members, device, precision)
+            population = Population(members, device, precision, grouped)
     while True:
         seconds = time.perf_counter() - started
         due = [p for p, member in enumerate(members) if member.due(population.epoch)]

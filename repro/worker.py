@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from repro import data, files, leases, probes, records
+from repro import data, files, layouts, leases, probes, records
 from repro.config import InputError, Run
 from repro.costs import training_bytes
 from repro.models import ResNet
@@ -86,6 +86,7 @@ def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool])
     store = Store(Path(job.folder))
     device, _ = choose_device(job.device)
     job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
+    torch.backends.cudnn.deterministic = True  # on one GPU, a run is the same bit for bit
     try:
         with leases.held(store.leases, (run.id for run in job.batch.whole.runs)):
             return _train_leased(job, store, report, stop)
@@ -112,7 +113,7 @@ def _train_leased(
         except OSError as error:
             end = _failed(part, error, report)
         except Exception as error:
-            starved = _out_of_memory(error)
+            starved = out_of_memory(error)
             if not starved and together == 1:
                 traceback.print_exc()
             traceback.clear_frames(error.__traceback__)  # they hold the networks
@@ -147,7 +148,7 @@ def _line(error: object) -> str:
     return " ".join(f"{kind}{error}".split())[:300]
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether it is for want of memory, of the GPU or of the host: there PyTorch has no class for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
@@ -196,8 +197,11 @@ def _train(
 ) -> tuple[str, str] | None:
     """Train the batch from its parents' snapshots; None, or why it could not come to its end."""
     device, images = torch.device(job.device), data.images(batch.trajectories[0].longest.dataset)
+    layout = _layout(store, batch.trajectories[0].longest, job.device)
+    grouped = layout is None or layout.grouped
     environment = {
         "population": len(batch.trajectories),
+        "grouped": grouped,
         "precision": job.precision,
         "device": device_name(device),
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
@@ -246,7 +250,13 @@ def _train(
             report(steps_done=steps, epoch=f"{epoch}/{last}", accuracy=mean)
 
         training = train_population(
-            members, device, job.precision, checkpoint=checkpoint, stop=stop, on_epoch=on_epoch
+            members,
+            device,
+            job.precision,
+            grouped=grouped,
+            checkpoint=checkpoint,
+            stop=stop,
+            on_epoch=on_epoch,
         )
         try:
             for p, epoch, snapshot in training:
@@ -255,6 +265,10 @@ def _train(
             return "stopped", ""
     checkpoint.unlink(missing_ok=True)
     return None
+
+
+def _layout(store: Store, run: Run, device: str) -> layouts.Layout | None:
+    return layouts.read(store, run) if device == "cuda" else None
 
 
 def _start(name: str, batch: Batch, store: Store) -> Snapshot | None:

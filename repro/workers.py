@@ -188,9 +188,14 @@ def execute(
 
         # The machine that trains is the one to say whether it has a GPU.
         device, gpus = worker.choose_device("auto" if on and device == "cuda" else device)
-        worker.choose_precision(device, precision)
+        chosen = worker.choose_precision(device, precision)
         worker.check_data(plan.batches[0])
         _clean(store)
+        if gpus and on is None:
+            from repro import calibration
+
+            plan = calibration.fitted(plan, store, chosen)
+            sweep = Sweep(plan, store, sweep.progress, device, precision)
     except OSError as error:
         raise InputError(
             f"cannot write in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
@@ -246,6 +251,7 @@ class Child:
         self.pipe, far = Pipe()
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
         if gpu is not None:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             environment["CUDA_VISIBLE_DEVICES"] = visible[gpu] if len(visible) > gpu > 0 else str(gpu)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import data, worker
+from repro import data, training, worker
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.models import ResNet
 from repro.records import CURVES
@@ -424,20 +424,22 @@ def test_images_arrive_with_mean_zero_and_deviation_one():
     assert float(population.x_test[5, 0, 3, 4]) == pytest.approx(pixel, abs=1e-5)
 
 
-def test_test_accuracy_depends_on_neither_the_order_nor_the_batches_of_the_test_images():
+def test_test_accuracy_depends_on_neither_the_order_nor_the_batches_of_the_test_images(monkeypatch):
     """As batch norm uses its running statistics, which testing leaves alone."""
     population = Population([Member(run(Stage(2), seed=seed, width=4)) for seed in range(3)], CPU, "float64")
     for _ in range(6):
         population.train_epoch()
-    before = {name: tensor.clone() for name, tensor in population.network.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in population.networks[0].state_dict().items()}
     expected = population.test_accuracy()
     assert len(set(expected)) > 1
     assert max(expected) > 0.2
-    assert all(population.test_accuracy(batch) == expected for batch in (1, 7, 96))
+    for batch in (1, 7, 96, 10):
+        monkeypatch.setattr(training, "TEST_BATCH", batch)
+        assert population.test_accuracy() == expected
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     population.x_test, population.y_test = population.x_test[order], population.y_test[order]
-    assert population.test_accuracy(10) == expected
-    for name, tensor in population.network.state_dict().items():
+    assert population.test_accuracy() == expected
+    for name, tensor in population.networks[0].state_dict().items():
         assert torch.equal(tensor, before[name])
 
 

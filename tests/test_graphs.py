@@ -1,0 +1,185 @@
+"""What a GPU replays: capture emulated on the CPU, and the real one where there is a GPU."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from repro import graphs, training
+from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
+from repro.training import Member, train_population
+
+DIGITS = Dataset("digits", 160, 96, 0.1)  # 5 steps an epoch
+EPOCHS = 6
+OPTIMIZERS = {
+    "adam": Optimizer("adam", 0.003),
+    "falling": Optimizer("adam", 0.003, schedule="cosine"),
+    "rmsprop": Optimizer("rmsprop", 0.001),
+    "sgd": Optimizer("sgd", 0.1),
+    "momentum": Optimizer("sgd", 0.05, 0.9),
+}
+
+
+def members(optimizer, seeds=3):
+    stage = Stage(EPOCHS, optimizer=optimizer)
+    return [Member(Run(DIGITS, Model(2, 1), (stage,), 32, s, s, s)) for s in range(seeds)]
+
+
+def ends(made, device="cpu", **settings):
+    """The last network of each member."""
+    trained = train_population(made, torch.device(device), "float32", **settings)
+    return [snapshot for _, _, snapshot in trained]
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert a.curves == b.curves
+        assert all(torch.equal(a.state[name], b.state[name]) for name in b.state)
+
+
+class Tape(TorchDispatchMode):
+    """The operations of a call on their very tensors, as a CUDA graph holds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.done, self.before = [], {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for argument, value in zip(function._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.keep(tree_leaves(value))
+        out = function(*args, **kwargs)
+        self.done.append((function, args, kwargs, out))
+        return out
+
+    def keep(self, tensors):
+        for tensor in tensors:
+            self.before.setdefault(id(tensor), (tensor, tensor.clone()))
+
+    def undo(self):
+        for tensor, value in reversed(self.before.values()):  # views of one memory: the first kept is right
+            tensor.detach().copy_(value)
+
+    def replay(self):
+        with torch.no_grad():
+            for function, args, kwargs, out in self.done:
+                pairs = zip(tree_leaves(out), tree_leaves(function(*args, **kwargs)), strict=True)
+                for old, new in pairs:
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """The tapes of all captures, in order."""
+    tapes = []
+
+    class Emulated(graphs.Captured):
+        def __init__(self, call, device):
+            super().__init__(call, device)
+            self.captures = True
+
+        def _capture(self):
+            tape = Tape()
+            networks = self.call.__self__.networks
+            tape.keep(buffer for network in networks for buffer in network.buffers())
+            with tape:
+                self.call()
+            tape.undo()
+            self.graph = tape
+            tapes.append(tape)
+
+    monkeypatch.setattr(training, "Captured", Emulated)
+    return tapes
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "apart"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_replayed_is_what_would_have_been_done(name, grouped, emulated, monkeypatch):
+    found = ends(members(OPTIMIZERS[name]), grouped=grouped)
+    monkeypatch.setattr(training, "Captured", graphs.Captured)
+    assert_same(found, ends(members(OPTIMIZERS[name]), grouped=grouped))
+    steps, tests = EPOCHS if name == "falling" else 1, 1
+    assert len(emulated) == steps + tests
+
+
+def test_nothing_that_is_captured_waits_for_the_device(emulated):
+    ends(members(OPTIMIZERS["adam"]))
+    step, test = emulated
+    for tape in (step, test):
+        names = {function._schema.name for function, *_ in tape.done}
+        assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+    assert any(function._schema.name == "aten::convolution_backward" for function, *_ in step.done)
+    assert not any("backward" in function._schema.name for function, *_ in test.done)
+
+
+def test_a_checkpoint_between_replays_is_gone_on_from_bit_for_bit(emulated, tmp_path):
+    half = [
+        Member(dataclasses.replace(m.run, stages=(Stage(4, HALF), Stage(EPOCHS))))
+        for m in members(Optimizer())
+    ]
+    for member, start in zip(half, ends([Member(m.run.parent) for m in half]), strict=True):
+        member.start = start
+    whole = ends([dataclasses.replace(m, curve=Member(m.run).curve) for m in half])
+    epochs = []
+    settings = {"checkpoint": tmp_path / "a.pt", "stop": lambda: len(epochs) == 5}
+    with pytest.raises(training.Stopped):
+        ends(half, on_epoch=lambda *_: epochs.append(1), **settings)
+    again = [Member(m.run, m.start) for m in half]
+    assert_same(ends(again, checkpoint=tmp_path / "a.pt"), whole)
+
+
+def test_networks_apart_are_those_trained_alone():
+    alone = [end for member in members(Optimizer()) for end in ends([member])]
+    assert_same(ends(members(Optimizer()), grouped=False), alone)
+
+
+def test_a_capture_that_fails_is_told_and_done_without(monkeypatch):
+    def refuse():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
+    calls = []
+    captured = graphs.Captured(lambda: calls.append(1), torch.device("cpu"))
+    captured.captures = True
+    with pytest.warns(UserWarning, match="not captured as a CUDA graph, so slower: operation not permitted"):
+        for _ in range(graphs.WARM_UPS + 3):
+            captured()
+    assert len(calls) == graphs.WARM_UPS + 3
+
+
+def test_memory_that_is_too_small_is_not_hidden(monkeypatch):
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", full)
+    captured = graphs.Captured(lambda: None, torch.device("cpu"))
+    captured.captures, captured.calls = True, graphs.WARM_UPS
+    with pytest.raises(torch.OutOfMemoryError):
+        captured()
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "apart"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_gpu_replays_what_it_would_have_done_and_repeats_itself(name, grouped, monkeypatch):
+    found, again = (ends(members(OPTIMIZERS[name]), "cuda", grouped=grouped) for _ in range(2))
+    assert_same(found, again)
+    monkeypatch.setattr(graphs, "WARM_UPS", 10**9)  # never captured
+    assert_same(ends(members(OPTIMIZERS[name]), "cuda", grouped=grouped), found)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("grouped", [True, False], ids=["grouped", "apart"])
+def test_a_gpu_begins_as_a_cpu_does(grouped):
+    on_gpu, on_cpu = (ends(members(Optimizer("sgd", 0.01)), d, grouped=grouped) for d in ("cuda", "cpu"))
+    for a, b in zip(on_gpu, on_cpu, strict=True):
+        assert a.curves[0]["train_loss"][:2] == pytest.approx(b.curves[0]["train_loss"][:2], rel=0.02)

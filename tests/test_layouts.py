@@ -1,0 +1,105 @@
+"""Which populations a GPU trains, with a GPU whose speeds are made up."""
+
+import pytest
+
+from repro import calibration, layouts, plans, profiles, studies, worker, workers
+from repro.calibration import Speed
+from repro.layouts import Layout
+from repro.records import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "store")
+
+
+def runs(seeds=12, *settings):
+    chosen = profiles.profile("smoke", settings, seeds)
+    return [case.run for case in studies.STUDIES["warm_start"].cases(chosen)]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Sets the speed of a GPU by members, and whether they are grouped; lists what was measured."""
+    asked = []
+
+    def make(rate):
+        class Slots:
+            def __init__(self, made):
+                assert (made.device, made.slots) == ("cuda", 1)
+
+            def speed(self, members, grouped=True):
+                assert len({run.init_seed for run in members}) == len(members)
+                asked.append((len(members), grouped))
+                found = rate(len(members), grouped)
+                return found and Speed(found, 1.0, 0.1)
+
+            def close(self):
+                pass
+
+        monkeypatch.setattr(calibration, "Slots", Slots)
+        return asked
+
+    return make
+
+
+def fitted(store, made):
+    return calibration.fitted(plans.plan(made), store, "bf16")
+
+
+def sizes(plan):
+    return {len(batch.trajectories) for batch in plan.batches}
+
+
+def test_the_smallest_population_is_taken_that_is_near_the_fastest(gpu, store):
+    asked = gpu(lambda size, grouped: min(100 * size, 400 + size) * (1.0 if grouped else 0.5))
+    made = runs()
+    plan = fitted(store, made)
+    assert sizes(plan) == {4}
+    assert plan.wanted.keys() == {run.id for run in made}
+    assert layouts.read(store, made[0]) == Layout(4, True, 400)
+    assert max(size for size, _ in asked) == 8, "it went on though it was no faster"
+
+
+def test_networks_side_by_side_are_taken_where_they_are_faster(gpu, store):
+    gpu(lambda size, grouped: 100 if grouped else 100 * min(size, 2))
+    assert sizes(fitted(store, runs())) == {2}
+    assert not layouts.read(store, runs()[0]).grouped
+
+
+@pytest.mark.parametrize(("fits", "population"), [(4, 4), (1, 1), (0, 1)])
+def test_memory_ends_the_search(gpu, store, fits, population):
+    gpu(lambda size, grouped: 100 * size if size <= fits else None)
+    assert sizes(fitted(store, runs())) == {population}
+
+
+def test_a_shape_is_measured_once_for_a_store_and_again_where_that_is_damaged(gpu, store):
+    asked = gpu(lambda size, grouped: 100)
+    first = fitted(store, runs())
+    before = len(asked)
+    assert before and fitted(store, runs()) == first and len(asked) == before
+    fitted(store, runs(2, "width=8"))
+    assert len(asked) > before
+    for path in (store.folder / ".layouts").iterdir():
+        path.write_text("{")
+    fitted(store, runs())
+    assert layouts.read(store, runs()[0]) is not None
+
+
+def test_of_two_machines_that_measure_the_first_is_followed(store):
+    run = runs()[0]
+    assert layouts.keep(store, run, Layout(4, True, 10.0)) == Layout(4, True, 10.0)
+    assert layouts.keep(store, run, Layout(8, False, 20.0)) == Layout(4, True, 10.0)
+
+
+def test_a_sweep_follows_what_was_measured_and_records_it(store, monkeypatch):
+    """As on a GPU, but for the device: its networks are trained side by side on the CPU."""
+    made = runs(4)
+    for run in made:
+        layouts.keep(store, run, Layout(4, False, 1.0))
+    monkeypatch.setattr(worker, "choose_device", lambda name: ("cpu", 1 if name == "auto" else 0))
+    real = worker.layouts.read
+    monkeypatch.setattr(worker, "_layout", lambda store, run, device: real(store, run))
+    assert workers.execute(plans.plan(made), store, precision="float32", slots=1) == workers.Outcome()
+    records = [store.read(run.id) for run in made]
+    assert {(record["population"], record["grouped"]) for record in records} == {(4, False)}
