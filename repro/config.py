@@ -8,6 +8,7 @@ the second stage.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -185,7 +186,7 @@ class Run:
         before = self.stages[:-1]
         return dataclasses.replace(self, stages=before, probes=()) if before else None
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         return run_id(self)
 

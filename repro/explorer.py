@@ -70,6 +70,11 @@ class Explorer:
         """All that can be chosen: of the reset study every subset of modules, whatever the profile's grid."""
         return self.study.cases(self._whole if self.study.name == "reset" else self.profile)
 
+    @cached_property
+    def _own(self) -> set[str]:
+        """Ids of the runs of the profile's own grid."""
+        return {case.run.id for case in self.study.cases(self.profile)}
+
     @property
     def _whole(self) -> Profile:
         return dataclasses.replace(self.profile, full_grids=True)
@@ -95,8 +100,7 @@ class Explorer:
 
     def command(self, choice: Choice) -> str:
         """The command that records a choice."""
-        own = {case.run.id for case in self.study.cases(self.profile)}
-        beyond = not {case.run.id for case in self.runs(choice)} <= own
+        beyond = not {case.run.id for case in self.runs(choice)} <= self._own
         settings = changes(self._whole if beyond else self.profile)
         words = ["repro", "run", self.study.name, "--profile", self.profile.name]
         words += [word for setting in settings for word in ("--set", setting)]

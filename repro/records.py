@@ -221,15 +221,20 @@ def curves(cases: Iterable, store: Store) -> pd.DataFrame:
     """
     cases = list(cases)
     found = store.load(case.run.id for case in cases)
-    parts = []
+    epochs = {name: [] for name in ("total", "epoch", *CURVES)}
+    stages, lengths = [], []  # what all epochs of a stage have in common, and how many they are
     for case in cases:
         done = 0
         for number, curve in enumerate(found.get(case.run.id, {"curves": ()})["curves"], start=1):
-            part = pd.DataFrame(curve, columns=list(CURVES), dtype=float)
-            part.insert(0, "epoch", range(1, len(part) + 1))
-            part.insert(0, "total", part.epoch + done)
-            done += len(part)
-            parts.append(part.assign(condition=case.condition, seed=case.seed, stage=number, **case.factors))
+            n = len(curve[CURVES[0]])
+            epochs["total"] += range(done + 1, done + n + 1)
+            epochs["epoch"] += range(1, n + 1)
+            for name in CURVES:
+                epochs[name] += curve[name]
+            stages.append({"condition": case.condition, "seed": case.seed, "stage": number, **case.factors})
+            lengths.append(n)
+            done += n
     factors = dict.fromkeys(name for case in cases for name in case.factors)
-    columns = ["total", "epoch", *CURVES, "condition", "seed", "stage", *factors]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    common = pd.DataFrame(stages, columns=["condition", "seed", "stage", *factors])
+    made = pd.DataFrame(epochs).astype(dict.fromkeys(CURVES, float))
+    return made.join(common.loc[common.index.repeat(lengths)].reset_index(drop=True))
