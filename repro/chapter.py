@@ -6,6 +6,7 @@ A sentence that depends on the outcome is made here, so that a page is right wha
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from html import escape
 
 import matplotlib as mpl
 import numpy as np
@@ -131,7 +132,7 @@ def claims_table(verdicts: Iterable[Verdict]):
             "effect": f"{signed(v.effect.mean)} {v.claim.unit}" if v.effect.n else "",
             "95 % interval": between((v.effect.low, v.effect.high)) if v.effect.n > 1 else "",
             "seeds": v.effect.n or "",
-            "p": "" if np.isnan(v.p) else f"{v.p:.2g}",
+            "p": escape(v.p_text),
             "chapter": chapter_link(v.claim.study),
         }
         for v in verdicts

@@ -14,6 +14,7 @@ from repro.sweep import Results
 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
 FEWEST_SEEDS = 3
+SMALLEST_P = 0.0001  # that is told from nought
 LESS, MORE, SAME = "less", "more", "same"
 
 
@@ -50,8 +51,17 @@ class Verdict:
         """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
         if not self.effect.n:
             return self.verdict
-        p = "" if np.isnan(self.p) else f", p = {self.p:.2g}"
+        p = self.p_text
+        if p:
+            p = f", p {p}" if p[0] == "<" else f", p = {p}"
         return f"{self.verdict}: {self.effect} {self.claim.unit}{p}"
+
+    @property
+    def p_text(self) -> str:
+        """As in `0.003`; `< 0.0001` where it is smaller than that, empty where there is none."""
+        if np.isnan(self.p):
+            return ""
+        return f"{self.p:.2g}" if self.p >= SMALLEST_P else f"< {SMALLEST_P:g}"
 
     def as_json(self) -> dict:
         numbers = {"effect": self.effect.mean, "interval": [self.effect.low, self.effect.high], "p": self.p}

@@ -233,9 +233,8 @@ def claims(
         return
     table = _table("claim", "verdict", "effect", "unit", "#p", "paper", "words")
     for v in found:
-        p = "" if v.p != v.p else f"{v.p:.2g}"
         effect = str(v.effect) if v.effect.n else ""
-        table.add_row(v.claim.id, v.verdict, effect, v.claim.unit, p, v.claim.figure, v.claim.words)
+        table.add_row(v.claim.id, v.verdict, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words)
     console.print(table)
 
 

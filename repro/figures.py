@@ -185,7 +185,8 @@ def reset_gaps(gap: pd.DataFrame) -> Figure:
         values = {k: gap[gap.modules == modules].gap for k, modules in chosen.items()}
         means = {k: estimate(v) for k, v in values.items() if len(v)}
         if name != "Only k":
-            ax.plot(list(means), [found.mean for found in means.values()], color="#b3b3b3", zorder=1)
+            line = [means[k].mean if k in means else np.nan for k in ks]  # broken where one is not recorded
+            ax.plot(ks, line, color="#b3b3b3", zorder=1)
         elif len(none := gap[gap.modules == ""]):
             ax.axhline(none.gap.mean(), color=colour(WARM), ls="--")
         for k, found in means.items():

@@ -6,6 +6,7 @@ Published records also have to agree with each other and with the repository.
 
 from __future__ import annotations
 
+import json
 import subprocess
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from repro.config import Dataset, InputError, run_from_json
 from repro.files import Damaged
 from repro.records import ROOT, Store, results_folder
 
+REWRITTEN = "rewritten.json"  # in the folder of results: commits as records name them, and as they landed
 SHOWN = ("device", "precision", "torch", "commit", "data")  # what a summary tells apart
 
 
@@ -32,12 +34,14 @@ def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """A row per sound record of a folder, and a line for all that is wrong with it.
 
     A record has to be a whole one of the run it is named after, with plausible
-    numbers, made by a commit of this repository, from the images that every
-    other record of the data set was made from (those on this machine, if any).
+    numbers, made by a commit of this repository (or one that was rewritten before
+    it landed, see `REWRITTEN`), from the images that every other record of the
+    data set was made from (those on this machine, if any).
     """
     store, rows, problems = Store(folder), [], []
     known = _commits()
     images: dict[Dataset, str] = {}
+    landed = _rewritten(folder.parent)
     for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
         if path.suffix != ".json":
             problems.append(f"{path}: no record")
@@ -49,7 +53,7 @@ def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
             found = _implausible(record)
             if record["data"] != expected:
                 found.append(f"made from images {record['data']}, not {expected}")
-            if known is not None and record["commit"] not in known:
+            if known is not None and landed.get(record["commit"], record["commit"]) not in known:
                 found.append(f"made by {record['commit']}, which is no commit here")
         except Damaged as damage:
             problems.append(str(damage))
@@ -94,6 +98,12 @@ def _fingerprint(dataset: Dataset) -> str | None:
     ):
         return None
     return data.images(dataset).fingerprint
+
+
+def _rewritten(results: Path) -> dict[str, str]:
+    """Names of commits as they landed, by those that they had when they made records."""
+    path = results / REWRITTEN
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _commits() -> set[str] | None:

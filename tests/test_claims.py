@@ -106,3 +106,11 @@ def test_a_study_of_which_a_condition_is_missing_is_not_run():
 
     found = verdicts({"x": recorded({"there": [1.0]})}, [Claim("x", "words", "Figure 0", "x", effect)])
     assert [v.verdict for v in found] == ["not run"]
+
+
+def test_a_p_value_is_never_shown_as_nought():
+    exact = verdict([0.0] * 5, direction=SAME)
+    assert (exact.p, exact.p_text) == (0.0, "< 0.0001")
+    assert str(exact).endswith(", p < 0.0001")
+    assert ", p = 0." in str(verdict([-5.0, 4.0, -1.0, -3.0]))
+    assert verdict([1.0]).p_text == ""

@@ -82,6 +82,17 @@ def test_what_is_wrong_with_a_record_is_named(store, kind):
     assert len(problems) == 1 and name in problems[0] and words in problems[0]
 
 
+@pytest.mark.parametrize("landed", [True, False])
+def test_a_commit_that_was_rewritten_before_it_landed_is_known_by_the_one_that_did(store, landed):
+    if published._commits() is None:
+        pytest.skip("no git history here")
+    name, old, new = changed(store, commit="0" * 40), "0" * 40, records.commit() if landed else "1" * 40
+    (store.folder.parent / published.REWRITTEN).write_text(json.dumps({old: new}))
+    _, problems = published.verify(store.folder)
+    assert landed == (problems == [])
+    assert all(name in line and "made by 0000" in line for line in problems)
+
+
 def test_edited_and_foreign_files_are_named_and_the_exit_code_says_so(store, capsys):
     name = min(store.ids())
     text = store.path(name).read_text()
