@@ -12,6 +12,7 @@ import os
 import queue
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -69,8 +70,12 @@ def _slurm():
     if not shutil.which("sbatch"):
         raise InputError("there is no sbatch here: --on slurm is for a machine that submits to SLURM")
     import dask
-    from dask_jobqueue import SLURMCluster
     from distributed import Security
+
+    before = signal.getsignal(signal.SIGINT)
+    from dask_jobqueue import SLURMCluster  # which lets an interrupt end this process at once, with status 0
+
+    signal.signal(signal.SIGINT, before)
 
     folder = results_folder() / ".dask"  # certificates and logs, where all machines see them
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -220,6 +220,9 @@ def _train(
                     outcome, measured = _outcome(snapshot), _measured(run, snapshot, device)
                     if store.write(run, **outcome, **measured, **environment):
                         report(recorded=run.id)
+                        if (last := outcome["diverged"]) is not None:
+                            where = f"epoch {last} of stage {len(outcome['curves'])}"
+                            report(warning=f"run {run.id} diverged: no finite loss in {where}; recorded so")
                     elif line := store.difference(run, outcome["diverged"], outcome["curves"]):
                         report(difference=line)
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,23 @@ def test_without_dask_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(InputError, match=r'pip install "repro\[cluster\]"'), cluster.connected("slurm"):
         pass
+
+
+def test_a_job_that_slurm_refuses_is_one_clear_line_and_interrupts_still_stop_cleanly(tmp_path, monkeypatch):
+    pytest.importorskip("dask_jobqueue", reason="needs the extra `cluster`")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "dask_jobqueue"]:
+        monkeypatch.delitem(sys.modules, name)  # it is its import that takes the interrupt
+    sbatch, before = tmp_path / "sbatch", signal.getsignal(signal.SIGINT)
+    sbatch.write_text("#!/bin/sh\necho no such queue >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
+    with (
+        pytest.raises(InputError, match="SLURM refuses the job: no such queue; "),
+        cluster.connected("slurm"),
+    ):
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def dask(*arguments):

@@ -414,8 +414,13 @@ def test_a_run_that_diverges_is_recorded_with_its_epoch_and_so_are_its_children(
     parent, child = run(wild), run(wild, TUNING)
     grandchild = run(wild, TUNING, Stage(2))
     sound = run(Stage(4, optimizer=Optimizer("sgd", 0.1)))
-    assert execute([parent, grandchild, child, sound], store)
+    with pytest.warns(UserWarning) as warned:
+        assert execute([parent, grandchild, child, sound], store)
     record = store.read(parent.id)
+    told = f"diverged: no finite loss in epoch {record['diverged']} of stage 1; recorded so"
+    assert {str(warning.message) for warning in warned} == {
+        f"run {made.id} {told}" for made in (parent, child, grandchild)
+    }
     losses = record["curves"][0]["train_loss"]
     assert record["diverged"] == len(losses) < 4
     assert losses[-1] is None
@@ -435,6 +440,7 @@ def poison(store, parent, bias):
     training.Snapshot(net.member(0), [curve], 1.0).save(store.snapshot(parent.id))
 
 
+@pytest.mark.filterwarnings("ignore:run .* diverged")
 @pytest.mark.parametrize("wrong", [math.nan, 3e38], ids=["nan", "infinite"])
 def test_one_diverging_member_is_recorded_and_the_others_are_as_if_it_were_sound(store, tmp_path, wrong):
     """Where the loss is infinite too, a number that JSON does not have."""
