@@ -570,8 +570,12 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
 ):
     runs, single, killed = conditions(), Store(tmp_path / "single"), []
     lame = run(Stage(2, HALF), Stage(2), seed=5)
-    store.snapshot("x").parent.mkdir(parents=True)
-    store.snapshot(lame.parent.id).write_bytes(b"no network")
+    for hurt in (
+        store,
+        single,
+    ):  # so both pretrain it anew by itself: on some processors the last bits of the
+        hurt.snapshot("x").parent.mkdir(parents=True)  # others depend on how many train together
+        hurt.snapshot(lame.parent.id).write_bytes(b"no network")
 
     def show(progress):
         if progress.steps_done and not killed:
@@ -585,10 +589,9 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
     assert len(killed) == 2
     assert len(born) > 2
     assert outcome == workers.Outcome()
-    assert execute([*runs, lame], single, slots=1)
-    found, expected = curves(store), curves(single)
-    assert_close(found.pop(lame.id)[0], expected.pop(lame.id)[0], 1e-4)  # pretrained anew, by itself
-    assert found == expected
+    with pytest.warns(UserWarning, match="set aside as"):
+        assert execute([*runs, lame], single, slots=1)
+    assert curves(store) == curves(single)
     assert not list(store.checkpoint("x").parent.glob("*"))
 
 
