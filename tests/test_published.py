@@ -156,7 +156,7 @@ def test_published_gaps_stand_beside_those_of_the_records():
 
 @pytest.mark.slow
 def test_training_anew_finds_the_beginning_of_published_curves(tmp_path):
-    """Bitwise where machine, precision and population are the same, within a few percent of the loss elsewhere."""
+    """Bitwise where machine, precision and population are the same, else within some percent of the loss."""
     chosen, store = profiles.profile("laptop"), Store(ROOT / "results" / "laptop")
     order = studies.by_value(chosen)
     found = store.load(run.id for run in order if run.parent is None)
