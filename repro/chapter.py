@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.pyplot import close
-from scipy import stats as distributions
 
 from repro import contributions, scorecard
 from repro.claims import ALPHA, FEWEST_SEEDS, Verdict
 from repro.config import MODULES
 from repro.profiles import Profile
-from repro.stats import Estimate, between, mean_estimate, signed
+from repro.stats import Estimate, between, mean_estimate, signed, t_quantile
 from repro.studies import FRESH, STUDIES, WARM, reset_condition
 from repro.sweep import Results
 
@@ -30,11 +29,15 @@ SPLITS = ("test", "train")
 
 
 def prepare() -> None:
-    """Draw figures as SVG, the same bytes for the same records; as PNG too, for pictures of links."""
+    """Draw figures as SVG, the same bytes for the same records; the first, for links, as PNG too."""
+    mpl.rcParams["svg.hashsalt"] = "repro"
+    _draw_as("svg", "png")
+
+
+def _draw_as(*formats: str) -> None:
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-    mpl.rcParams["svg.hashsalt"] = "repro"
-    set_matplotlib_formats("svg", "png", metadata={"Date": None, "Creator": None})
+    set_matplotlib_formats(*formats, metadata={"Date": None, "Creator": None})
 
 
 def show(**values: object) -> None:
@@ -45,6 +48,7 @@ def show(**values: object) -> None:
         glue(name, value if isinstance(value, Figure) else str(value), display=False)
         if isinstance(value, Figure):
             close(value)
+            _draw_as("svg")
 
 
 # What a caption states
@@ -157,7 +161,7 @@ def whole(table: pd.DataFrame):
 def demands(profile: Profile) -> dict[str, str]:
     """What it takes to pass the scorecard's first step: its level, and a mean in standard deviations."""
     n, level = profile.study_seeds, ALPHA / len(scorecard.CLAIMS)
-    distance = f"{distributions.t.ppf(1 - level, n - 1) / n**0.5:.1f}" if n > 1 else "infinitely many"
+    distance = f"{t_quantile(1 - level, n) / n**0.5:.1f}" if n > 1 else "infinitely many"
     return {
         "claims": str(len(scorecard.CLAIMS)),
         "alpha": f"{ALPHA:g}",

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from repro.stats import Estimate, mean_estimate
+from repro.stats import Estimate, mean_estimate, p_below
 from repro.sweep import Results
 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
@@ -89,20 +88,14 @@ def p_values(claim: Claim, values: np.ndarray) -> tuple[float, float]:
     counting, where the claim is that there is no difference. Over conditions the
     largest counts for the claim, and against it the smallest, times their number.
     """
-
-    def below(x: np.ndarray, bound: float) -> float:
-        if np.ptp(x) == 0:  # no spread to test against
-            return 0.0 if x[0] < bound else 1.0
-        return float(stats.ttest_1samp(x, bound, alternative="less").pvalue)
-
     found = []
     for x in values.T:
         x = -x if claim.direction == MORE else x
         if claim.direction == SAME:
-            inside = max(below(x, claim.margin), below(-x, claim.margin))
-            found.append((inside, 2 * min(below(x, -claim.margin), below(-x, -claim.margin))))
+            inside = max(p_below(x, claim.margin), p_below(-x, claim.margin))
+            found.append((inside, 2 * min(p_below(x, -claim.margin), p_below(-x, -claim.margin))))
         else:
-            found.append((below(x, 0.0), below(-x, 0.0)))
+            found.append((p_below(x, 0.0), p_below(-x, 0.0)))
     supporting, opposing = zip(*found, strict=True)
     return max(supporting), min(1.0, len(found) * min(opposing))
 

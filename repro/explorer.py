@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +22,6 @@ from repro.config import InputError
 from repro.profiles import Profile, changes
 from repro.stats import Estimate, generalisation_gap, mean_estimate
 from repro.studies import FRESH, WARM, Case, Study, factor_text
-from repro.sweep import Results
 
 FACTORS = {  # of each study that can be explored
     "reset": ("modules",),
@@ -109,20 +108,34 @@ class Explorer:
         ]
         return shlex.join(words)
 
-    def results(self) -> Results:
-        """All that is recorded of the choices."""
-        return sweep.results(dataclasses.replace(self.study, cases=lambda profile: self.cases), self.profile)
-
     def panels(self) -> dict[Choice, Panel | None]:
         """A panel for each choice, None where no seed of it, with its fresh run, is recorded."""
-        results = self.results()
-        return {choice: self._panel(results, choice) for choice in self.choices}
+        return self._panels(self.choices, self.cases)
 
     def panel(self, choice: Choice) -> Panel | None:
-        return self._panel(self.results(), choice)
+        runs = {case.run.id for case in self.runs(choice)}
+        cases = [case for case in self.cases if case.run.id in runs or case.condition == WARM]
+        return self._panels([choice], cases)[choice]
 
-    def _panel(self, results: Results, choice: Choice) -> Panel | None:
-        table, curves, named = results.table, results.curves, self.named(choice)
+    def _panels(self, choices: Iterable[Choice], cases: list[Case]) -> dict[Choice, Panel | None]:
+        study = dataclasses.replace(self.study, cases=lambda profile: cases)
+        results = sweep.results(study, self.profile)
+        table, curves = (self._with_text(frame) for frame in (results.table, results.curves))
+        run = ["condition", "seed", *self.factors]
+        reached = {level: scorecard.epochs_to_reach(curves, level, self.factors) for level in LEVELS}
+        epochs = pd.concat({level: f.set_index(run).epochs for level, f in reached.items()}, axis=1)
+        epochs = epochs.reset_index()
+        return {choice: self._panel(table, curves, epochs, choice) for choice in choices}
+
+    def _with_text(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with values of factors as text, empty where they are missing."""
+        text = {name: frame[name].map(lambda v: "" if v != v else factor_text(v)) for name in self.factors}
+        return frame.assign(**text)
+
+    def _panel(
+        self, table: pd.DataFrame, curves: pd.DataFrame, epochs: pd.DataFrame, choice: Choice
+    ) -> Panel | None:
+        named = self.named(choice)
         own = _matches(table, named) & (table.condition != FRESH)
         if not own.any():
             return None
@@ -135,15 +148,12 @@ class Explorer:
             warm = _matches(frame, none) & (frame.condition == WARM)
             return frame[_matches(frame, named) & (frame.condition != FRESH) | fresh | warm]
 
-        table, curves = shown(table), shown(curves)
+        table, curves, epochs = shown(table), shown(curves), shown(epochs)
         order = [name for name in dict.fromkeys((FRESH, WARM, condition)) if name in set(table.condition)]
         last = curves[curves.stage == curves.groupby(["condition", "seed"]).stage.transform("max")]
         means = last.groupby(["condition", "epoch"])[["train_accuracy", "test_accuracy"]].mean()
-        reached = {name: [] for name in order}
-        for level in LEVELS:
-            epochs = scorecard.epochs_to_reach(curves, level).groupby("condition").epochs
-            for name in order:
-                reached[name].append(mean_estimate(epochs.get_group(name).dropna()))
+        by_condition = {name: epochs[epochs.condition == name] for name in order}
+        reached = {n: [mean_estimate(e[level].dropna()) for level in LEVELS] for n, e in by_condition.items()}
         gaps = generalisation_gap(table, self.study.pairs)
         gaps = gaps[gaps.condition == condition].set_index("seed").gap
         missing = {case.run.id for case in self.runs(choice)} - set(table.run_id)
@@ -159,10 +169,10 @@ class Explorer:
 
 
 def _matches(frame: pd.DataFrame, named: Mapping[str, str]) -> pd.Series:
-    """Rows with these values of factors; a missing value counts as empty text."""
+    """Rows with these values of factors."""
     found = pd.Series(True, frame.index)
     for name, value in named.items():
-        found &= frame[name].map(lambda v: "" if v != v else factor_text(v)) == value
+        found &= frame[name] == value
     return found
 
 

@@ -13,7 +13,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from repro import contributions as shares
 from repro import plots
@@ -21,6 +20,7 @@ from repro.claims import MORE, SAME, Verdict
 from repro.plots import COLOURS as COLOURS
 from repro.plots import GAP, GREY, STYLE, bar, blank, colour, estimate, known, line, marker, message
 from repro.scorecard import epochs_to_reach as first_epochs
+from repro.stats import t_quantile
 from repro.studies import WARM, reset_condition
 from repro.subsets import p_full
 
@@ -401,7 +401,7 @@ def scorecard(verdicts: Iterable[Verdict]) -> Figure:
         symbol, shade, mark = VERDICTS[verdict.verdict]
         t = t_value(verdict)
         if not np.isnan(t):
-            threshold = stats.t.ppf(0.95, verdict.effect.n - 1)
+            threshold = t_quantile(0.95, verdict.effect.n)
             ax.plot([threshold] * 2, [place - 0.14, place + 0.14], color=GREY, lw=1.5)
             shown = float(np.clip(t, -FARTHEST, FARTHEST))
             ax.plot([0, shown], [place] * 2, color=shade, lw=1.5)

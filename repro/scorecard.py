@@ -70,17 +70,18 @@ def _train_difference(results: Results) -> pd.Series:
     return 100 * (by[WARM] - by[FRESH])
 
 
-def epochs_to_reach(curves: pd.DataFrame, level: float, column: str = "train_accuracy") -> pd.DataFrame:
-    """Epochs of the last stage until each run reaches a level, columns condition, seed and epochs.
+def epochs_to_reach(curves: pd.DataFrame, level: float, factors: Sequence[str] = ()) -> pd.DataFrame:
+    """Epochs of the last stage until each run reaches a train accuracy, in the column `epochs`.
 
-    Linear between the first epoch at which it does and the one before; 1 where
-    that is the first of all, NaN for a run that never does.
+    A row for each run, told apart by condition, seed and these factors. Linear
+    between the first epoch at which it does and the one before; 1 where that is
+    the first of all, NaN for a run that never does.
     """
-    run = ["condition", "seed"]
+    run, column = ["condition", "seed", *factors], "train_accuracy"
     last = curves[curves.stage == curves.groupby(run).stage.transform("max")]
     before = last.groupby(run)[column].shift()
     beyond = ((last[column] - level) / (last[column] - before)).where(before < level, 0.0)
-    reached = (last.epoch - beyond)[last[column] >= level].groupby([last.condition, last.seed]).first()
+    reached = (last.epoch - beyond)[last[column] >= level].groupby([last[name] for name in run]).first()
     every = last.groupby(run).size().index
     return reached.reindex(every).rename("epochs").reset_index()
 

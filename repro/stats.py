@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to import
 
 FRESH = "fresh"
 
@@ -62,6 +62,18 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Dat
     return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.fresh_accuracy))
 
 
+def t_quantile(p: float, n: int) -> float:
+    """Quantile p of Student's t for the mean of n values."""
+    return float(special.stdtrit(n - 1, p))
+
+
+def p_below(x: np.ndarray, bound: float) -> float:
+    """One-sided t test: the chance of a mean as low as that of these values were the true one the bound."""
+    if np.ptp(x) == 0:  # no spread to test against
+        return 0.0 if x[0] < bound else 1.0
+    return float(special.stdtr(len(x) - 1, (x.mean() - bound) / (x.std(ddof=1) / len(x) ** 0.5)))
+
+
 def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Mean of independent values, one per seed, with Student's t interval."""
     x = np.asarray(values, dtype=float)
@@ -69,7 +81,7 @@ def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     if len(x) < 2:
         return Estimate(mean, np.nan, np.nan, np.nan, len(x), level)
     sd = float(x.std(ddof=1))
-    reach = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * sd / len(x) ** 0.5
+    reach = t_quantile((1 + level) / 2, len(x)) * sd / len(x) ** 0.5
     return Estimate(mean, mean - reach, mean + reach, sd, len(x), level)
 
 
@@ -80,6 +92,8 @@ def bootstrap_interval(
 
     With a handful of seeds it is too narrow: read it beside the t interval.
     """
+    from scipy import stats  # here alone, for its time to import
+
     x = np.asarray(values, dtype=float)
     if len(x) < 2:
         return np.nan, np.nan
