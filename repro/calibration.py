@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from repro import data, downloads, layouts, plans, worker
-from repro.config import Dataset, Run, Stage
+from repro.config import Dataset, InputError, Run, Stage
 from repro.layouts import Layout
 from repro.plans import Plan
 from repro.records import Store
@@ -73,10 +74,15 @@ class Slots:
         return [pipe.recv() for pipe in self.pipes]
 
     def speed(self, runs: list[Run], seconds: float = SECONDS, grouped: bool = True) -> Speed | None:
-        """Of populations of these runs, in all slots at the same time; None where memory is too small."""
+        """Of populations of these runs, in all slots at the same time; None where memory is too small.
+
+        Raises `InputError` where they cannot be trained at all.
+        """
         for pipe in self.pipes:
             pipe.send((runs, seconds, grouped))
         answers = self._answers()
+        if failures := [answer for answer in answers if isinstance(answer, str)]:
+            raise InputError(f"not to be trained here: {failures[0]}")
         if None in answers:
             return None
         rates, memory, evaluation = zip(*answers, strict=True)
@@ -97,9 +103,7 @@ def _serve(pipe: Connection, made: Engine, slot: int) -> None:
             try:
                 answer = _speed(runs, seconds, grouped, device, made.precision)
             except Exception as error:
-                if not worker.out_of_memory(error):
-                    raise
-                answer = None
+                answer = None if worker.out_of_memory(error) else worker.line(error)
             pipe.send(answer)
 
 
@@ -157,10 +161,15 @@ def seconds_per_step(runs: Iterable[Run]) -> dict[tuple, float]:
     with tempfile.TemporaryDirectory() as folder:
         for key, run in {layouts.shape(run): run for run in runs}.items():
             if made.device == "cuda":
-                rate = fastest(slots, run, folder).rate
+                speed = fastest(slots, run, folder)
             else:
-                rate = slots.speed(_members(folder, run, plans.population_size(run), STEPS)).rate
-            found[key] = made.slots * run.batch_size / rate
+                speed = slots.speed(_members(folder, run, plans.population_size(run), STEPS))
+            if speed is None or not speed.rate:
+                raise InputError(
+                    f"no hours to tell: a network of width {run.model.width} with batches of "
+                    f"{run.batch_size} needs more memory than there is"
+                )
+            found[key] = made.slots * run.batch_size / speed.rate
     slots.close()
     return found
 
@@ -195,6 +204,10 @@ def fitted(plan: Plan, store: Store, precision: str) -> Plan:
         slots = Slots(Engine("cuda", precision, slots=1, threads=1))
         with tempfile.TemporaryDirectory() as folder:
             for key in lacking:
-                found[key] = layouts.keep(store, shapes[key], fastest(slots, shapes[key], folder))
+                try:
+                    found[key] = layouts.keep(store, shapes[key], fastest(slots, shapes[key], folder))
+                except InputError as error:  # training will say of which runs
+                    warnings.warn(f"populations not measured, so of one network: {error}", stacklevel=2)
+                    found[key] = Layout(1, True, 0.0)
         slots.close()
     return plans.plan(plan.wanted.values(), lambda run: found[layouts.shape(run)].population)

@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass, field
 
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
-
-
 PROBES = ("gradient_noise", "sharpness")  # see `repro.probes`
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bf16", "float64")
 
 
 class InputError(ValueError):
@@ -27,6 +27,13 @@ class InputError(ValueError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InputError(message)
+
+
+def check_engine(device: str, precision: str) -> None:
+    """Refuse the name of a device or of a precision that there is not; `auto` is one of both."""
+    allowed = {"device": DEVICES, "precision": ("auto", *PRECISIONS)}
+    for kind, name in (("device", device), ("precision", precision)):
+        _require(name in allowed[kind], f"unknown {kind} {name!r}: choose from {', '.join(allowed[kind])}")
 
 
 def _require_whole(owner: object, least: int, *names: str) -> None:

@@ -25,14 +25,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repro import data, files
-from repro.config import MODULES, InputError, Optimizer, Run
+from repro.config import MODULES, PRECISIONS, InputError, Optimizer, Run
 from repro.graphs import Captured
 from repro.models import ResNet
 from repro.npz import Images
 from repro.records import CURVES
 from repro.subsets import examples, portions, steps_per_epoch
 
-PRECISIONS = ("float32", "bf16", "float64")
 TEST_BATCH = 500
 
 

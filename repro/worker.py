@@ -19,20 +19,19 @@ import numpy
 import torch
 
 from repro import data, files, layouts, leases, probes, records
-from repro.config import InputError, Run
+from repro.config import InputError, Run, check_engine
 from repro.costs import training_bytes
 from repro.models import ResNet
 from repro.plans import Batch, Trajectory, left
 from repro.records import Store
 from repro.subsets import steps_per_epoch
-from repro.training import PRECISIONS, Member, Snapshot, Stopped, resident, train_population
+from repro.training import Member, Snapshot, Stopped, resident, train_population
 from repro.workers import Job
 
 
 def choose_device(name: str) -> tuple[str, int]:
     """`cpu` or `cuda`, and the number of GPUs to use; raises `InputError` where there is none."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {name!r}: choose from auto, cpu, cuda")
+    check_engine(name, "auto")
     gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
     if name == "cuda" and not gpus:
         raise InputError("no CUDA device here: choose auto or cpu")
@@ -41,15 +40,9 @@ def choose_device(name: str) -> tuple[str, int]:
 
 def choose_precision(device: str, name: str) -> str:
     """The precision asked for; for `auto` bf16 where the device multiplies it in hardware, else float32."""
-    if name not in ("auto", *PRECISIONS):
-        raise InputError(f"unknown precision {name!r}: choose from auto, {', '.join(PRECISIONS)}")
+    check_engine("auto", name)
     native = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return name if name != "auto" else "bf16" if native else "float32"
-
-
-def check_data(batch: Batch) -> None:
-    """Raise `InputError` now where the images cannot be had."""
-    data.images(batch.trajectories[0].longest.dataset)
 
 
 def serve(descriptor: int) -> None:
@@ -124,7 +117,7 @@ def _train_leased(
                     Batch(part.trajectories[i : i + size], part.whole) for i in range(0, together, size)
                 ]
                 what = f"{together} networks at once need more memory than there is" if starved else error
-                warnings.warn(f"batch {part.id}: {_line(what)}; now {size} at a time", stacklevel=2)
+                warnings.warn(f"batch {part.id}: {line(what)}; now {size} at a time", stacklevel=2)
                 continue
             run, device = part.trajectories[0].longest, torch.device(job.device)
             end = _failed(part, _too_large(run, device) if starved else error, report)
@@ -139,11 +132,12 @@ def _there(name: str, job: Job, store: Store) -> bool:
 def _failed(part: Batch, error: object, report: Callable[..., None]) -> tuple[str, str]:
     if isinstance(error, OSError):
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    report(failure=_line(error), runs=[run.id for run in part.runs])
+    report(failure=line(error), runs=[run.id for run in part.runs])
     return "failed", ""
 
 
-def _line(error: object) -> str:
+def line(error: object) -> str:
+    """What went wrong, in one line."""
     kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
     return " ".join(f"{kind}{error}".split())[:300]
 
@@ -223,8 +217,8 @@ def _train(
                         if (last := outcome["diverged"]) is not None:
                             where = f"epoch {last} of stage {len(outcome['curves'])}"
                             report(warning=f"run {run.id} diverged: no finite loss in {where}; recorded so")
-                    elif line := store.difference(run, outcome["diverged"], outcome["curves"]):
-                        report(difference=line)
+                    elif found := store.difference(run, outcome["diverged"], outcome["curves"]):
+                        report(difference=found)
 
     starts = {name: _start(name, batch, store) for name in batch.starts}
     if lacking := sorted(name for name, start in starts.items() if start is None):

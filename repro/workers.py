@@ -9,6 +9,7 @@ start-up once. A killed child is replaced and its batch tried again.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import math
 import os
@@ -24,8 +25,8 @@ from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
-from repro import files, leases
-from repro.config import InputError
+from repro import data, files, leases
+from repro.config import InputError, check_engine
 from repro.plans import Batch, Plan, missing, unfinished
 from repro.progress import Progress
 from repro.records import ROOT, Store
@@ -179,22 +180,18 @@ def execute(
     Stops between two epochs once it gets SIGINT or SIGTERM, `stop()` is true or
     `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
     """
+    check_engine(device, precision)
     try:
         sweep = Sweep(plan, store, progress or Progress(), device, precision)
         if not sweep.left:
             return sweep.outcome
-
-        from repro import worker  # torch, only where something is to be trained
-
-        # The machine that trains is the one to say whether it has a GPU.
-        device, gpus = worker.choose_device("auto" if on and device == "cuda" else device)
-        chosen = worker.choose_precision(device, precision)
-        worker.check_data(plan.batches[0])
+        gpus = 0 if on else _gpus(device)  # there, the machine that trains is the one to say
+        data.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
         _clean(store)
-        if gpus and on is None:
-            from repro import calibration
+        if gpus:
+            from repro import calibration, worker
 
-            plan = calibration.fitted(plan, store, chosen)
+            plan = calibration.fitted(plan, store, worker.choose_precision("cuda", precision))
             sweep = Sweep(plan, store, sweep.progress, device, precision)
     except OSError as error:
         raise InputError(
@@ -216,6 +213,24 @@ def execute(
         if slots == 1 or (not gpus and plan.steps < FEW_STEPS):
             return _here(sweep, stopping)
         return _in_children(sweep, slots, max(1, cores // slots), bool(gpus), stopping)
+
+
+def _gpus(device: str) -> int:
+    """GPUs to use of this machine; raises `InputError` where one is asked for and there is none.
+
+    Where no driver is installed there is none, and PyTorch, which would know but
+    takes seconds and half a gigabyte, is left to the processes that train.
+    """
+    if device == "cpu":
+        return 0
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if device == "auto":
+            return 0
+    from repro import worker
+
+    return worker.choose_device(device)[1]
 
 
 def _clean(store: Store) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from repro import calibration, layouts, plans, profiles, studies, worker, workers
-from repro.calibration import Speed
+from repro.calibration import Engine, Speed
+from repro.config import InputError
 from repro.layouts import Layout
 from repro.records import Store
 
@@ -73,6 +74,32 @@ def test_memory_ends_the_search(gpu, store, fits, population):
     assert sizes(fitted(store, runs())) == {population}
 
 
+def test_what_cannot_be_measured_is_told_and_trains_alone(gpu, store):
+    def rate(size, grouped):
+        raise InputError("not to be trained here: no such kernel")
+
+    gpu(rate)
+    with pytest.warns(UserWarning, match="no such kernel"):
+        assert sizes(fitted(store, runs())) == {1}
+    assert layouts.read(store, runs()[0]) is None  # the next sweep measures again
+
+
+@pytest.mark.slow
+def test_a_slot_that_cannot_train_says_why_and_goes_on():
+    slots = calibration.Slots(Engine("cpu", "float8", slots=1, threads=1))
+    for _ in range(2):
+        with pytest.raises(InputError, match="unknown precision 'float8'"):
+            slots.speed(runs(1), 0.1)
+    slots.close()
+
+
+def test_hours_of_a_network_that_does_not_fit_are_refused(gpu, monkeypatch):
+    gpu(lambda size, grouped: None)
+    monkeypatch.setattr(calibration, "engine", lambda: Engine("cuda", "bf16", 1, 1))
+    with pytest.raises(InputError, match="width 4 with batches of 16 needs more memory"):
+        calibration.seconds_per_step(runs(1))
+
+
 def test_a_shape_is_measured_once_for_a_store_and_again_where_that_is_damaged(gpu, store):
     asked = gpu(lambda size, grouped: 100)
     first = fitted(store, runs())
@@ -97,7 +124,7 @@ def test_a_sweep_follows_what_was_measured_and_records_it(store, monkeypatch):
     made = runs(4)
     for run in made:
         layouts.keep(store, run, Layout(4, False, 1.0))
-    monkeypatch.setattr(worker, "choose_device", lambda name: ("cpu", 1 if name == "auto" else 0))
+    monkeypatch.setattr(workers, "_gpus", lambda device: 1)
     real = worker.layouts.read
     monkeypatch.setattr(worker, "_layout", lambda store, run, device: real(store, run))
     assert workers.execute(plans.plan(made), store, precision="float32", slots=1) == workers.Outcome()

@@ -24,6 +24,7 @@ from repro import (
     worker,
     workers,
 )
+from repro.config import PRECISIONS
 from repro.records import Store
 from repro.training import Member, Population
 
@@ -56,7 +57,7 @@ def test_sound_records_have_no_problems(store):
     rows, problems = published.verify(store.folder)
     assert problems == [] and len(rows) == 6
     [row] = published.summary(rows).itertuples()
-    assert row.records == 6 and row.precision in worker.PRECISIONS and row.hours < 1
+    assert row.records == 6 and row.precision in PRECISIONS and row.hours < 1
 
 
 WRONG = {
