@@ -286,11 +286,11 @@ class Population:
         Raises `files.Damaged` where it is none, and leaves the population undefined.
         """
         content = load(path, self.device)
-        if content.get("runs") != [member.run.id for member in self.members]:
-            raise files.Damaged(f"{path}: the checkpoint of other runs")
-        if content.get("engine") != self._engine:
+        if content.get("runs") != [member.run.id for member in self.members] or "engine" not in content:
+            raise files.Damaged(f"{path}: the checkpoint of other runs, or of another version")
+        if content["engine"] != self._engine:
             raise InputError(
-                f"{path} was begun in {content.get('engine')}: go on in it, or delete it to begin "
+                f"{path} was begun in {content['engine']}: go on in it, or delete it to begin "
                 f"anew in {self._engine}"
             )
         try:

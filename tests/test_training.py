@@ -285,9 +285,14 @@ def test_a_checkpoint_of_another_precision_or_population_is_refused(tmp_path):
         train([Member(run(Stage(2)))], checkpoint=path, stop=lambda: True)
     with pytest.raises(InputError, match="float32"):
         train([Member(run(Stage(2)))], "float64", checkpoint=path)
-    with pytest.warns(UserWarning, match=r"other runs; set aside as stopped\.pt\.damaged"):
+    with pytest.warns(UserWarning, match=r"other runs, .+; set aside as stopped\.pt\.damaged"):
         found = train([Member(run(Stage(2), seed=1))], checkpoint=path)
     assert_same(found[0, 2], alone(run(Stage(2), seed=1)))
+    with pytest.raises(Stopped):
+        train([Member(run(Stage(2)))], checkpoint=path, stop=lambda: True)
+    training.save({k: v for k, v in training.load(path).items() if k != "engine"}, path)
+    with pytest.warns(UserWarning, match="another version; set aside"):
+        assert_same(train([Member(run(Stage(2)))], checkpoint=path)[0, 2], alone(run(Stage(2))))
 
 
 def test_a_snapshot_comes_back_from_its_file(past, tmp_path):
