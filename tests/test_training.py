@@ -288,6 +288,7 @@ def test_a_checkpoint_of_another_precision_or_population_is_refused(tmp_path):
     with pytest.warns(UserWarning, match=r"other runs, .+; set aside as stopped\.pt\.damaged"):
         found = train([Member(run(Stage(2), seed=1))], checkpoint=path)
     assert_same(found[0, 2], alone(run(Stage(2), seed=1)))
+    path.unlink()
     with pytest.raises(Stopped):
         train([Member(run(Stage(2)))], checkpoint=path, stop=lambda: True)
     training.save({k: v for k, v in training.load(path).items() if k != "engine"}, path)
