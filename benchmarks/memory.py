@@ -57,8 +57,9 @@ def main() -> None:
                 time.sleep(1)
     names = ["runs recorded", "processes", "resident, GiB", "shares, GiB"]
     found = pd.DataFrame(rows, columns=names)
-    found["runs recorded"] = pd.cut(found["runs recorded"], STEPS, include_lowest=True, precision=0)
-    print(found.groupby("runs recorded", observed=True).max().round(2).to_string())
+    step = found[names[0]].max() // STEPS + 1
+    found[names[0]] = [f"{n - n % step} to {n - n % step + step - 1}" for n in found[names[0]]]
+    print(found.groupby(names[0], sort=False).max().round(2).to_string())
     sys.exit(sweep.returncode)
 
 
