@@ -30,6 +30,7 @@ STEPS = 4  # of an epoch of one; on a GPU, which replays them, GPU_STEPS
 GPU_STEPS = 64
 MOST = 64  # members of a population that is tried
 NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
+ALONE = Layout(1, True, 0.0)  # where nothing could be measured: training it will say why
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def fastest(slots: Slots, run: Run, folder: str) -> Layout:
             break
         size *= 2
     if not tried:
-        return Layout(1, True, 0.0)  # training it will say that it is too large
+        return ALONE
     near = NEAR * max(layout.rate for layout in tried)
     return min((t for t in tried if t.rate >= near), key=lambda t: (t.population, -t.rate))
 
@@ -206,8 +207,8 @@ def fitted(plan: Plan, store: Store, precision: str) -> Plan:
             for key in lacking:
                 try:
                     found[key] = layouts.keep(store, shapes[key], fastest(slots, shapes[key], folder))
-                except InputError as error:  # training will say of which runs
+                except InputError as error:
                     warnings.warn(f"populations not measured, so of one network: {error}", stacklevel=2)
-                    found[key] = Layout(1, True, 0.0)
+                    found[key] = ALONE
         slots.close()
     return plans.plan(plan.wanted.values(), lambda run: found[layouts.shape(run)].population)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from repro.stats import bootstrap_interval, generalisation_gap, mean_estimate
+from repro.stats import bootstrap_interval, generalisation_gap, mean_estimate, p_below
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
@@ -45,6 +45,13 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say():
     draws = np.random.default_rng(0).normal(2.0, 3.0, size=(4000, 5))
     covered = np.mean([e.low < 2 < e.high for e in map(mean_estimate, draws)])
     assert covered == pytest.approx(0.95, abs=0.012)  # three and a half standard errors
+
+
+@pytest.mark.parametrize("bound", [-0.5, 0.0, 3.0])
+def test_the_t_test_is_that_of_scipy(bound):
+    values = np.array([-12.0, -3.0, 8.0, -9.0, 4.0])
+    expected = scipy_stats.ttest_1samp(values, bound, alternative="less").pvalue
+    assert p_below(values, bound) == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_seed_has_no_interval():

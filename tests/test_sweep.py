@@ -570,11 +570,9 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
 ):
     runs, single, killed = conditions(), Store(tmp_path / "single"), []
     lame = run(Stage(2, HALF), Stage(2), seed=5)
-    for hurt in (
-        store,
-        single,
-    ):  # so both pretrain it anew by itself: on some processors the last bits of the
-        hurt.snapshot("x").parent.mkdir(parents=True)  # others depend on how many train together
+    # Both pretrain it anew by itself: on some processors last bits depend on how many train together.
+    for hurt in (store, single):
+        hurt.snapshot("x").parent.mkdir(parents=True)
         hurt.snapshot(lame.parent.id).write_bytes(b"no network")
 
     def show(progress):
