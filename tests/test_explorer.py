@@ -146,6 +146,18 @@ def test_a_curve_of_many_epochs_is_drawn_with_few_points():
     assert [len(points) for points in lines] == [panels.POINTS] * 6
 
 
+@pytest.mark.parametrize(
+    ("study", "choice", "words"),
+    [
+        ("smooth_transition", ("0.5",), "γ = 0.5"),
+        ("capacity", ("8", "2"), "Width 8, depth 2"),
+        ("reset", ("456",), "Modules 4, 5 and 6 re-initialised"),
+    ],
+)
+def test_a_choice_in_words_begins_with_a_capital_but_for_a_symbol(study, choice, words):
+    assert panels.title(explorer.of(study, SMOKE), choice) == words
+
+
 # The widgets, in a kernel
 
 
