@@ -39,7 +39,7 @@ def accuracies(precision: str, seeds: int) -> np.ndarray:
 
 
 def main() -> None:
-    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 96
+    seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 256
     low, full = (accuracies(precision, seeds) for precision in ("bf16", "float32"))
     claim = Claim("bf16", "", "", "", effect=lambda results: None, direction=SAME, margin=MARGIN)
     p, _ = p_values(claim, (low - full)[:, None])

@@ -18,9 +18,27 @@ from torch.nn import functional as F
 
 from repro.config import MODULES, Model
 
+# Whether this processor multiplies bf16 in hardware. A build of PyTorch without oneDNN cannot be asked.
+CPU_HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-def _convolution(inputs: int, outputs: int, members: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(
+
+class Convolution(nn.Conv2d):
+    """A convolution that is fast in bf16 on processors without it, too, where PyTorch takes six times longer.
+
+    Inputs, weights, results and gradients are rounded to bf16 and products summed
+    in float32, which is what hardware does.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if CPU_HAS_BF16 or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            x, weight = (tensor.bfloat16().float() for tensor in (x, self.weight))
+            return self._conv_forward(x, weight, None).bfloat16()
+
+
+def _convolution(inputs: int, outputs: int, members: int, size: int = 3, stride: int = 1) -> Convolution:
+    return Convolution(
         members * inputs,
         members * outputs,
         size,

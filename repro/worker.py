@@ -21,7 +21,7 @@ import torch
 from repro import data, files, layouts, leases, probes, records
 from repro.config import InputError, Run, check_engine
 from repro.costs import training_bytes
-from repro.models import ResNet
+from repro.models import CPU_HAS_BF16, ResNet
 from repro.plans import Batch, Trajectory, left
 from repro.records import Store
 from repro.subsets import steps_per_epoch
@@ -41,7 +41,7 @@ def choose_device(name: str) -> tuple[str, int]:
 def choose_precision(device: str, name: str) -> str:
     """The precision asked for; for `auto` bf16 where the device multiplies it in hardware, else float32."""
     check_engine("auto", name)
-    native = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    native = device == "cuda" or CPU_HAS_BF16
     return name if name != "auto" else "bf16" if native else "float32"
 
 

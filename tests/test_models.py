@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from repro import models
 from repro.config import MODULES, Model
 from repro.models import ResNet
 
@@ -42,6 +43,30 @@ def plain_logits(state, x, depth, training):
                 x = norm(x, f"{name}.shortcut.2")
             x = F.relu(norm(y, f"{name}.norm2") + x)
     return F.linear(x.mean((2, 3)), state["module6.weight"][0], state["module6.bias"][0])
+
+
+# Arithmetic
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1)])
+def test_a_processor_without_bf16_rounds_as_one_with_it(monkeypatch, size, stride):
+    """To one unit of bf16's last place of exact convolutions of rounded numbers, forward and backward."""
+    monkeypatch.setattr(models, "CPU_HAS_BF16", False)
+    layer = models._convolution(6, 5, 2, size, stride)
+    x = images(2, 6, 8, dtype=torch.float32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    y.backward(towards)
+
+    exact_x, exact_weight = (t.detach().bfloat16().double().requires_grad_() for t in (x, layer.weight))
+    exact = F.conv2d(exact_x, exact_weight, stride=stride, padding=size // 2, groups=2)
+    exact.backward(towards.double())
+    assert y.dtype == torch.bfloat16
+    for found, expected in ((y, exact), (x.grad, exact_x.grad), (layer.weight.grad, exact_weight.grad)):
+        assert torch.equal(found, found.bfloat16().to(found.dtype))
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-6)
+    assert layer(x).dtype == torch.float32  # outside autocast
 
 
 # Shapes and sizes
