@@ -38,7 +38,8 @@ from repro.config import InputError
 PAPERMILL = """
 import json, logging, sys, papermill
 logging.basicConfig(format="%(message)s")  # what the cells print on standard error, as it comes
-papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True)
+# A kernel has nothing to say at its end: training is stopped safely by a kill, see repro/workers.py.
+papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True, shutdown_kernel="immediate")
 """
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")

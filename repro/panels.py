@@ -28,6 +28,7 @@ LABELS = {  # of a factor's control, and of one value
 }
 START = {"reset": ("456",)}  # where it is not the last choice
 WIDE, HIGH, LEFT, BOTTOM, TOP = 400, 250, 40, 206, 36  # of a drawing, and of the axes within
+Limits = dict[str, tuple[float, float]]  # of axes, by what is drawn
 POINTS = 100  # of a curve: more cannot be told apart at this size
 
 
@@ -35,11 +36,11 @@ def page(explorer: Explorer) -> str:
     """HTML with controls and a panel for every choice."""
     panels = explorer.panels()
     start = _start(explorer, panels)
-    recorded = [panel for panel in panels.values() if panel]
+    limits = _limits(filter(None, panels.values()))
     shown = [
         f'<div class="explorer-panel" data-key="{escape("|".join(choice))}" '
         f'data-said="{escape(said(explorer, choice, panel))}"{"" if choice == start else " hidden"}>'
-        f"{panel_html(explorer, choice, panel, recorded)}</div>"
+        f"{panel_html(explorer, choice, panel, limits)}</div>"
         for choice, panel in panels.items()
     ]
     controls = _network(start[0]) if explorer.study.name == "reset" else _factors(explorer, start)
@@ -79,20 +80,21 @@ def said(explorer: Explorer, choice: Choice, panel: Panel | None) -> str:
     return f"{title(explorer, choice)}: generalisation gap {panel.gap} percentage points"
 
 
-def panel_html(explorer: Explorer, choice: Choice, panel: Panel | None, others: Iterable[Panel] = ()) -> str:
-    """One panel; the others are those whose axes it shares."""
+def panel_html(explorer: Explorer, choice: Choice, panel: Panel | None, limits: Limits | None = None) -> str:
+    """One panel, on axes of its own or those of these limits."""
     name, command = escape(title(explorer, choice)), escape(explorer.command(choice))
     if panel is None:
         return (
             f"<p><strong>{name}</strong>: not recorded at profile {explorer.profile.name}. "
             f"This records it:</p><pre><code>{command}</code></pre>"
         )
+    limits = limits or _limits([panel])
     rest = f" Runs not recorded yet: {panel.missing}; <code>{command}</code> records them."
     return (
         f"<p><strong>{name}</strong>: generalisation gap "
         f'<span class="explorer-gap">{panel.gap}</span> percentage points.{rest if panel.missing else ""}</p>'
-        f'<div class="explorer-drawings">{_curves(panel, "test", others)}{_curves(panel, "train", others)}'
-        f"{_gaps(panel, others)}</div>{_reached(panel)}"
+        f'<div class="explorer-drawings">{_curves(panel, "test", limits)}{_curves(panel, "train", limits)}'
+        f"{_gaps(panel, limits)}</div>{_reached(panel)}"
     )
 
 
@@ -120,14 +122,24 @@ def _rule(x: float, y: float, to: str, colour: str = "#e6e6e6") -> str:
     return f'<path d="M{x:.1f} {y:.1f}{to}" stroke="{colour}"/>'
 
 
-def _curves(panel: Panel, which: str, others: Iterable[Panel]) -> str:
+def _limits(panels: Iterable[Panel]) -> Limits:
+    """Lowest and highest of all that panels draw: accuracies in tens of percent, gaps in points."""
+    panels = list(panels)
+    found = {}
+    for column in ("test_accuracy", "train_accuracy"):
+        tens = np.concatenate([[], *(10 * panel.curves[column].dropna() for panel in panels)])
+        found[column] = (
+            (10 * np.floor(tens.min()), 10 * np.ceil(tens.max() + 1e-9)) if len(tens) else (0.0, 100.0)
+        )
+    gaps = [0.0, *(value for p in panels for value in (*p.gaps, p.gap.low, p.gap.high))]
+    return found | {"gap": (np.nanmin(gaps), np.nanmax(gaps))}
+
+
+def _curves(panel: Panel, which: str, limits: Limits) -> str:
     """Mean test or train accuracy along the last stage, a line for each condition."""
     column = f"{which}_accuracy"
     last = max(int(panel.curves.epoch.max()), 2)
-    seen = np.concatenate([100 * p.curves[column].dropna() for p in (panel, *others)])
-    low, high = (
-        (np.floor(seen.min() / 10) * 10, np.ceil(seen.max() / 10 + 1e-9) * 10) if len(seen) else (0, 100)
-    )
+    low, high = limits[column]
     right, across, down = WIDE - 12, WIDE - 12 - LEFT, BOTTOM - TOP
 
     def at(epoch: float, percent: float) -> tuple[float, float]:
@@ -168,15 +180,10 @@ def _short(condition: str) -> str:
     return condition.replace("reset 1 2 3 4 5 6", "reset all")
 
 
-def _gaps(panel: Panel, others: Iterable[Panel]) -> str:
-    """The gap of each seed, their mean and its interval, on an axis common to all panels."""
+def _gaps(panel: Panel, limits: Limits) -> str:
+    """The gap of each seed, their mean and its interval."""
     found = panel.gap
-    ends = [
-        *(gap for p in (panel, *others) for gap in p.gaps),
-        0.0,
-        *([found.low, found.high] if found.n > 1 else []),
-    ]
-    low, high = min(ends) - 0.5, max(ends) + 0.5
+    low, high = limits["gap"][0] - 0.5, limits["gap"][1] + 0.5
     across = WIDE - 40
 
     def x(value: float) -> float:

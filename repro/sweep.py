@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -34,7 +35,7 @@ class Results:
         table, curves = (frame[~frame.seed.isin(short)] for frame in (self.table, self.curves))
         return dataclasses.replace(self, table=table, curves=curves)
 
-    @property
+    @cached_property
     def gaps(self) -> pd.DataFrame:
         """The pretrained runs with their `gap` to the fresh run of the same seed, in percentage points."""
         return generalisation_gap(self.table, self.study.pairs)
