@@ -27,14 +27,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repro import calibration, data, profiles, studies, worker
 from repro.calibration import Engine, Slots, turn
-from repro.config import MODULES, Run
+from repro.config import MODULES, Dataset, Run
 from repro.models import ResNet
 from repro.records import commit
-from repro.training import resident
+from repro.training import TEST_BATCH, resident
 
 FOLDER = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent.parent / "book" / "speed.inc"  # shown by the page on speed
 TURNS = 3
+EPOCHS = 20  # of a run
 SIZES = (1, 4, 16)  # of populations
 SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size, batches of 128
     "quick": {},
@@ -44,19 +45,21 @@ SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size,
 }
 
 
-def plain_loop(run: Run, device: torch.device) -> Callable[[], int]:
-    """An epoch of one network as the field writes it; gives the images it trained on."""
+def plain_loop(run: Run, device: torch.device) -> tuple[Callable[[], int], Callable[[], int]]:
+    """An epoch of one network as the field writes it, and a test of it; each gives the images it saw."""
     images = data.images(run.dataset)
     network = ResNet(run.model, images.x_train.shape[3], images.classes).to(device)
     network.initialise(0, MODULES, seed=0, stage=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=run.stages[-1].optimizer.learning_rate)
-    x, y = resident(images, images.x_train, images.y_train, torch.device("cpu"))
-    loader = DataLoader(TensorDataset(x, y), run.batch_size, shuffle=True, drop_last=True)
+    splits = ((images.x_train, images.y_train), (images.x_test, images.y_test))
+    train, test = (TensorDataset(*resident(images, *split, torch.device("cpu"))) for split in splits)
+    train_loader = DataLoader(train, run.batch_size, shuffle=True, drop_last=True)
+    test_loader = DataLoader(test, TEST_BATCH[device.type])
 
     def epoch() -> int:
         network.train()
         seen = correct = 0
-        for inputs, labels in loader:
+        for inputs, labels in train_loader:
             inputs, labels = inputs.to(device), labels.to(device)
             optimizer.zero_grad()
             logits = network(inputs)[0]
@@ -67,7 +70,21 @@ def plain_loop(run: Run, device: torch.device) -> Callable[[], int]:
             seen += len(labels)
         return seen
 
-    return epoch
+    @torch.no_grad()
+    def evaluation() -> int:
+        network.eval()
+        correct = 0
+        for inputs, labels in test_loader:
+            correct += (network(inputs.to(device))[0].argmax(1) == labels.to(device)).sum().item()
+        return len(test)
+
+    return epoch, evaluation
+
+
+def runs_per_hour(run: Run, train: float, test: float) -> float:
+    """Runs of `EPOCHS`, each with a test after it, at so many training and test images a second."""
+    images, tests, _ = data.counts(run.dataset)
+    return 3600 / (EPOCHS * (images / train + tests / test))
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
@@ -104,30 +121,36 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
         dataset = calibration.noise(folder, 128 * steps)
         model = dataclasses.replace(runs[0].model, depth=2)
         runs = [dataclasses.replace(run, dataset=dataset, model=model, batch_size=128) for run in runs]
-    device = torch.device(made.device)
-    plain, per_image = plain_loop(runs[0], device), operations(runs[0])
+    device, whole = torch.device(made.device), runs[0]
+    if shape != "quick":
+        whole = dataclasses.replace(whole, dataset=Dataset("cifar10"))
+    (plain, plain_test), per_image = plain_loop(runs[0], device), operations(runs[0])
     peak_rate = matrix_rate(device, made.precision) * (made.slots if made.device == "cuda" else 1)
-    turn(plain, 0)
+    turn(plain, 0), turn(plain_test, 0)
     rows = []
     sizes = SIZES[:2] if large else SIZES
     ways = (True, False) if made.device == "cuda" else (True,)
     for size, grouped in [(size, way) for size in sizes for way in ways if way or size > 1]:
         slots, turns = Slots(made), []
         for _ in range(TURNS):
-            turns.append((turn(plain, calibration.SECONDS), slots.speed(runs[:size], grouped=grouped)))
+            base = turn(plain, calibration.SECONDS), turn(plain_test, calibration.SECONDS / 4)
+            speed = slots.speed(runs[:size], grouped=grouped)
+            turns.append((base, (speed.rate, made.slots / speed.evaluation)))
         slots.close()
-        base, best = (max(rates) for rates in zip(*((p, s.rate) for p, s in turns), strict=True))
-        speed = turns[-1][1]
+        base, best = (tuple(map(max, zip(*rates, strict=True))) for rates in zip(*turns, strict=True))
+        runs_of = [runs_per_hour(whole, *rates) for rates in (base, best)]
         rows.append(
             {
                 "shape": shape,
                 "population": size if grouped else f"{size} side by side",
-                "plain, images/s": round(base),
-                "repro, images/s": round(best),
-                "ratio": round(best / base, 2),
-                "of matrix rate, %": round(100 * best * per_image / peak_rate, 1),
+                "plain, images/s": round(base[0]),
+                "repro, images/s": round(best[0]),
+                "ratio": round(best[0] / base[0], 2),
+                "plain, runs/h": float(f"{runs_of[0]:.3g}"),
+                "repro, runs/h": float(f"{runs_of[1]:.3g}"),
+                "ratio of runs": round(runs_of[1] / runs_of[0], 2),
+                "of matrix rate, %": round(100 * best[0] * per_image / peak_rate, 1),
                 "memory of a slot, GiB": round(speed.memory, 2),
-                "evaluation, ms/image": round(1000 * speed.evaluation, 3),
                 "start-up, s": round(slots.start_up, 1),
             }
         )

@@ -23,6 +23,7 @@ from repro.config import Dataset, InputError, Run, Stage
 from repro.layouts import Layout
 from repro.plans import Plan
 from repro.records import Store
+from repro.subsets import steps_per_epoch
 from repro.training import Member, Population
 
 SECONDS = 2.0  # of a measurement, at least
@@ -30,7 +31,7 @@ STEPS = 4  # of an epoch of one; on a GPU, which replays them, GPU_STEPS
 GPU_STEPS = 64
 MOST = 64  # members of a population that is tried
 NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
-ALONE = Layout(1, True, 0.0)  # where nothing could be measured: training it will say why
+ALONE = Layout(1, True, 0.0, 0.0)  # where nothing could be measured: training it will say why
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def noise(folder: str, images: int) -> Dataset:
     random, path = np.random.default_rng(0), f"{folder}/noise{images}.npz"
     x = random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     y = np.arange(images) % 10
-    np.savez(path, x_train=x, y_train=y, x_test=x[:128], y_test=y[:128])
+    np.savez(path, x_train=x, y_train=y, x_test=x[:500], y_test=y[:500])
     return data.npz_dataset(path)
 
 
@@ -155,9 +156,9 @@ def _members(folder: str, run: Run, size: int, steps: int) -> list[Run]:
     return [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
 
 
-def seconds_per_step(runs: Iterable[Run]) -> dict[tuple, float]:
-    """Seconds that a step of one network takes in a slot, by what `layouts.shape` gives of a run."""
-    made, found = engine(), {}
+def seconds_per_step(runs: Iterable[Run]) -> Callable[[Run], float]:
+    """Seconds of a slot for a step of one of these runs, and for its share of the tests after each epoch."""
+    made, found = engine(), {}  # by shape, seconds of a training image and of a test image
     slots = Slots(made)
     with tempfile.TemporaryDirectory() as folder:
         for key, run in {layouts.shape(run): run for run in runs}.items():
@@ -170,9 +171,15 @@ def seconds_per_step(runs: Iterable[Run]) -> dict[tuple, float]:
                     f"no hours to tell: a network of width {run.model.width} with batches of "
                     f"{run.batch_size} needs more memory than there is"
                 )
-            found[key] = made.slots * run.batch_size / speed.rate
+            found[key] = made.slots / speed.rate, speed.evaluation
     slots.close()
-    return found
+
+    def seconds(run: Run) -> float:
+        training, testing = found[layouts.shape(run)]
+        _, tests, _ = data.counts(run.dataset)
+        return training * run.batch_size + testing * tests / steps_per_epoch(run)
+
+    return seconds
 
 
 def fastest(slots: Slots, run: Run, folder: str) -> Layout:
@@ -185,7 +192,7 @@ def fastest(slots: Slots, run: Run, folder: str) -> Layout:
     while size <= MOST:
         members = _members(folder, run, size, GPU_STEPS)
         speeds = {g: slots.speed(members, grouped=g) for g in ((True, False) if size > 1 else (True,))}
-        found = [Layout(size, g, speed.rate) for g, speed in speeds.items() if speed is not None]
+        found = [Layout(size, g, s.rate, s.evaluation) for g, s in speeds.items() if s is not None]
         best = max((layout.rate for layout in tried), default=0.0)
         tried += found
         if max((layout.rate for layout in found), default=0.0) * NEAR <= best:

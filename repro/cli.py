@@ -81,7 +81,7 @@ def plan(
     price: Annotated[float, typer.Option(help="of a GPU for an hour, in any currency")] = 0.0,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
-    from repro import costs, layouts, plans, profiles
+    from repro import costs, plans, profiles
     from repro import studies as questions
 
     counts = re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", gpus or "1")
@@ -100,11 +100,11 @@ def plan(
     if measure:
         from repro import calibration
 
-        slots, found = calibration.engine().slots, calibration.seconds_per_step(every)
+        slots, measured = calibration.engine().slots, calibration.seconds_per_step(every)
         console.print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
 
     def seconds(run) -> float:
-        return found[layouts.shape(run)] if measure else run.batch_size / (speed or 1)
+        return measured(run) if measure else run.batch_size / (speed or 1)
 
     for name, runs in [*cases.items(), ("all together", every)]:
         made = plans.plan(runs)

@@ -148,14 +148,15 @@ def describe() -> list[dict[str, object]]:
     ]
 
 
-def counts(dataset: Dataset) -> tuple[int, int]:
-    """Numbers of training images and of classes; a named data set need not be here."""
+def counts(dataset: Dataset) -> tuple[int, int, int]:
+    """Numbers of training images, test images and classes; a named data set need not be here."""
     if dataset.fingerprint is None and dataset.name == "digits":
-        return dataset.train or DIGITS, 10
+        return dataset.train or DIGITS, dataset.test or DIGITS, 10
     if dataset.fingerprint is None and dataset.name in SOURCES:
-        return dataset.train or SOURCES[dataset.name].train, SOURCES[dataset.name].classes
+        source = SOURCES[dataset.name]
+        return dataset.train or source.train, dataset.test or source.test, source.classes
     full = images(dataset)
-    return len(full.y_train), full.classes
+    return len(full.y_train), len(full.y_test), full.classes
 
 
 def side(dataset: Dataset) -> int:

@@ -22,6 +22,7 @@ class Layout:
     population: int
     grouped: bool
     rate: float  # training images a second, of all members
+    evaluation: float  # seconds to test one member on one image
 
 
 def shape(run: Run) -> tuple:

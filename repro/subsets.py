@@ -54,7 +54,8 @@ def expected_size(images: int, classes: int, subset: Subset) -> int:
 def steps_per_epoch(run: Run) -> int:
     """Full batches in an epoch of the run's last stage: of its subset, of all data with `gamma`."""
     stage = run.stages[-1]
-    n = expected_size(*data.counts(run.dataset), stage.data if stage.data.gamma is None else ALL)
+    images, _, classes = data.counts(run.dataset)
+    n = expected_size(images, classes, stage.data if stage.data.gamma is None else ALL)
     if n < run.batch_size:
         raise InputError(f"batch_size {run.batch_size} is more than the {n} images of a stage")
     return n // run.batch_size

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import calibration, cli, costs, plans, profiles, workers
+from repro import calibration, cli, costs, data, plans, profiles, workers
 from repro.config import HALF, Dataset, Model, Run, Stage
 from repro.models import ResNet
 from repro.records import Store
@@ -72,8 +72,11 @@ def test_a_mistake_in_what_to_plan_for_is_one_line(arguments, capsys):
 @pytest.mark.slow
 def test_measured_hours_tell_wide_networks_from_narrow_ones():
     runs = [replace(RUN, model=Model(width, 1)) for width in (2, 64)]
-    narrow, wide = calibration.seconds_per_step(runs).values()
+    seconds = calibration.seconds_per_step(runs)
+    narrow, wide = map(seconds, runs)
     assert 0 < 3 * narrow < wide < 60
+    tests = replace(RUN.dataset, test=10 * data.counts(RUN.dataset)[1])
+    assert seconds(replace(runs[0], dataset=tests)) > 1.5 * narrow, "tests after each epoch take time too"
 
 
 def test_hours_are_given_or_measured_but_not_both(capsys):

@@ -58,7 +58,7 @@ def test_the_smallest_population_is_taken_that_is_near_the_fastest(gpu, store):
     plan = fitted(store, made)
     assert sizes(plan) == {4}
     assert plan.wanted.keys() == {run.id for run in made}
-    assert layouts.read(store, made[0]) == Layout(4, True, 400)
+    assert layouts.read(store, made[0]) == Layout(4, True, 400, 0.1)
     assert max(size for size, _ in asked) == 8, "it went on though it was no faster"
 
 
@@ -115,15 +115,15 @@ def test_a_shape_is_measured_once_for_a_store_and_again_where_that_is_damaged(gp
 
 def test_of_two_machines_that_measure_the_first_is_followed(store):
     run = runs()[0]
-    assert layouts.keep(store, run, Layout(4, True, 10.0)) == Layout(4, True, 10.0)
-    assert layouts.keep(store, run, Layout(8, False, 20.0)) == Layout(4, True, 10.0)
+    assert layouts.keep(store, run, Layout(4, True, 10.0, 0.1)) == Layout(4, True, 10.0, 0.1)
+    assert layouts.keep(store, run, Layout(8, False, 20.0, 0.1)) == Layout(4, True, 10.0, 0.1)
 
 
 def test_a_sweep_follows_what_was_measured_and_records_it(store, monkeypatch):
     """As on a GPU, but for the device: its networks are trained side by side on the CPU."""
     made = runs(4)
     for run in made:
-        layouts.keep(store, run, Layout(4, False, 1.0))
+        layouts.keep(store, run, Layout(4, False, 1.0, 0.1))
     monkeypatch.setattr(workers, "_gpus", lambda device: 1)
     real = worker.layouts.read
     monkeypatch.setattr(worker, "_layout", lambda store, run, device: real(store, run))

@@ -440,7 +440,7 @@ def test_test_accuracy_depends_on_neither_the_order_nor_the_batches_of_the_test_
     assert len(set(expected)) > 1
     assert max(expected) > 0.2
     for batch in (1, 7, 96, 10):
-        monkeypatch.setattr(training, "TEST_BATCH", batch)
+        monkeypatch.setitem(training.TEST_BATCH, "cpu", batch)
         assert population.test_accuracy() == expected
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     population.x_test, population.y_test = population.x_test[order], population.y_test[order]
