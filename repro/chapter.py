@@ -279,22 +279,23 @@ def contrast(results: Results, first: str, second: str) -> Estimate:
 # Of single chapters
 
 
-def gammas(gap: pd.DataFrame) -> list[float]:
-    return sorted(gap.gamma.dropna().astype(float).unique())
+def gammas(results: Results) -> list[float]:
+    """The speeds of transition that the study asks for, recorded or not."""
+    factors = (case.factors for case in results.study.cases(results.profile))
+    return sorted({f["gamma"] for f in factors if "gamma" in f})
 
 
-def half_way(gap: pd.DataFrame, epochs: int) -> str:
+def half_way(results: Results) -> str:
     """Epochs after which every second example comes from all of the data, for the extreme gammas."""
-    found = {gamma: epochs * np.log(0.5) / np.log(gamma) / 50 for gamma in gammas(gap)}
-    if not found:
-        return "not recorded"
+    epochs = results.profile.tuning_epochs
+    found = {gamma: epochs * np.log(0.5) / np.log(gamma) / 50 for gamma in gammas(results)}
     return enumerated([f"{found[g]:.2g} epochs (γ = {g:g})" for g in (min(found), max(found))])
 
 
 def fitting(curves: pd.DataFrame, *by: str) -> str:
     """How many of the stages before the last, of runs told apart by factors, reached 100 %: `12 of 18`."""
     run = ["condition", "seed", *by]
-    early = curves[curves.stage < curves.groupby(run).stage.transform("max")]
+    early = curves[~scorecard.in_last_stage(curves, run)]
     reached = early.groupby([*run, "stage"]).train_accuracy.max() >= 1
     return f"{reached.sum()} of {len(reached)}"
 

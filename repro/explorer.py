@@ -150,8 +150,8 @@ class Explorer:
 
         table, curves, epochs = shown(table), shown(curves), shown(epochs)
         order = [name for name in dict.fromkeys((FRESH, WARM, condition)) if name in set(table.condition)]
-        last = curves[curves.stage == curves.groupby(["condition", "seed"]).stage.transform("max")]
-        means = last.groupby(["condition", "epoch"])[["train_accuracy", "test_accuracy"]].mean()
+        by_epoch = curves[scorecard.in_last_stage(curves)].groupby(["condition", "epoch"])
+        means = by_epoch[["train_accuracy", "test_accuracy"]].mean()
         by_condition = {name: epochs[epochs.condition == name] for name in order}
         reached = {n: [mean_estimate(e[level].dropna()) for level in LEVELS] for n, e in by_condition.items()}
         gaps = generalisation_gap(table, self.study.pairs)

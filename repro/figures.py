@@ -20,6 +20,7 @@ from repro.claims import MORE, SAME, Verdict
 from repro.plots import COLOURS as COLOURS
 from repro.plots import GAP, GREY, STYLE, bar, blank, colour, estimate, known, line, marker, message
 from repro.scorecard import epochs_to_reach as first_epochs
+from repro.scorecard import in_last_stage
 from repro.stats import t_quantile
 from repro.studies import WARM, reset_condition
 from repro.subsets import p_full
@@ -35,7 +36,7 @@ def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
     if curves.empty:
         return message()
     figure, axes = blank(2, 1, height=3.1, sharex=True)
-    last = curves.stage == curves.groupby(["condition", "seed"]).stage.transform("max")
+    last = in_last_stage(curves)
     before = curves[~last].groupby(["condition", "seed"]).total.max()
     shift = curves.set_index(["condition", "seed"]).index.map(before).fillna(0)
     curves = curves.assign(x=curves.total - shift.to_numpy(), last=last)

@@ -70,6 +70,11 @@ def _train_difference(results: Results) -> pd.Series:
     return 100 * (by[WARM] - by[FRESH])
 
 
+def in_last_stage(curves: pd.DataFrame, run: Sequence[str] = ("condition", "seed")) -> pd.Series:
+    """Which epochs belong to the last stage of their run; runs are told apart by these columns."""
+    return curves.stage == curves.groupby(list(run)).stage.transform("max")
+
+
 def epochs_to_reach(curves: pd.DataFrame, level: float, factors: Sequence[str] = ()) -> pd.DataFrame:
     """Epochs of the last stage until each run reaches a train accuracy, in the column `epochs`.
 
@@ -78,7 +83,7 @@ def epochs_to_reach(curves: pd.DataFrame, level: float, factors: Sequence[str] =
     the first of all, NaN for a run that never does.
     """
     run, column = ["condition", "seed", *factors], "train_accuracy"
-    last = curves[curves.stage == curves.groupby(run).stage.transform("max")]
+    last = curves[in_last_stage(curves, run)]
     before = last.groupby(run)[column].shift()
     beyond = ((last[column] - level) / (last[column] - before)).where(before < level, 0.0)
     reached = (last.epoch - beyond)[last[column] >= level].groupby([last[name] for name in run]).first()
