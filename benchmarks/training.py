@@ -29,8 +29,8 @@ from repro import calibration, data, profiles, studies, worker
 from repro.calibration import Engine, Slots, turn
 from repro.config import MODULES, Dataset, Run
 from repro.models import ResNet
+from repro.populations import TEST_BATCH, resident
 from repro.records import commit
-from repro.training import TEST_BATCH, resident
 
 FOLDER = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent.parent / "book" / "speed.inc"  # shown by the page on speed

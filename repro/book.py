@@ -1,22 +1,16 @@
-"""The book: chapters executed one by one, then rendered to pages.
+"""The book: chapters executed one by one, then rendered to pages (`repro.pages`).
 
-No source is executed in place. papermill writes executed copies to
-`_build/executed`, Jupyter Book renders `_build/stage`, a copy of the sources
-in which the executed chapters replace theirs, and the pages are in
-`_build/html`. A chapter is rendered only if this very source was executed with
-these very parameters, and nothing is rendered twice from the same stage.
+No source is executed in place: papermill writes executed copies to `_build/executed`.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import repro
+from repro import pages
 from repro.config import InputError
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
@@ -39,29 +33,12 @@ PAPERMILL = """
 import json, logging, sys, papermill
 logging.basicConfig(format="%(message)s")  # what the cells print on standard error, as it comes
 # A kernel has nothing to say at its end: training is stopped safely by a kill, see repro/workers.py.
-papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True, shutdown_kernel="immediate")
+quick = dict(shutdown_kernel="immediate", request_save_on_cell_execute=False, autosave_cell_every=0)
+papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True, **quick)
 """
-JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
-RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
-
-LAUNCH = {  # where readers can run a chapter, given a public repository
-    "notebook_interface": "jupyterlab",
-    "binderhub_url": "https://mybinder.org",
-    "colab_url": "https://colab.research.google.com",
-}
 
 # Ports for a kernel are chosen before it binds them: another process may be faster. No cell has run then.
 NO_KERNEL, TRIES = "RuntimeError: Kernel died before replying to kernel_info", 3
-
-NOT_RUN = """
-```{warning}
-This chapter has no results in this build: it was not among the chapters to execute, or it failed.
-```
-"""
-
-
-class BuildError(RuntimeError):
-    """Pages that Jupyter Book refused to render; the message holds its first warnings."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +69,9 @@ def require_tools() -> None:
         raise InputError(f'{", ".join(missing)} not installed: pip install "repro[book]"')
 
 
-def chapters(root: Path) -> list[Path]:
-    """The notebooks of all chapters, in the order of their numbers."""
-    return sorted((root / "book" / "chapters").glob("*.ipynb"))
-
-
 def select(root: Path, names: Iterable[str] | None) -> list[Path]:
     """The chapters of these names, `01_warm_start` or `warm_start`, in the book's order; all for None."""
-    paths = chapters(root)
+    paths = pages.chapters(root)
     if names is None:
         return paths
     by_name = {path.stem: path for path in paths} | {re.sub(r"^\d+_", "", p.stem): p for p in paths}
@@ -216,152 +188,15 @@ def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool
     """Whether the chapter was executed from this source, with these parameters, in this very state."""
     stamp = executed / f"{source.stem}.state"
     same = stamp.exists() and stamp.read_text() == state
-    return same and _executed_page(source, executed / source.name, parameters) is not None
+    return same and pages.executed_page(source, executed / source.name, parameters) is not None
 
 
 def _first_error(notebook: Path) -> str | None:
     if not notebook.exists():
         return None
-    outputs = (o for cell in _read(notebook).cells for o in cell.get("outputs", ()))
+    outputs = (o for cell in pages.read(notebook).cells for o in cell.get("outputs", ()))
     errors = (f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error")
     return next(errors, "").strip().split("\n")[0] or None
-
-
-def _read(path: Path):
-    import nbformat
-
-    return nbformat.read(path, as_version=4)
-
-
-def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: bool = False) -> list[str]:
-    """Names of the chapters without results, after making `stage` the sources to render.
-
-    A chapter has results if its present source was executed with `parameters`.
-    Its records as CSV and its first figure as PNG go with it. Files keep their
-    time unless their content changes.
-    """
-    import nbformat
-    import yaml
-
-    config = published(yaml.safe_load((root / "_config.yml").read_text()))
-    config.setdefault("execute", {})["execute_notebooks"] = "off"
-    config["sphinx"]["config"]["book_pdf"] = pdf
-    files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
-    sources = chapters(root)
-    shown = [p for p in (root / "book").rglob("*") if p.is_file() and p not in sources]
-    for path in [*shown, *(root / "repro").glob("*.py")]:  # the package, for literalinclude
-        files[path.relative_to(root).as_posix()] = path.read_bytes()
-    without = []
-    for source in sources:
-        name = f"book/chapters/{source.stem}"
-        page = _executed_page(source, executed / source.name, parameters)
-        if page:
-            files[f"{name}.ipynb"] = nbformat.writes(page).encode()
-            files |= _downloads(source.stem, page, parameters)
-        else:
-            without.append(source.stem)
-            title = re.match(r"(\(.+\)=\n)?# .+", _read(source).cells[0].source)
-            files[f"{name}.md"] = f"{title[0] if title else '# ' + source.stem}\n{NOT_RUN}".encode()
-    for path in sorted(stage.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(stage).as_posix() not in files:
-            path.unlink()
-    for name, content in files.items():
-        path = stage / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != content:
-            path.write_bytes(content)
-    return without
-
-
-def published(config: dict) -> dict:
-    """The configuration with what the environment says of where the book is published.
-
-    `BOOK_URL` is the address of its pages, for the sitemap and the cards of links;
-    `BOOK_REPOSITORY` that of a public repository, for the buttons that open a chapter
-    from there.
-    """
-    sphinx = config["sphinx"]["config"]
-    if url := os.environ.get("BOOK_URL"):
-        sphinx["html_baseurl"] = f"{url.rstrip('/')}/"
-    if repository := os.environ.get("BOOK_REPOSITORY"):
-        theme = {"repository_url": repository.rstrip("/"), "repository_branch": "main"}
-        sphinx["html_theme_options"] |= theme | {"launch_buttons": LAUNCH}
-    return config
-
-
-def _downloads(chapter: str, page, parameters: dict) -> dict[str, bytes]:
-    """The records of a chapter as CSV and its first figure as PNG, by their place in the stage."""
-    from repro import profiles, studies, sweep
-
-    profile = parameters.get("profile")
-    if profile not in profiles.PROFILES:
-        return {}
-    chosen = sweep.scale(profile, parameters.get("seeds"), parameters.get("settings", ""))
-    tables = [
-        sweep.results(study, chosen).table.assign(study=study.name)
-        for study in studies.studies()
-        if study.chapter == chapter
-    ]
-    files = {}
-    if tables:
-        files[f"book/_static/records/{chapter}.csv"] = pd.concat(tables).to_csv(index=False).encode()
-    outputs = (output.get("data", {}) for cell in page.cells for output in cell.get("outputs", ()))
-    pictures = (data[kind] for data in outputs for kind in data if kind.endswith("image/png"))
-    if figure := next(pictures, None):
-        files[f"book/_static/cards/{chapter}.png"] = base64.b64decode(figure)
-    return files
-
-
-def _executed_page(source: Path, executed: Path, parameters: dict):
-    """The executed notebook without what names this machine and hour; None if it is of another version."""
-    if not executed.exists():
-        return None
-    page, now = _read(executed), _read(source)
-    own = [cell for cell in page.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
-    used = page.metadata.get("papermill", {}).get("parameters")
-    if [c.source for c in own] != [c.source for c in now.cells] or used != json.loads(json.dumps(parameters)):
-        return None
-    page.metadata.pop("papermill", None)
-    page.metadata.pop("widgets", None)  # an explorer brings its own page; with these comes a widget manager
-    for cell in page.cells:
-        for volatile in ("papermill", "execution"):
-            cell.metadata.pop(volatile, None)
-    return page
-
-
-def build(stage: Path, out: Path) -> Path:
-    """The first page, `out/_build/html/index.html`, rendered from `stage` with warnings as errors.
-
-    Renders everything or, where neither the stage nor the tools changed,
-    nothing: by itself Sphinx leaves old sidebars on the pages it takes for
-    unchanged, and pages and figures that no longer exist.
-    """
-    stage, out = stage.resolve(), out.resolve()
-    index, stamp = out / "_build" / "html" / "index.html", out / "_build" / "stage.sha256"
-    digest = hashlib.sha256(repr([(tool, importlib.metadata.version(tool)) for tool in RENDERERS]).encode())
-    for path in sorted(p for p in stage.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(stage).as_posix()} {len(content)}\n".encode() + content)
-    if index.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
-        return index
-    stamp.unlink(missing_ok=True)
-    for old in ("html", ".doctrees", "jupyter_execute"):
-        shutil.rmtree(out / "_build" / old, ignore_errors=True)
-    options = ["--path-output", str(out), "--warningiserror", "--nitpick", "--keep-going", "-q"]
-    done = subprocess.run(
-        [sys.executable, "-c", JUPYTER_BOOK, "build", str(stage), *options],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=os.environ | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    if done.returncode:
-        text = re.sub(r"\x1b\[[\d;]*m", "", done.stderr).replace(f"{stage}{os.sep}", "")
-        lines = text.split("Traceback (most recent call last)")[0].splitlines()
-        warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
-        raise BuildError("\n".join((warnings or lines or text.splitlines()[-10:])[:10]))
-    stamp.write_text(digest.hexdigest())
-    return index
 
 
 def check(
@@ -373,7 +208,7 @@ def check(
 ) -> list[Path]:
     """The notebooks to execute; raises `InputError` on anything that this would fail for want of."""
     require_tools()
-    if pdf and not browser():
+    if pdf and not pages.browser():
         raise InputError("no Chromium here to make PDFs with: install it, or leave out --pdf")
     notebooks = select(root or project_root(), chapters)
     for notebook in notebooks:
@@ -405,16 +240,16 @@ def make_book(
     results = execute(stale, parameters, work / "executed", jobs, state)
     kept = [ChapterResult(path.stem, 0.0, kept=True) for path in notebooks if path not in stale]
     results = sorted([*kept, *results], key=lambda result: result.name)
-    without = assemble(root, work / "executed", work / "stage", parameters, pdf)
+    without = pages.assemble(root, work / "executed", work / "stage", parameters, pdf)
     console = Console(highlight=False)
     console.print(results_table(results))
     if without:
         console.print(f"pages without results: {', '.join(without)}")
     try:
-        console.print(str(build(work / "stage", work.parent)), soft_wrap=True, markup=False)
+        console.print(str(pages.build(work / "stage", work.parent)), soft_wrap=True, markup=False)
         if pdf:
-            print_pdfs(work / "html")
-    except BuildError as error:
+            pages.print_pdfs(work / "html")
+    except pages.BuildError as error:
         console.print(f"the pages could not be rendered:\n{error}", soft_wrap=True, markup=False)
         return 1
     return int(any(result.error for result in results))
@@ -425,22 +260,3 @@ def results_table(results: list[ChapterResult]) -> Table:
     for result in results:
         table.add_row(result.name, f"{result.seconds:.1f}", result.status, escape(result.error or ""))
     return table
-
-
-def browser() -> str | None:
-    """The path of a Chromium, or None."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def print_pdfs(html: Path) -> None:
-    """A PDF beside the page of each chapter, by Chromium."""
-    for page in sorted((html / "book" / "chapters").glob("*.html")):
-        pdf = page.with_suffix(".pdf")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
-        done = subprocess.run(
-            [browser(), *options, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, text=True
-        )
-        if done.returncode or not pdf.exists():
-            raise BuildError(
-                f"{pdf.name}: Chromium ended with status {done.returncode}: {done.stderr[-300:]}"
-            )

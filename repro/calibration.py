@@ -22,9 +22,9 @@ from repro import data, downloads, layouts, plans, worker
 from repro.config import Dataset, InputError, Run, Stage
 from repro.layouts import Layout
 from repro.plans import Plan
+from repro.populations import Member, Population
 from repro.records import Store
 from repro.subsets import steps_per_epoch
-from repro.training import Member, Population
 
 SECONDS = 2.0  # of a measurement, at least
 STEPS = 4  # of an epoch of one; on a GPU, which replays them, GPU_STEPS

@@ -165,7 +165,11 @@ class Explorer:
         """Widgets where there is a kernel, and the page for where there is none."""
         from repro import live, panels
 
-        return {**live.Live(self).box._repr_mimebundle_(), "text/html": panels.page(self)}
+        found = self.panels()
+        return {
+            **live.Live(self, found=found).box._repr_mimebundle_(),
+            "text/html": panels.page(self, found),
+        }
 
 
 def _matches(frame: pd.DataFrame, named: Mapping[str, str]) -> pd.Series:

@@ -7,12 +7,13 @@ what it needs of the other widgets it is told before it starts.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import ipywidgets as widgets
 
 from repro import panels, workers
 from repro.config import MODULES
-from repro.explorer import Choice, Explorer
+from repro.explorer import Choice, Explorer, Panel
 from repro.plans import plan
 from repro.progress import Progress
 from repro.records import Store
@@ -26,7 +27,12 @@ STYLE = """<style>
 class Live:
     """Widgets of an explorer; `box` holds them all."""
 
-    def __init__(self, explorer: Explorer, device: str = "auto") -> None:
+    def __init__(
+        self,
+        explorer: Explorer,
+        device: str = "auto",
+        found: Mapping[Choice, Panel | None] | None = None,  # panels, where they are known
+    ) -> None:
         self.explorer, self.device = explorer, device
         self.panel = widgets.HTML()
         self.train = widgets.Button(description="Train what is missing", layout={"width": "auto"})
@@ -40,7 +46,7 @@ class Live:
         self.cancel.on_click(lambda _: self._cancel())
         training = widgets.HBox([self.train, self.cancel, self.bar, self.status])
         self.box = widgets.VBox([*controls, training, self.panel])
-        self.show()
+        self._show(found[self.choice] if found else explorer.panel(self.choice))
 
     @property
     def choice(self) -> Choice:
@@ -50,9 +56,10 @@ class Live:
 
     def show(self, _: object = None) -> None:
         """Show the panel of the choice, read anew from the records."""
-        choice = self.choice
-        found = self.explorer.panel(choice)
-        self.panel.value = STYLE + panels.panel_html(self.explorer, choice, found)
+        self._show(self.explorer.panel(self.choice))
+
+    def _show(self, found: Panel | None) -> None:
+        self.panel.value = STYLE + panels.panel_html(self.explorer, self.choice, found)
         training = self.thread is not None and self.thread.is_alive()
         self.train.disabled = training or (found is not None and not found.missing)
 

@@ -32,9 +32,8 @@ Limits = dict[str, tuple[float, float]]  # of axes, by what is drawn
 POINTS = 100  # of a curve: more cannot be told apart at this size
 
 
-def page(explorer: Explorer) -> str:
-    """HTML with controls and a panel for every choice."""
-    panels = explorer.panels()
+def page(explorer: Explorer, panels: Mapping[Choice, Panel | None]) -> str:
+    """HTML with controls and a panel for every choice, `panels` being all of the explorer's."""
     start = _start(explorer, panels)
     limits = _limits(filter(None, panels.values()))
     shown = [

@@ -23,9 +23,11 @@ from repro.config import InputError, Run, check_engine
 from repro.costs import training_bytes
 from repro.models import CPU_HAS_BF16, ResNet
 from repro.plans import Batch, Trajectory, left
+from repro.populations import Member, resident
 from repro.records import Store
+from repro.snapshots import Snapshot
 from repro.subsets import steps_per_epoch
-from repro.training import Member, Snapshot, Stopped, resident, train_population
+from repro.training import Stopped, train_population
 from repro.workers import Job
 
 

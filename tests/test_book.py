@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from repro import book
+from repro import book, pages
 from repro.config import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = book.chapters(ROOT)
+CHAPTERS = pages.chapters(ROOT)
 TOOLS = all(importlib.util.find_spec(m) for m in ("papermill", "nbformat", "jupyter_book"))
 needs_tools = pytest.mark.skipif(not TOOLS, reason='needs pip install "repro[book]"')
 
@@ -129,9 +129,9 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
     tiny, tmp_path, monkeypatch, capsys
 ):
     """The pages are left out: others tests render them."""
-    monkeypatch.setattr(book, "build", lambda stage, out: out / "index.html")
+    monkeypatch.setattr(pages, "build", lambda stage, out: out / "index.html")
     luck, out = tmp_path / "luck", tmp_path / "out"
-    for path in book.chapters(tiny):
+    for path in pages.chapters(tiny):
         path.unlink()
     for i in range(10):
         condition = (
@@ -164,7 +164,7 @@ def test_a_kernel_that_lost_its_ports_to_another_is_started_again(tiny, tmp_path
         return (1, ["Traceback", book.NO_KERNEL]) if losses[name] >= 0 else real(call, *rest)
 
     monkeypatch.setattr(book, "_papermill", unlucky)
-    one, three = (path for path in book.chapters(tiny) if path.stem != "02_two")
+    one, three = (path for path in pages.chapters(tiny) if path.stem != "02_two")
     results = book.execute([one, three], {}, tmp_path / "executed")
     assert [result.error for result in results] == [None, book.NO_KERNEL]
     assert losses == {"01_one": -1, "03_three": 9 - book.TRIES}
@@ -176,27 +176,27 @@ def test_pages_follow_outputs_sources_and_parameters(tiny, tmp_path):
     out, parameters = tmp_path / "out", {"profile": "smoke"}
     executed, stage = out / "_build" / "executed", out / "_build" / "stage"
     write_chapter(tiny, "02_two", "glue('value', 2, display=False)")
-    results = book.execute(book.chapters(tiny), parameters, executed)
+    results = book.execute(pages.chapters(tiny), parameters, executed)
     assert [result.status for result in results] == ["passed"] * 3
 
-    assert book.assemble(tiny, executed, stage, parameters) == []
-    index = book.build(stage, out)
+    assert pages.assemble(tiny, executed, stage, parameters) == []
+    index = pages.build(stage, out)
     assert index == out / "_build" / "html" / "index.html"
     rendered = index.stat().st_mtime_ns
     assert "42.000" in page(out, "01_one")
-    book.assemble(tiny, executed, stage, parameters)
-    book.build(stage, out)
+    pages.assemble(tiny, executed, stage, parameters)
+    pages.build(stage, out)
     assert index.stat().st_mtime_ns == rendered, "nothing changed, yet the pages were rendered again"
 
     notebook = executed / "01_one.ipynb"
     notebook.write_text(notebook.read_text().replace("42.000", "43.000"))
-    assert book.assemble(tiny, executed, stage, parameters) == []
-    book.build(stage, out)
+    assert pages.assemble(tiny, executed, stage, parameters) == []
+    pages.build(stage, out)
     assert "43.000" in page(out, "01_one")
 
-    assert len(book.assemble(tiny, executed, stage, {"profile": "quick"})) == 3
+    assert len(pages.assemble(tiny, executed, stage, {"profile": "quick"})) == 3
     write_chapter(tiny, "03_three", "glue('value', 'edited', display=False)")
-    assert book.assemble(tiny, executed, stage, parameters) == ["03_three"]
+    assert pages.assemble(tiny, executed, stage, parameters) == ["03_three"]
 
 
 @needs_tools
@@ -229,11 +229,11 @@ def test_a_warning_fails_the_build_and_is_named(tiny, tmp_path, text, warning):
         }
     ]
     (executed / "01_one.ipynb").write_text(json.dumps(notebook))
-    assert book.assemble(tiny, executed, stage, {}) == []
-    with pytest.raises(book.BuildError, match=re.escape(warning)):
-        book.build(stage, tmp_path)
-    with pytest.raises(book.BuildError):  # a second build must not pass either
-        book.build(stage, tmp_path)
+    assert pages.assemble(tiny, executed, stage, {}) == []
+    with pytest.raises(pages.BuildError, match=re.escape(warning)):
+        pages.build(stage, tmp_path)
+    with pytest.raises(pages.BuildError):  # a second build must not pass either
+        pages.build(stage, tmp_path)
 
 
 @needs_tools
@@ -254,7 +254,7 @@ def test_a_bad_request_is_refused_before_anything_runs(tiny, tmp_path, request_,
 
 @needs_tools
 def test_pdfs_without_a_browser_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(book, "browser", lambda: None)
+    monkeypatch.setattr(pages, "browser", lambda: None)
     with pytest.raises(InputError, match="no Chromium here to make PDFs with"):
         book.make_book("smoke", out=tmp_path / "out", root=tiny, pdf=True)
     assert not (tmp_path / "out").exists()
@@ -263,7 +263,7 @@ def test_pdfs_without_a_browser_are_refused(tiny, tmp_path, monkeypatch):
 def test_chapters_are_named_with_or_without_their_number(tiny):
     names = [path.stem for path in book.select(tiny, ["three", "01_one", "one"])]
     assert names == ["01_one", "03_three"]
-    assert book.select(tiny, None) == book.chapters(tiny)
+    assert book.select(tiny, None) == pages.chapters(tiny)
 
 
 def test_without_the_tools_one_line_says_what_to_install():

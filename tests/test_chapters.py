@@ -9,10 +9,10 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from repro import book
+from repro import pages
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = book.chapters(ROOT)
+CHAPTERS = pages.chapters(ROOT)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_factors_choose_runs_and_the_fresh_ones_they_pair_with():
 
 def test_a_page_says_of_every_choice_what_is_recorded_or_the_command_that_records_it():
     found = explorer.of("reset", SMOKE)
-    page = panels.page(found)
+    page = panels.page(found, found.panels())
     assert page.count("explorer-panel") == 64
     assert page.count(" hidden>") == 63
     assert "repro run reset --profile smoke --only modules=456" in page

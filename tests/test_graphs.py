@@ -7,9 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from repro import graphs, training
+from repro import graphs, populations, training
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
-from repro.training import Member, train_population
+from repro.populations import Member
+from repro.training import train_population
 
 DIGITS = Dataset("digits", 160, 96, 0.1)  # 5 steps an epoch
 EPOCHS = 6
@@ -92,7 +93,7 @@ def emulated(monkeypatch):
             self.graph = tape
             tapes.append(tape)
 
-    monkeypatch.setattr(training, "Captured", Emulated)
+    monkeypatch.setattr(populations, "Captured", Emulated)
     return tapes
 
 
@@ -100,7 +101,7 @@ def emulated(monkeypatch):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_replayed_is_what_would_have_been_done(name, grouped, emulated, monkeypatch):
     found = ends(members(OPTIMIZERS[name]), grouped=grouped)
-    monkeypatch.setattr(training, "Captured", graphs.Captured)
+    monkeypatch.setattr(populations, "Captured", graphs.Captured)
     assert_same(found, ends(members(OPTIMIZERS[name]), grouped=grouped))
     steps, tests = EPOCHS if name == "falling" else 1, 1
     assert len(emulated) == steps + tests

@@ -25,8 +25,8 @@ from repro import (
     workers,
 )
 from repro.config import PRECISIONS
+from repro.populations import Member, Population
 from repro.records import Store
-from repro.training import Member, Population
 
 ROOT = Path(__file__).resolve().parents[1]
 MOSAICS = ROOT.parent / "shared" / "data"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro import cli, files, leases, plans, profiles, training, worker, workers
+from repro import cli, files, leases, plans, populations, profiles, snapshots, training, worker, workers
 from repro.config import HALF, Dataset, Model, Run, Stage
 from repro.files import Damaged
 from repro.progress import Progress
@@ -406,7 +406,7 @@ def halfway(tmp_path_factory):
 def read(store, path):
     if path.suffix == ".json":
         return store.read(path.stem)
-    return training.load(path)
+    return snapshots.load(path)
 
 
 def test_200_damaged_files_are_all_named_and_none_is_used(halfway, tmp_path):
@@ -497,7 +497,7 @@ def test_a_network_of_another_shape_is_set_aside(store):
     wide = dataclasses.replace(runs[0], model=Model(4, 1))
     execute([wide], store)
     parent = next(run.parent for run in runs if run.parent)
-    snapshot = training.Snapshot.load(store.snapshot(parent.id))
+    snapshot = snapshots.Snapshot.load(store.snapshot(parent.id))
     snapshot.state.pop("module6.bias")
     snapshot.save(store.snapshot(parent.id))
     for path in store.folder.glob("*.json"):
@@ -569,14 +569,14 @@ def test_what_starts_from_a_run_that_failed_is_given_up_and_nothing_else(store, 
 
 @pytest.mark.filterwarnings("ignore:batch .* networks at once")
 def test_networks_too_large_together_are_trained_by_halves(store, undisturbed, monkeypatch):
-    real = training.Population.train_epoch
+    real = populations.Population.train_epoch
 
     def small(population):
         if len(population.members) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(population)
 
-    monkeypatch.setattr(training.Population, "train_epoch", small)
+    monkeypatch.setattr(populations.Population, "train_epoch", small)
     with pytest.warns(
         UserWarning, match="6 networks at once need more memory than there is; now 3 at a time"
     ):

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import config, plans, profiles, sweep, training, worker, workers
+from repro import config, plans, profiles, snapshots, sweep, worker, workers
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.models import ResNet
 from repro.progress import Progress
@@ -437,7 +437,7 @@ def poison(store, parent, bias):
     net.module6.weight.data.zero_()
     net.module6.bias.data.copy_(torch.tensor(bias))
     curve = {name: [0.5] * parent.stages[-1].epochs for name in CURVES}
-    training.Snapshot(net.member(0), [curve], 1.0).save(store.snapshot(parent.id))
+    snapshots.Snapshot(net.member(0), [curve], 1.0).save(store.snapshot(parent.id))
 
 
 @pytest.mark.filterwarnings("ignore:run .* diverged")

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import data, training, worker
+from repro import data, populations, snapshots, worker
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.models import ResNet
+from repro.populations import Member, Population
 from repro.records import CURVES
+from repro.snapshots import Snapshot
 from repro.subsets import examples
-from repro.training import Member, Population, Snapshot, Stopped, train_population
+from repro.training import Stopped, train_population
 
 CPU = torch.device("cpu")
 DIGITS = Dataset("digits", 160, 96, 0.1)  # 5 steps an epoch
@@ -291,7 +293,7 @@ def test_a_checkpoint_of_another_precision_or_population_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(Stopped):
         train([Member(run(Stage(2)))], checkpoint=path, stop=lambda: True)
-    training.save({k: v for k, v in training.load(path).items() if k != "engine"}, path)
+    snapshots.save({k: v for k, v in snapshots.load(path).items() if k != "engine"}, path)
     with pytest.warns(UserWarning, match="another version; set aside"):
         assert_same(train([Member(run(Stage(2)))], checkpoint=path)[0, 2], alone(run(Stage(2))))
 
@@ -440,7 +442,7 @@ def test_test_accuracy_depends_on_neither_the_order_nor_the_batches_of_the_test_
     assert len(set(expected)) > 1
     assert max(expected) > 0.2
     for batch in (1, 7, 96, 10):
-        monkeypatch.setitem(training.TEST_BATCH, "cpu", batch)
+        monkeypatch.setitem(populations.TEST_BATCH, "cpu", batch)
         assert population.test_accuracy() == expected
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     population.x_test, population.y_test = population.x_test[order], population.y_test[order]
