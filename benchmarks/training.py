@@ -114,10 +114,10 @@ def operations(run: Run) -> int:
 def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     """A row for each size of population, with its ratio to the plain loop."""
     profile = dataclasses.replace(profiles.PROFILES["quick"], **SHAPES[shape], seeds=max(SIZES))
-    large = profile.width == 64 and made.device == "cpu"  # seconds a step
+    slow = profile.width >= 16 and made.device == "cpu"  # seconds a step
     runs = [c.run for c in studies.warm_start(profile) if c.condition == studies.FRESH]
     if shape != "quick":
-        steps = calibration.GPU_STEPS if made.device == "cuda" else 1 if large else calibration.STEPS
+        steps = calibration.GPU_STEPS if made.device == "cuda" else 1 if slow else calibration.STEPS
         dataset = calibration.noise(folder, 128 * steps)
         model = dataclasses.replace(runs[0].model, depth=2)
         runs = [dataclasses.replace(run, dataset=dataset, model=model, batch_size=128) for run in runs]
@@ -128,7 +128,7 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     peak_rate = matrix_rate(device, made.precision) * (made.slots if made.device == "cuda" else 1)
     turn(plain, 0), turn(plain_test, 0)
     rows = []
-    sizes = SIZES[:2] if large else SIZES
+    sizes = SIZES[:2] if slow and profile.width == 64 else SIZES
     ways = (True, False) if made.device == "cuda" else (True,)
     for size, grouped in [(size, way) for size in sizes for way in ways if way or size > 1]:
         slots, turns = Slots(made), []

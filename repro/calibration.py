@@ -143,7 +143,8 @@ def noise(folder: str, images: int) -> Dataset:
     random, path = np.random.default_rng(0), f"{folder}/noise{images}.npz"
     x = random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     y = np.arange(images) % 10
-    np.savez(path, x_train=x, y_train=y, x_test=x[:500], y_test=y[:500])
+    tests = min(500, max(100, images // 16))
+    np.savez(path, x_train=x, y_train=y, x_test=x[:tests], y_test=y[:tests])
     return data.npz_dataset(path)
 
 
