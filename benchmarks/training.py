@@ -159,17 +159,24 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
 
 
 def section(path: Path) -> str:
-    """What was measured on a device, in Markdown."""
+    """What was measured on a device, in Markdown: two tables, each narrow enough for a page."""
     found = json.loads(path.read_text())
     rows = pd.DataFrame(found["rows"])
-    lines = [list(rows), ["---", *["---:"] * (rows.shape[1] - 1)], *rows.astype(str).to_numpy().tolist()]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    taken = [name for name in rows if name.startswith(("of matrix", "memory", "start-up"))]
+    tables = [_table(rows.drop(columns=taken)), _table(rows[["shape", "population", *taken]])]
     day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
     return (
         f"## {found['device']}, {found['cores']} cores\n\n"
         f"{day}, commit {commit_}, torch {torch_}. Sweeps: {found['slots']} processes of {found['threads']} "
-        f"threads, {found['precision']}; plain loop: {found['plain_threads']} threads, float32.\n\n{table}\n"
+        f"threads, {found['precision']}; plain loop: {found['plain_threads']} threads, float32.\n\n"
+        f"{tables[0]}\n\n{tables[1]}\n"
     )
+
+
+def _table(rows: pd.DataFrame) -> str:
+    text = rows.map(lambda v: f"{v:g}" if isinstance(v, int | float) else v)
+    lines = [list(rows), ["---", *["---:"] * (rows.shape[1] - 1)], *text.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:

@@ -220,14 +220,14 @@ def groups(gap: pd.DataFrame, by: str | Sequence[str], name: str = "") -> dict[s
 
 def listed(estimates: Mapping[str, Estimate]) -> str:
     """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`."""
-    return enumerated([f"{signed(e.mean)} for {name}" for name, e in estimates.items()])
+    return enumerated([f"{signed(e.mean)} for {name}" for name, e in estimates.items()] or ["not recorded"])
 
 
 def extremes(estimates: Mapping[str, Estimate]) -> str:
     """The lowest and the highest mean: `lowest for Adam (−9.8) and highest for SGD (+0.3)`."""
     by_mean = sorted(estimates, key=lambda name: estimates[name].mean)
-    if not by_mean:
-        return "not recorded"
+    if len(by_mean) < 2:
+        return listed(estimates)
     low, high = (f"{name} ({signed(estimates[name].mean)})" for name in (by_mean[0], by_mean[-1]))
     return f"lowest for {low} and highest for {high}"
 

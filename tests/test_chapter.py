@@ -37,7 +37,8 @@ def test_means_are_listed_and_the_extremes_named():
     found = estimates(Adam=BELOW, SGD=ABOVE, momentum=AROUND)
     assert chapter.listed(found) == "−2.5 for Adam, +2.5 for SGD and +0.0 for momentum"
     assert chapter.extremes(found) == "lowest for Adam (−2.5) and highest for SGD (+2.5)"
-    assert chapter.extremes({}) == "not recorded"
+    assert chapter.extremes(estimates(Adam=BELOW)) == "−2.5 for Adam"
+    assert chapter.extremes({}) == chapter.listed({}) == "not recorded"
 
 
 @pytest.mark.parametrize(
