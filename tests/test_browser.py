@@ -92,7 +92,7 @@ def open_page(browser):
     assert errors == []
 
 
-def pages(folder: Path) -> list[str]:
+def names(folder: Path) -> list[str]:
     """All pages but the first, which only leads to `book/index.html`."""
     found = sorted(path.relative_to(folder).as_posix() for path in folder.glob("book/**/*.html"))
     return [*found, "search.html"]
@@ -253,7 +253,7 @@ def test_text_is_painted_while_scripts_are_on_their_way(server, open_page):
 def test_a_page_weighs_less_than_a_megabyte_and_a_half_compressed(server, open_page, smoke_book):
     page, asked = open_page(viewport=PHONE), set()
     page.on("request", lambda request: asked.add(urlsplit(request.url).path.lstrip("/")))
-    for name in pages(smoke_book):
+    for name in names(smoke_book):
         asked.clear()
         page.goto(server + name)
         page.evaluate("document.fonts.ready.then(() => null)")
@@ -270,7 +270,7 @@ def test_axe_finds_nothing_serious_on_any_page(server, open_page, smoke_book):
     page = open_page()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        for name in pages(smoke_book) if scheme == "light" else (RESET,):
+        for name in names(smoke_book) if scheme == "light" else (RESET,):
             page.goto(server + name)
             page.evaluate("Promise.all(document.getAnimations().map(a => a.finished))")
             page.evaluate(axe)
