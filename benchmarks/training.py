@@ -36,6 +36,7 @@ FOLDER = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent.parent / "book" / "speed.inc"  # shown by the page on speed
 TURNS = 3
 EPOCHS = 20  # of a run
+COSTS = ("of matrix rate, %", "memory of a slot, GiB", "start-up, s")  # columns of a table of their own
 SIZES = (1, 4, 16)  # of populations
 SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size, batches of 128
     "quick": {},
@@ -81,9 +82,9 @@ def plain_loop(run: Run, device: torch.device) -> tuple[Callable[[], int], Calla
     return epoch, evaluation
 
 
-def runs_per_hour(run: Run, train: float, test: float) -> float:
+def runs_per_hour(dataset: Dataset, train: float, test: float) -> float:
     """Runs of `EPOCHS`, each with a test after it, at so many training and test images a second."""
-    images, tests, _ = data.counts(run.dataset)
+    images, tests, _ = data.counts(dataset)
     return 3600 / (EPOCHS * (images / train + tests / test))
 
 
@@ -116,42 +117,42 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     profile = dataclasses.replace(profiles.PROFILES["quick"], **SHAPES[shape], seeds=max(SIZES))
     slow = profile.width >= 16 and made.device == "cpu"  # seconds a step
     runs = [c.run for c in studies.warm_start(profile) if c.condition == studies.FRESH]
+    whole = runs[0].dataset if shape == "quick" else Dataset("cifar10")
     if shape != "quick":
         steps = calibration.GPU_STEPS if made.device == "cuda" else 1 if slow else calibration.STEPS
         dataset = calibration.noise(folder, 128 * steps)
         model = dataclasses.replace(runs[0].model, depth=2)
         runs = [dataclasses.replace(run, dataset=dataset, model=model, batch_size=128) for run in runs]
-    device, whole = torch.device(made.device), runs[0]
-    if shape != "quick":
-        whole = dataclasses.replace(whole, dataset=Dataset("cifar10"))
+    device = torch.device(made.device)
     (plain, plain_test), per_image = plain_loop(runs[0], device), operations(runs[0])
     peak_rate = matrix_rate(device, made.precision) * (made.slots if made.device == "cuda" else 1)
-    turn(plain, 0), turn(plain_test, 0)
+    for epoch in (plain, plain_test):  # the first one is slower
+        turn(epoch, 0)
     rows = []
     sizes = SIZES[:2] if slow and profile.width == 64 else SIZES
     ways = (True, False) if made.device == "cuda" else (True,)
     for size, grouped in [(size, way) for size in sizes for way in ways if way or size > 1]:
         slots, turns = Slots(made), []
         for _ in range(TURNS):
-            base = turn(plain, calibration.SECONDS), turn(plain_test, calibration.SECONDS / 4)
+            rates = [turn(plain, calibration.SECONDS), turn(plain_test, calibration.SECONDS / 4)]
             speed = slots.speed(runs[:size], grouped=grouped)
-            turns.append((base, (speed.rate, made.slots / speed.evaluation)))
+            turns.append([*rates, speed.rate, made.slots / speed.evaluation])
         slots.close()
-        base, best = (tuple(map(max, zip(*rates, strict=True))) for rates in zip(*turns, strict=True))
-        runs_of = [runs_per_hour(whole, *rates) for rates in (base, best)]
+        base, base_test, best, best_test = map(max, zip(*turns, strict=True))
+        base_runs, best_runs = runs_per_hour(whole, base, base_test), runs_per_hour(whole, best, best_test)
+        share = round(100 * best * per_image / peak_rate, 1)
+        costs = (share, round(speed.memory, 2), round(slots.start_up, 1))
         rows.append(
             {
                 "shape": shape,
                 "population": size if grouped else f"{size} side by side",
-                "plain, images/s": round(base[0]),
-                "repro, images/s": round(best[0]),
-                "ratio": round(best[0] / base[0], 2),
-                "plain, runs/h": float(f"{runs_of[0]:.3g}"),
-                "repro, runs/h": float(f"{runs_of[1]:.3g}"),
-                "ratio of runs": round(runs_of[1] / runs_of[0], 2),
-                "of matrix rate, %": round(100 * best[0] * per_image / peak_rate, 1),
-                "memory of a slot, GiB": round(speed.memory, 2),
-                "start-up, s": round(slots.start_up, 1),
+                "plain, images/s": round(base),
+                "repro, images/s": round(best),
+                "ratio": round(best / base, 2),
+                "plain, runs/h": float(f"{base_runs:.3g}"),
+                "repro, runs/h": float(f"{best_runs:.3g}"),
+                "ratio of runs": round(best_runs / base_runs, 2),
+                **dict(zip(COSTS, costs, strict=True)),
             }
         )
         print(rows[-1], file=sys.stderr, flush=True)
@@ -162,8 +163,7 @@ def section(path: Path) -> str:
     """What was measured on a device, in Markdown: two tables, each narrow enough for a page."""
     found = json.loads(path.read_text())
     rows = pd.DataFrame(found["rows"])
-    taken = [name for name in rows if name.startswith(("of matrix", "memory", "start-up"))]
-    tables = [_table(rows.drop(columns=taken)), _table(rows[["shape", "population", *taken]])]
+    tables = [_table(rows.drop(columns=list(COSTS))), _table(rows[["shape", "population", *COSTS]])]
     day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
     return (
         f"## {found['device']}, {found['cores']} cores\n\n"

@@ -96,15 +96,12 @@ def plan(
     table = _table("study", "#runs", "#epochs alone", "#epochs shared", "#steps", *hours)
     cases = {study.name: [case.run for case in study.cases(chosen)] for study in asked}
     every = [run for runs in cases.values() for run in runs]
-    slots = 1
+    slots, seconds = 1, lambda run: run.batch_size / (speed or 1)
     if measure:
         from repro import calibration
 
-        slots, measured = calibration.engine().slots, calibration.seconds_per_step(every)
+        slots, seconds = calibration.engine().slots, calibration.seconds_per_step(every)
         console.print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
-
-    def seconds(run) -> float:
-        return measured(run) if measure else run.batch_size / (speed or 1)
 
     for name, runs in [*cases.items(), ("all together", every)]:
         made = plans.plan(runs)

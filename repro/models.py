@@ -34,7 +34,7 @@ class Convolution(nn.Conv2d):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             x, weight = (tensor.bfloat16().float() for tensor in (x, self.weight))
-            return self._conv_forward(x, weight, None).bfloat16()
+            return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups).bfloat16()
 
 
 def _convolution(inputs: int, outputs: int, members: int, size: int = 3, stride: int = 1) -> Convolution:

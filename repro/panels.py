@@ -63,9 +63,8 @@ def title(explorer: Explorer, choice: Choice) -> str:
     """The choice in words: `Modules 4, 5 and 6 re-initialised`."""
     if explorer.study.name != "reset":
         words = ", ".join(LABELS[name][1].format(v) for name, v in explorer.named(choice).items())
-        return (words[0].upper() if words[0].isascii() else words[0]) + words[
-            1:
-        ]  # Γ is another symbol than γ
+        # Γ is another symbol than γ
+        return words[0].upper() + words[1:] if words[0].isascii() else words
     modules = list(choice[0])
     if len(modules) in (0, 6):
         return "All six modules re-initialised" if modules else "No module re-initialised"
