@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from repro import tiles
 from repro.config import MODULES, Model
 
 # Whether this processor multiplies bf16 in hardware. A build of PyTorch without oneDNN cannot be asked.
@@ -30,6 +31,8 @@ class Convolution(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 6:
+            return tiles.convolve(x, self.weight, self.stride[0])
         if CPU_HAS_BF16 or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
@@ -49,26 +52,53 @@ def _convolution(inputs: int, outputs: int, members: int, size: int = 3, stride:
     )
 
 
+class Norm(nn.BatchNorm2d):
+    """Batch norm, then whatever is to be added, then ReLU."""
+
+    def __init__(self, channels: int, relu: bool = True) -> None:
+        super().__init__(channels)
+        self.num_batches_tracked = None  # a count shared by members; only a momentum of None reads it
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.ndim == 6:
+            return tiles.normalise(x, self, self.relu, residual)
+        y = super().forward(x)
+        if residual is not None:
+            y = y + residual
+        return F.relu(y, inplace=True) if self.relu else y
+
+
+class Subsample(nn.AvgPool2d):
+    """The first of every `stride` pixels in a row and a column."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__(1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride] if x.ndim == 6 else super().forward(x)
+
+
 class Block(nn.Module):
     """Two 3 x 3 convolutions with batch norm, and a shortcut, projected where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, members: int) -> None:
         super().__init__()
         self.conv1 = _convolution(inputs, outputs, members, stride=stride)
-        self.norm1 = nn.BatchNorm2d(members * outputs)
+        self.norm1 = Norm(members * outputs)
         self.conv2 = _convolution(outputs, outputs, members)
-        self.norm2 = nn.BatchNorm2d(members * outputs)
+        self.norm2 = Norm(members * outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
             # Every second pixel first, and a projection without a stride: with one, oneDNN writes beyond its
             # memory for fewer than eight channels on AVX2 processors (its issue 6035). It is faster, too.
-            self.shortcut.append(nn.AvgPool2d(1, stride))
+            self.shortcut.append(Subsample(stride))
             self.shortcut.append(_convolution(inputs, outputs, members, size=1))
-            self.shortcut.append(nn.BatchNorm2d(members * outputs))
+            self.shortcut.append(Norm(members * outputs, relu=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
+        y = self.norm1(self.conv1(x))
+        return self.norm2(self.conv2(y), self.shortcut(x))
 
 
 class Head(nn.Module):
@@ -81,24 +111,26 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = x.mean((2, 3)).unflatten(1, (self.members, -1)).transpose(0, 1)  # [P, B, features]
+        if x.ndim == 6:
+            pooled = x.mean((2, 3)).transpose(2, 3).flatten(1, 2)  # [P, B, features]
+        else:
+            pooled = x.mean((2, 3)).unflatten(1, (self.members, -1)).transpose(0, 1)
         return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
 
 
 class ResNet(nn.Module):
     """ResNet for small images: w, 2w, 4w, 8w channels in four groups of d blocks, times P members.
 
-    Maps [B, P * channels, H, W] to logits [P, B, classes]. Weights are undefined
-    until `initialise` or `load_member` has filled every member.
+    Maps [B, P * channels, H, W], or the same in tiles (`repro.tiles`), to logits
+    [P, B, classes]. Weights are undefined until `initialise` or `load_member` has
+    filled every member.
     """
 
     def __init__(self, model: Model, channels: int, classes: int, members: int = 1) -> None:
         super().__init__()
         self.members = members
         w = model.width
-        self.module1 = nn.Sequential(
-            _convolution(channels, w, members), nn.BatchNorm2d(members * w), nn.ReLU(inplace=True)
-        )
+        self.module1 = nn.Sequential(_convolution(channels, w, members), Norm(members * w))
         widths = (w, w, 2 * w, 4 * w, 8 * w)
         for i in range(4):
             strides = [1 if i == 0 else 2] + [1] * (model.depth - 1)
@@ -106,8 +138,6 @@ class ResNet(nn.Module):
             blocks = (Block(n, widths[i + 1], s, members) for n, s in zip(inputs, strides, strict=True))
             setattr(self, f"module{i + 2}", nn.Sequential(*blocks))
         self.module6 = Head(8 * w, classes, members)
-        for norm in (m for m in self.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.num_batches_tracked = None  # a count shared by members; only a momentum of None reads it
 
     def forward(self, x: Tensor) -> Tensor:
         for number in MODULES:

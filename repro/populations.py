@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro import data, files
+from repro import data, files, tiles
 from repro.config import MODULES, PRECISIONS, InputError, Optimizer, Run
 from repro.graphs import Captured
 from repro.models import ResNet
@@ -30,7 +30,7 @@ from repro.records import CURVES
 from repro.snapshots import Snapshot, load, save
 from repro.subsets import examples, portions, steps_per_epoch
 
-TEST_BATCH = {"cpu": 100, "cuda": 500}  # images; of fewer, a core's cache holds the layers
+TEST_BATCH = {"cpu": 96, "cuda": 500}  # images; of fewer, a core's cache holds the layers
 
 
 @dataclass
@@ -131,7 +131,10 @@ class Population:
     def _logits(self, network: ResNet, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = network(x.contiguous(memory_format=torch.channels_last))
+            if tiles.fit(len(x), self.device, self.precision):
+                logits = network(tiles.tile(x, network.members))
+            else:
+                logits = network(x.contiguous(memory_format=torch.channels_last))
         return logits.to(self.dtype)
 
     def _teams(self) -> Iterator[tuple[ResNet, torch.optim.Optimizer, slice]]:

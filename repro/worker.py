@@ -12,13 +12,14 @@ import traceback
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy
 import torch
 
-from repro import data, files, layouts, leases, probes, records
+from repro import data, files, layouts, leases, probes, records, tiles
 from repro.config import InputError, Run, check_engine
 from repro.costs import training_bytes
 from repro.models import CPU_HAS_BF16, ResNet
@@ -314,7 +315,10 @@ def _outcome(snapshot: Snapshot) -> dict:
 
 def versions() -> dict[str, str]:
     """Versions of what a result can depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    if tiles.kernels is not None:
+        found["llvmlite"] = metadata.version("llvmlite")
+    return found
 
 
 def device_name(device: torch.device) -> str:

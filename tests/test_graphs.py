@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from repro import graphs, populations, training
+from repro import graphs, populations, tiles, training
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.populations import Member
 from repro.training import train_population
@@ -21,6 +21,12 @@ OPTIMIZERS = {
     "sgd": Optimizer("sgd", 0.1),
     "momentum": Optimizer("sgd", 0.05, 0.9),
 }
+
+
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(tiles, "kernels", None)
 
 
 def members(optimizer, seeds=3):

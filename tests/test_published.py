@@ -178,8 +178,12 @@ def test_training_anew_finds_the_beginning_of_published_curves(tmp_path):
         [place] = [p for p, t in enumerate(batch.trajectories) if any(run.id == name for run in t.runs)]
         torch.set_num_threads(record["threads"])
         population = Population(members, cpu, precision)
-        here = worker.device_name(cpu), precision, len(members), torch.__version__
-        there = record["device"], record["precision"], record["population"], record["versions"]["torch"]
+        libraries = ("torch", "llvmlite")
+        here = worker.device_name(cpu), precision, len(members), *map(worker.versions().get, libraries)
+        there = (
+            *(record[name] for name in ("device", "precision", "population")),
+            *map(record["versions"].get, libraries),
+        )
         curve = record["curves"][0]
         for epoch in range(2):
             losses, accuracies = population.train_epoch()
