@@ -1,11 +1,9 @@
-"""Loops of a convolution, compiled for the processor at hand: what PyTorch has is slow for few channels.
+"""The loops of convolutions and batch norms: what PyTorch has is slow for few channels.
 
 Images lie in tiles of 16 (`repro.tiles`), so a vector holds the same number of
 each of several images, and no lane is idle however few channels there are. A
 kernel knows nothing of shapes: which pixels meet in which weight it reads from a
 table. Products are summed in one order on every processor.
-
-Written for LLVM, which llvmlite brings along, so no machine needs a compiler.
 """
 
 from __future__ import annotations
@@ -15,156 +13,12 @@ import ctypes
 from collections.abc import Iterator
 from functools import cache
 
-from llvmlite import binding as llvm
 from llvmlite import ir
 
-TILE = 16  # images, as in `repro.tiles`
-LANES = 8  # of a vector; two of them are a tile
-PARTS = range(0, TILE, LANES)
+from repro.loops import LANES, Int, Kernel
 
-INT, FLOAT = ir.IntType(64), ir.FloatType()
-VECTOR = ir.VectorType(FLOAT, LANES)
-ZERO = ir.Constant(VECTOR, [0.0] * LANES)
-
-
-class Int:
-    """A number of the compiled function, with the arithmetic that addresses take."""
-
-    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
-        self.builder, self.value = builder, value
-
-    def _with(self, other: Int | int) -> ir.Value:
-        return other.value if isinstance(other, Int) else ir.Constant(INT, other)
-
-    def __add__(self, other: Int | int) -> Int:
-        return Int(self.builder, self.builder.add(self.value, self._with(other)))
-
-    def __sub__(self, other: Int | int) -> Int:
-        return Int(self.builder, self.builder.sub(self.value, self._with(other)))
-
-    def __mul__(self, other: Int | int) -> Int:
-        return Int(self.builder, self.builder.mul(self.value, self._with(other)))
-
-    def __lt__(self, other: Int) -> ir.Value:
-        return self.builder.icmp_signed("<", self.value, other.value)
-
-
-class Kernel:
-    """A function of arrays and numbers, being written."""
-
-    def __init__(self, arrays: str, numbers: str) -> None:
-        self.module, names = ir.Module(), [*arrays.split(), *numbers.split()]
-        self.types = [ir.PointerType() if name in arrays.split() else INT for name in names]
-        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), self.types), "kernel")
-        self.builder = ir.IRBuilder(function.append_basic_block())
-        for name, argument in zip(names, function.args, strict=True):
-            setattr(self, name, argument if argument.type != INT else Int(self.builder, argument))
-        self.fma = ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32")
-        total = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-        self.total = ir.Function(self.module, total, f"llvm.vector.reduce.fadd.v{LANES}f32")
-
-    def number(self, value: int) -> Int:
-        return Int(self.builder, ir.Constant(INT, value))
-
-    def variable(self, kind: ir.Type) -> ir.Value:
-        with self.builder.goto_entry_block():
-            return self.builder.alloca(kind)
-
-    @contextlib.contextmanager
-    def loop(self, start: Int | int, end: Int, step: int = 1) -> Iterator[Int]:
-        builder, at = self.builder, self.variable(INT)
-        start = start if isinstance(start, Int) else self.number(start)
-        builder.store(start.value, at)
-        head, body, after = (builder.append_basic_block() for _ in range(3))
-        builder.branch(head)
-        builder.position_at_end(head)
-        i = Int(builder, builder.load(at, typ=INT))
-        builder.cbranch(i < end, body, after)
-        builder.position_at_end(body)
-        yield i
-        builder.store((i + step).value, at)
-        builder.branch(head)
-        builder.position_at_end(after)
-
-    def address(self, array: ir.Value, index: Int, kind: ir.Type = FLOAT) -> ir.Value:
-        return self.builder.gep(array, [index.value], source_etype=kind)
-
-    def integer(self, array: ir.Value, index: Int) -> Int:
-        return Int(self.builder, self.builder.load(self.address(array, index, INT), typ=INT))
-
-    def vector(self, array: ir.Value, index: Int) -> ir.Value:
-        return self.builder.load(self.address(array, index), typ=VECTOR, align=4)
-
-    def everywhere(self, array: ir.Value, index: Int) -> ir.Value:
-        """One number in all lanes."""
-        one = self.builder.load(self.address(array, index), typ=FLOAT)
-        first = self.builder.insert_element(ir.Constant(VECTOR, ir.Undefined), one, ir.Constant(INT, 0))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return self.builder.shuffle_vector(first, ir.Constant(VECTOR, ir.Undefined), lanes)
-
-    def zeros(self, count: int) -> list[ir.Value]:
-        """So many vectors to sum in, which stay in registers."""
-        sums = [self.variable(VECTOR) for _ in range(count)]
-        for place in sums:
-            self.builder.store(ZERO, place)
-        return sums
-
-    def product(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a * b + c."""
-        return self.builder.call(self.fma, [a, b, c])
-
-    def add_product(self, a: ir.Value, b: ir.Value, place: ir.Value) -> None:
-        self.builder.store(self.product(a, b, self.value(place)), place)
-
-    def value(self, place: ir.Value) -> ir.Value:
-        return self.builder.load(place, typ=VECTOR)
-
-    def slope(self, at: Int, relu: bool) -> ir.Value:
-        """dy there, 0 where y is."""
-        dy = self.vector(self.dy, at)
-        return self.positive(self.vector(self.y, at), dy) if relu else dy
-
-    def accumulate(self, g: ir.Value, v: ir.Value, channel: Int, part: int) -> None:
-        """Adds g and g * v to the sums of a channel."""
-        first, second = channel * TILE + part, (self.M * self.C + channel) * TILE + part
-        self.put(self.builder.fadd(self.vector(self.s, first), g), self.s, first)
-        self.put(self.product(g, v, self.vector(self.s, second)), self.s, second)
-
-    def put(self, vector: ir.Value, array: ir.Value, index: Int) -> None:
-        self.builder.store(vector, self.address(array, index), align=4)
-
-    def positive(self, x: ir.Value, value: ir.Value) -> ir.Value:
-        """`value` where x is above zero or no number, 0 elsewhere."""
-        return self.builder.select(self.builder.fcmp_ordered("<=", x, ZERO), ZERO, value)
-
-    def add_total(self, place: ir.Value, array: ir.Value, index: Int) -> None:
-        """The sum of a vector's lanes, to a number in memory."""
-        vector, at = self.value(place), self.address(array, index)
-        total = self.builder.call(
-            self.total, [self.builder.load(at, typ=FLOAT), vector], fastmath=("reassoc",)
-        )
-        self.builder.store(total, at)
-
-    def compiled(self) -> ctypes._CFuncPtr:
-        self.builder.ret_void()
-        machine, module = _machine(), llvm.parse_assembly(str(self.module))
-        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
-        passes.getModulePassManager().run(module, passes)
-        engine = llvm.create_mcjit_compiler(module, machine)
-        engine.finalize_object()
-        kinds = [ctypes.c_int64 if kind == INT else ctypes.c_void_p for kind in self.types]
-        call = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address("kernel"))
-        call.engine = engine  # whose end would be that of the code
-        return call
-
-
-@cache
-def _machine() -> llvm.TargetMachine:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
+TILE = 16  # images
+PARTS = range(0, TILE, LANES)  # of a tile, vectors
 
 
 def cut(count: int, most: int) -> tuple[tuple[int, ...], int]:
@@ -251,6 +105,19 @@ def _every_vector(f: Kernel) -> Iterator[tuple[Int, Int]]:
         yield ((m * f.P + p) * f.C + c) * TILE, m * f.C + c
 
 
+def _slope(f: Kernel, at: Int, relu: bool) -> ir.Value:
+    """dy there, or 0 where `relu` made y zero."""
+    dy = f.vector(f.dy, at)
+    return f.positive(f.vector(f.y, at), dy) if relu else dy
+
+
+def _accumulate(f: Kernel, g: ir.Value, v: ir.Value, channel: Int, part: int) -> None:
+    """Adds g and g * v to the sums of a channel, s[0] and s[1]."""
+    first, second = channel * TILE + part, (f.M * f.C + channel) * TILE + part
+    f.put(f.builder.fadd(f.vector(f.s, first), g), f.s, first)
+    f.put(f.product(g, v, f.vector(f.s, second)), f.s, second)
+
+
 @cache
 def moments() -> ctypes._CFuncPtr:
     """In each lane, s[0, m, c] += sum over pixels of v = x[m, p, c] - k[m, c]; s[1, m, c] that of v * v."""
@@ -259,7 +126,7 @@ def moments() -> ctypes._CFuncPtr:
         k = f.everywhere(f.k, channel)
         for part in PARTS:
             v = f.builder.fsub(f.vector(f.x, at + part), k)
-            f.accumulate(v, v, channel, part)
+            _accumulate(f, v, v, channel, part)
     return f.compiled()
 
 
@@ -281,14 +148,14 @@ def affine(relu: bool, residual: bool) -> ctypes._CFuncPtr:
 def slopes(relu: bool) -> ctypes._CFuncPtr:
     """In each lane, s[0, m, c] += sum over pixels of g, and s[1, m, c] that of g * (x[m, p, c] - k[m, c]).
 
-    The slope g is dy[m, p, c], or 0 where `relu` made y zero.
+    The slope g is that of `_slope`.
     """
     f = Kernel("s dy y x k", "M P C")
     with _every_vector(f) as (at, channel):
         k = f.everywhere(f.k, channel)
         for part in PARTS:
-            g = f.slope(at + part, relu)
-            f.accumulate(g, f.builder.fsub(f.vector(f.x, at + part), k), channel, part)
+            g = _slope(f, at + part, relu)
+            _accumulate(f, g, f.builder.fsub(f.vector(f.x, at + part), k), channel, part)
     return f.compiled()
 
 
@@ -299,7 +166,7 @@ def affine_slopes(relu: bool, residual: bool) -> ctypes._CFuncPtr:
     with _every_vector(f) as (at, channel):
         k, a, b, d = (f.everywhere(array, channel) for array in (f.k, f.a, f.b, f.d))
         for part in PARTS:
-            g = f.slope(at + part, relu)
+            g = _slope(f, at + part, relu)
             v = f.builder.fsub(f.vector(f.x, at + part), k)
             f.put(f.product(g, a, f.product(v, b, d)), f.dx, at + part)
             if residual:

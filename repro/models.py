@@ -27,11 +27,11 @@ class Convolution(nn.Conv2d):
     """A convolution that is fast in bf16 on processors without it, too, where PyTorch takes six times longer.
 
     Inputs, weights, results and gradients are rounded to bf16 and products summed
-    in float32, which is what hardware does.
+    in float32, which is what hardware does. In tiles, all is float32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 6:
+        if tiles.tiled(x):
             return tiles.convolve(x, self.weight, self.stride[0])
         if CPU_HAS_BF16 or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
             return super().forward(x)
@@ -61,7 +61,7 @@ class Norm(nn.BatchNorm2d):
         self.relu = relu
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.ndim == 6:
+        if tiles.tiled(x):
             return tiles.normalise(x, self, self.relu, residual)
         y = super().forward(x)
         if residual is not None:
@@ -76,7 +76,7 @@ class Subsample(nn.AvgPool2d):
         super().__init__(1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :, :: self.stride, :: self.stride] if x.ndim == 6 else super().forward(x)
+        return x[:, :, :: self.stride, :: self.stride] if tiles.tiled(x) else super().forward(x)
 
 
 class Block(nn.Module):
@@ -111,7 +111,7 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 6:
+        if tiles.tiled(x):
             pooled = x.mean((2, 3)).transpose(2, 3).flatten(1, 2)  # [P, B, features]
         else:
             pooled = x.mean((2, 3)).unflatten(1, (self.members, -1)).transpose(0, 1)

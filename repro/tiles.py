@@ -19,7 +19,6 @@ try:
 except ImportError:  # llvmlite is not there; networks train without tiles, more slowly
     kernels = None
 
-TILE = 16  # images
 OUTPUTS = 6  # of a convolution, whose sums for a tile stay in a core's registers
 WEIGHTS = 3, 4  # outputs and inputs, the sums of whose weights' gradients do
 NEAR = 16  # pixels, which stay in its cache while the gradients of one tap are summed
@@ -27,12 +26,21 @@ NEAR = 16  # pixels, which stay in its cache while the gradients of one tap are 
 
 def fit(images: int, device: torch.device, precision: str) -> bool:
     """Whether so many images are to be trained on, or tested, in tiles."""
-    return kernels is not None and device.type == "cpu" and precision == "float32" and images % TILE == 0
+    return (
+        kernels is not None and device.type == "cpu" and precision == "float32" and images % kernels.TILE == 0
+    )
+
+
+def tiled(x: Tensor) -> bool:
+    """Whether these are tiles, not images."""
+    return x.ndim == 6
 
 
 def tile(x: Tensor, members: int) -> Tensor:
     """Images [B, P * C, H, W] as tiles [P, B / 16, H, W, C, 16]."""
-    return x.unflatten(1, (members, -1)).unflatten(0, (-1, TILE)).permute(2, 0, 4, 5, 3, 1).contiguous()
+    return (
+        x.unflatten(1, (members, -1)).unflatten(0, (-1, kernels.TILE)).permute(2, 0, 4, 5, 3, 1).contiguous()
+    )
 
 
 def untile(x: Tensor) -> Tensor:
@@ -93,7 +101,7 @@ class _Convolution(torch.autograd.Function):
         members, tiles, *sides, inputs, _ = x.shape
         size, outputs = weight.shape[1], len(weight) // members
         ctx.geometry = geometry(*sides, size, stride)
-        y = x.new_empty(members, tiles, *ctx.geometry.size, outputs, TILE)
+        y = x.new_empty(members, tiles, *ctx.geometry.size, outputs, kernels.TILE)
         _gather(y, x, weight, ctx.geometry.forward, (size**2 * inputs, 1))
         return y
 
@@ -144,10 +152,13 @@ class _Normalised(torch.autograd.Function):
         relu: bool,
     ) -> Tensor:
         x, y, n = x.contiguous(), torch.empty_like(x), x[0, ..., 0, :].numel()
-        counts = len(x), n // TILE, x.shape[4]
+        counts = len(x), n // kernels.TILE, x.shape[4]
         mean, var = norm.running_mean, norm.running_var
         if norm.training:
-            guess, sums = mean.clone(), x.new_zeros(2, len(mean), TILE)  # the nearer, the less is rounded
+            guess, sums = (
+                mean.clone(),
+                x.new_zeros(2, len(mean), kernels.TILE),
+            )  # the nearer, the less is rounded
             _call(kernels.moments(), sums, x, guess, *counts)
             first, second = sums.sum(2).div_(n)
             mean, var = guess + first, second.addcmul_(first, first, value=-1).clamp_(min=0)
@@ -166,12 +177,12 @@ class _Normalised(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mean, scale, a = ctx.saved_tensors
-        dy, sums = dy.contiguous(), x.new_zeros(2, len(mean), TILE)
+        dy, sums = dy.contiguous(), x.new_zeros(2, len(mean), kernels.TILE)
         _call(kernels.slopes(ctx.relu), sums, dy, y, x, mean, *ctx.counts)
         d_bias, d_weight = sums.sum(2)
         d_weight *= scale
         dx, dr = torch.empty_like(x), torch.empty_like(x) if ctx.adds else None
-        n = ctx.counts[1] * TILE
+        n = ctx.counts[1] * kernels.TILE
         b, d = -a * scale * d_weight / n, -a * d_bias / n
         other = dr if ctx.adds else dx
         _call(kernels.affine_slopes(ctx.relu, ctx.adds), dx, other, dy, y, x, mean, a, b, d, *ctx.counts)

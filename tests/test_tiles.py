@@ -187,9 +187,13 @@ def test_without_llvmlite_networks_train_without_tiles():
     program = (
         "import sys; sys.modules['llvmlite'] = None\n"
         "import torch\n"
-        "from repro import populations, tiles\n"
+        "from repro import tiles\n"
+        "from repro.config import Dataset, Model, Run, Stage\n"
+        "from repro.populations import Member, Population\n"
         "assert not tiles.fit(32, torch.device('cpu'), 'float32')\n"
-        "assert isinstance(populations.Population, type)\n"
+        "run = Run(Dataset('digits', 160, 96, 0.1), Model(2, 1), (Stage(1),), 32, 0, 0, 0)\n"
+        "[loss], _ = Population([Member(run)], torch.device('cpu'), 'float32').train_epoch()\n"
+        "assert 1 < loss < 4\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
