@@ -9,16 +9,17 @@ table. Products are summed in one order on every processor.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Iterator
 from functools import cache
 
 from llvmlite import ir
 
-from repro.loops import LANES, Int, Kernel
+from repro.loops import LANES, Compiled, Int, Kernel
 
 TILE = 16  # images
 PARTS = range(0, TILE, LANES)  # of a tile, vectors
+OUTPUTS = 6  # of a convolution, whose sums for a tile stay in a core's registers
+WEIGHTS = 3, 4  # outputs and inputs, the sums of whose weights' gradients do
 
 
 def cut(count: int, most: int) -> tuple[tuple[int, ...], int]:
@@ -29,8 +30,44 @@ def cut(count: int, most: int) -> tuple[tuple[int, ...], int]:
     return ((size, size - 1) if larger < blocks else (size,)), larger * size
 
 
+Place = tuple[ir.Value, Int]  # an array and the index of a number of tiles in it
+
+
+def weigh(f: Kernel, sums: list, x: ir.Value, at: Int, w: ir.Value, first: Int, wo: int, wc: int) -> None:
+    """sums[o] += the sum over inputs c of w[first + wo o + wc c] x[at + c], for one pixel."""
+    with f.loop(0, f.C) as c:
+        parts = [f.vector(x, (at + c) * TILE + part) for part in PARTS]
+        for o, places in enumerate(sums):
+            weight = f.everywhere(w, first + c * wc + wo * o)
+            for part, place in zip(parts, places, strict=True):
+                f.add_product(part, weight, place)
+
+
+def put_sums(f: Kernel, sums: list, y: ir.Value, at: Int) -> None:
+    for o, places in enumerate(sums):
+        for part, place in zip(PARTS, places, strict=True):
+            f.put(f.value(place), y, (at + o) * TILE + part)
+
+
+def meet(f: Kernel, sums: list, ys: list[Place], xs: list[Place]) -> None:
+    """sums[o][c] += y[o] x[c], lane by lane."""
+    for part in PARTS:
+        rows = [f.vector(array, at * TILE + part) for array, at in ys]
+        for c, (array, at) in enumerate(xs):
+            column = f.vector(array, at * TILE + part)
+            for o, row in enumerate(rows):
+                f.add_product(column, row, sums[o][c])
+
+
+def add_totals(f: Kernel, sums: list, w: ir.Value, rows: list[Int]) -> None:
+    """w[rows[o] + c] += the lanes of sums[o][c]."""
+    for row, places in zip(rows, sums, strict=True):
+        for c, place in enumerate(places):
+            f.add_total(place, w, row + c)
+
+
 @cache
-def gather(sizes: tuple[int, ...], wo: int, wc: int) -> ctypes._CFuncPtr:
+def gather(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
     """y[m, t, p, o] = sum over the pairs of p, source pixel q and tap k, and c: w[m, o, k, c] x[m, t, q, c].
 
     The pairs of pixel p are the entries first[p] to first[p + 1] of `source` and
@@ -39,32 +76,20 @@ def gather(sizes: tuple[int, ...], wo: int, wc: int) -> ctypes._CFuncPtr:
     tap to tap. `wo` and `wc` are its steps from output to output and input to input.
     """
     f = Kernel("y x w first source tap", "M T O split C P Q wm wk")
-
-    def outputs(image: Int, m: Int, p: Int, o: Int, count: int) -> None:
-        sums = [f.zeros(len(PARTS)) for _ in range(count)]
-        with f.loop(f.integer(f.first, p), f.integer(f.first, p + 1)) as pair:
-            x = (image * f.Q + f.integer(f.source, pair)) * f.C
-            w = m * f.wm + f.integer(f.tap, pair) * f.wk + o * wo
-            with f.loop(0, f.C) as c:
-                parts = [f.vector(f.x, (x + c) * TILE + part) for part in PARTS]
-                for i in range(count):
-                    weight = f.everywhere(f.w, w + c * wc + wo * i)
-                    for part, place in zip(parts, sums[i], strict=True):
-                        f.add_product(part, weight, place)
-        y = (image * f.P + p) * f.O + o
-        for i in range(count):
-            for part, place in zip(PARTS, sums[i], strict=True):
-                f.put(f.value(place), f.y, (y + i) * TILE + part)
-
     with f.loop(0, f.M) as m, f.loop(0, f.T) as t, f.loop(0, f.P) as p:
-        for size, start, end in zip(sizes, (0, f.split), (f.split, f.O), strict=False):
-            with f.loop(start, end, size) as o:
-                outputs(m * f.T + t, m, p, o, size)
+        image = m * f.T + t
+        for size, o in f.blocks(sizes, f.split, f.O):
+            sums = [f.zeros(len(PARTS)) for _ in range(size)]
+            with f.loop(f.integer(f.first, p), f.integer(f.first, p + 1)) as pair:
+                x = (image * f.Q + f.integer(f.source, pair)) * f.C
+                w = m * f.wm + f.integer(f.tap, pair) * f.wk + o * wo
+                weigh(f, sums, f.x, x, f.w, w, wo, wc)
+            put_sums(f, sums, f.y, (image * f.P + p) * f.O + o)
     return f.compiled()
 
 
 @cache
-def correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> ctypes._CFuncPtr:
+def correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
     """w[m, o, k, c] += sum over the pairs of a group, pixels p and q, of y[m, p, o] x[m, q, c].
 
     Group g has the entries first[g] to first[g + 1] of `target` (p) and `source`
@@ -73,28 +98,16 @@ def correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> ctypes._CFuncP
     and `columns`, groups, pixels of y and x, taps.
     """
     f = Kernel("w y x first target source tap", "M O o_split C c_split G P Q K")
-
-    def weights(m: Int, g: Int, o: Int, c: Int, height: int, width: int) -> None:
-        sums = [f.zeros(width) for _ in range(height)]
-        with f.loop(f.integer(f.first, g), f.integer(f.first, g + 1)) as pair:
-            y = ((m * f.P + f.integer(f.target, pair)) * f.O + o) * TILE
-            x = ((m * f.Q + f.integer(f.source, pair)) * f.C + c) * TILE
-            for part in PARTS:
-                ys = [f.vector(f.y, y + (i * TILE + part)) for i in range(height)]
-                for j in range(width):
-                    xs = f.vector(f.x, x + (j * TILE + part))
-                    for i in range(height):
-                        f.add_product(xs, ys[i], sums[i][j])
-        for i in range(height):
-            w = ((m * f.O + o + i) * f.K + f.integer(f.tap, g)) * f.C + c
-            for j in range(width):
-                f.add_total(sums[i][j], f.w, w + j)
-
     with f.loop(0, f.M) as m, f.loop(0, f.G) as g:
-        for height, *o_ends in zip(rows, (0, f.o_split), (f.o_split, f.O), strict=False):
-            for width, *c_ends in zip(columns, (0, f.c_split), (f.c_split, f.C), strict=False):
-                with f.loop(*o_ends, height) as o, f.loop(*c_ends, width) as c:
-                    weights(m, g, o, c, height, width)
+        for height, o in f.blocks(rows, f.o_split, f.O):
+            for width, c in f.blocks(columns, f.c_split, f.C):
+                sums = [f.zeros(width) for _ in range(height)]
+                with f.loop(f.integer(f.first, g), f.integer(f.first, g + 1)) as pair:
+                    y = (m * f.P + f.integer(f.target, pair)) * f.O + o
+                    x = (m * f.Q + f.integer(f.source, pair)) * f.C + c
+                    meet(f, sums, [(f.y, y + i) for i in range(height)], [(f.x, x + j) for j in range(width)])
+                k = f.integer(f.tap, g)
+                add_totals(f, sums, f.w, [((m * f.O + o + i) * f.K + k) * f.C + c for i in range(height)])
     return f.compiled()
 
 
@@ -119,7 +132,7 @@ def _accumulate(f: Kernel, g: ir.Value, v: ir.Value, channel: Int, part: int) ->
 
 
 @cache
-def moments() -> ctypes._CFuncPtr:
+def moments() -> Compiled:
     """In each lane, s[0, m, c] += sum over pixels of v = x[m, p, c] - k[m, c]; s[1, m, c] that of v * v."""
     f = Kernel("s x k", "M P C")
     with _every_vector(f) as (at, channel):
@@ -131,7 +144,7 @@ def moments() -> ctypes._CFuncPtr:
 
 
 @cache
-def affine(relu: bool, residual: bool) -> ctypes._CFuncPtr:
+def affine(relu: bool, residual: bool) -> Compiled:
     """y[m, p, c] = a[m, c] x[m, p, c] + b[m, c], plus r[m, p, c] and made positive where that is asked."""
     f = Kernel("y x r a b", "M P C")
     with _every_vector(f) as (at, channel):
@@ -145,7 +158,7 @@ def affine(relu: bool, residual: bool) -> ctypes._CFuncPtr:
 
 
 @cache
-def slopes(relu: bool) -> ctypes._CFuncPtr:
+def slopes(relu: bool) -> Compiled:
     """In each lane, s[0, m, c] += sum over pixels of g, and s[1, m, c] that of g * (x[m, p, c] - k[m, c]).
 
     The slope g is that of `_slope`.
@@ -160,7 +173,7 @@ def slopes(relu: bool) -> ctypes._CFuncPtr:
 
 
 @cache
-def affine_slopes(relu: bool, residual: bool) -> ctypes._CFuncPtr:
+def affine_slopes(relu: bool, residual: bool) -> Compiled:
     """dx[m, p, c] = a[m, c] g + b[m, c] (x[m, p, c] - k[m, c]) + d[m, c] and dr = g, as in `slopes`."""
     f = Kernel("dx dr dy y x k a b d", "M P C")
     with _every_vector(f) as (at, channel):

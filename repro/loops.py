@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
+import numpy as np
 from llvmlite import binding as llvm
 from llvmlite import ir
+from torch import Tensor
+
+Compiled = Callable[..., None]  # of tensors, whose memory it takes, and of whole numbers
 
 LANES = 8  # of a vector
 INT, FLOAT = ir.IntType(64), ir.FloatType()
@@ -31,8 +35,17 @@ class Int:
     def __mul__(self, other: Int | int) -> Int:
         return Int(self.builder, self.builder.mul(self.value, _value(other)))
 
-    def __lt__(self, other: Int) -> ir.Value:
-        return self.builder.icmp_signed("<", self.value, other.value)
+    def __floordiv__(self, other: Int) -> Int:
+        return Int(self.builder, self.builder.udiv(self.value, other.value))
+
+    def __mod__(self, other: Int) -> Int:
+        return Int(self.builder, self.builder.urem(self.value, other.value))
+
+    def __sub__(self, other: Int) -> Int:
+        return Int(self.builder, self.builder.sub(self.value, other.value))
+
+    def __lt__(self, other: Int | int) -> ir.Value:
+        return self.builder.icmp_signed("<", self.value, _value(other))
 
 
 def _value(number: Int | int) -> ir.Value:
@@ -58,7 +71,7 @@ class Kernel:
             return self.builder.alloca(kind)
 
     @contextlib.contextmanager
-    def loop(self, start: Int | int, end: Int, step: int = 1) -> Iterator[Int]:
+    def loop(self, start: Int | int, end: Int | int, step: Int | int = 1) -> Iterator[Int]:
         builder, at = self.builder, self.variable(INT)
         builder.store(_value(start), at)
         head, body, after = (builder.append_basic_block() for _ in range(3))
@@ -88,12 +101,35 @@ class Kernel:
         lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         return self.builder.shuffle_vector(first, ir.Constant(VECTOR, ir.Undefined), lanes)
 
+    def least(self, a: Int, b: Int) -> Int:
+        return Int(self.builder, self.builder.select(a < b, a.value, b.value))
+
+    def blocks(self, sizes: tuple[int, ...], split: Int, end: Int) -> Iterator[tuple[int, Int]]:
+        """Counts up to `end`, in blocks of the first of `sizes` up to `split`, then of the second."""
+        for size, *ends in zip(sizes, (0, split), (split, end), strict=False):
+            with self.loop(*ends, size) as i:
+                yield size, i
+
     def zeros(self, count: int) -> list[ir.Value]:
         """So many vectors to sum in, which stay in registers."""
         sums = [self.variable(VECTOR) for _ in range(count)]
         for place in sums:
             self.builder.store(ZERO, place)
         return sums
+
+    def linear(self, matrix: np.ndarray, vectors: list[ir.Value]) -> list[ir.Value]:
+        """The matrix times a column of vectors."""
+        results = []
+        for row in matrix:
+            total = None
+            for i in np.flatnonzero(row):
+                factor = ir.Constant(VECTOR, [float(np.float32(row[i]))] * LANES)
+                if total is not None:
+                    total = self.product(vectors[i], factor, total)
+                else:
+                    total = vectors[i] if row[i] == 1 else self.builder.fmul(vectors[i], factor)
+            results.append(total)
+        return results
 
     def product(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a * b + c."""
@@ -120,7 +156,7 @@ class Kernel:
         )
         self.builder.store(total, at)
 
-    def compiled(self) -> ctypes._CFuncPtr:
+    def compiled(self) -> Compiled:
         self.builder.ret_void()
         machine, module = _machine(), llvm.parse_assembly(str(self.module))
         passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
@@ -128,8 +164,12 @@ class Kernel:
         engine = llvm.create_mcjit_compiler(module, machine)
         engine.finalize_object()
         kinds = [ctypes.c_int64 if kind == INT else ctypes.c_void_p for kind in self.types]
-        call = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address("kernel"))
-        call.engine = engine  # whose end would be that of the code
+        function = ctypes.CFUNCTYPE(None, *kinds)(engine.get_function_address("kernel"))
+        function.engine = engine  # whose end would be that of the code
+
+        def call(*arguments: Tensor | int) -> None:
+            function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
         return call
 
 

@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 try:
-    from repro import kernels
+    from repro import kernels, winograd
 except ImportError:  # llvmlite is not there; networks train without tiles, more slowly
     kernels = None
 
-OUTPUTS = 6  # of a convolution, whose sums for a tile stay in a core's registers
-WEIGHTS = 3, 4  # outputs and inputs, the sums of whose weights' gradients do
 NEAR = 16  # pixels, which stay in its cache while the gradients of one tap are summed
 
 
@@ -89,17 +87,18 @@ class Geometry:
 geometry = cache(Geometry)
 
 
-def _call(kernel, *arguments: Tensor | int) -> None:
-    kernel(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
-
-
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        x, weight = x.contiguous(), weight.permute(0, 2, 3, 1).contiguous()  # [P * O, k, k, C]
-        ctx.save_for_backward(x, weight)
+        x = x.contiguous()
         members, tiles, *sides, inputs, _ = x.shape
-        size, outputs = weight.shape[1], len(weight) // members
+        size, outputs = weight.shape[2], len(weight) // members
+        ctx.winograd = winograd.pays(size, stride, tiles, *sides, min(inputs, outputs))
+        if ctx.winograd:
+            ctx.save_for_backward(x, weight)
+            return winograd.convolve(x, weight)
+        weight = weight.permute(0, 2, 3, 1).contiguous()  # [P * O, k, k, C]
+        ctx.save_for_backward(x, weight)
         ctx.geometry = geometry(*sides, size, stride)
         y = x.new_empty(members, tiles, *ctx.geometry.size, outputs, kernels.TILE)
         _gather(y, x, weight, ctx.geometry.forward, (size**2 * inputs, 1))
@@ -110,26 +109,30 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dy, dx, dw = dy.contiguous(), None, None
-        if ctx.needs_input_grad[0]:
+        by_x, by_weight, _ = ctx.needs_input_grad
+        if ctx.winograd:
+            dx = winograd.convolve(dy, weight, backward=True) if by_x else None
+            return dx, winograd.correlate(x, dy) if by_weight else None, None
+        if by_x:
             dx = torch.empty_like(x)
             _gather(dx, dy, weight, ctx.geometry.backward, (1, weight[0].numel()))
-        if ctx.needs_input_grad[1]:
+        if by_weight:
             dw = torch.zeros_like(weight)
             groups = ctx.geometry.groups(x.shape[1])
-            (rows, o_split), (columns, c_split) = map(kernels.cut, (dy.shape[4], x.shape[4]), WEIGHTS)
+            (rows, o_split), (columns, c_split) = map(kernels.cut, (dy.shape[4], x.shape[4]), kernels.WEIGHTS)
             counts = len(x), dy.shape[4], o_split, x.shape[4], c_split, len(groups[-1])
             sizes = *(t.shape[1:4].numel() for t in (dy, x)), weight.shape[1] ** 2
-            _call(kernels.correlate(rows, columns), dw, dy, x, *groups, *counts, *sizes)
+            kernels.correlate(rows, columns)(dw, dy, x, *groups, *counts, *sizes)
             dw = dw.permute(0, 3, 1, 2)
         return dx, dw, None
 
 
 def _gather(y: Tensor, x: Tensor, weight: Tensor, pairs: list[Tensor], steps: tuple[int, int]) -> None:
     """Sums of x to y, with weights [P * O, k, k, C] and their steps between channels of y and of x."""
-    sizes, split = kernels.cut(y.shape[4], OUTPUTS)
+    sizes, split = kernels.cut(y.shape[4], kernels.OUTPUTS)
     counts = *y.shape[:2], y.shape[4], split, x.shape[4], *(t.shape[2:4].numel() for t in (y, x))
     apart = weight.numel() // len(y), weight.shape[3]
-    _call(kernels.gather(sizes, *steps), y, x, weight, *pairs, *counts, *apart)
+    kernels.gather(sizes, *steps)(y, x, weight, *pairs, *counts, *apart)
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -159,7 +162,7 @@ class _Normalised(torch.autograd.Function):
                 mean.clone(),
                 x.new_zeros(2, len(mean), kernels.TILE),
             )  # the nearer, the less is rounded
-            _call(kernels.moments(), sums, x, guess, *counts)
+            kernels.moments()(sums, x, guess, *counts)
             first, second = sums.sum(2).div_(n)
             mean, var = guess + first, second.addcmul_(first, first, value=-1).clamp_(min=0)
             norm.running_mean.lerp_(mean, norm.momentum)
@@ -168,7 +171,7 @@ class _Normalised(torch.autograd.Function):
         a = scale * weight
         ctx.adds = residual is not None
         other = residual.contiguous() if ctx.adds else x
-        _call(kernels.affine(relu, ctx.adds), y, x, other, a, bias - mean * a, *counts)
+        kernels.affine(relu, ctx.adds)(y, x, other, a, bias - mean * a, *counts)
         ctx.save_for_backward(x, y, mean, scale, a)
         ctx.counts, ctx.relu = counts, relu
         return y
@@ -178,14 +181,14 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, y, mean, scale, a = ctx.saved_tensors
         dy, sums = dy.contiguous(), x.new_zeros(2, len(mean), kernels.TILE)
-        _call(kernels.slopes(ctx.relu), sums, dy, y, x, mean, *ctx.counts)
+        kernels.slopes(ctx.relu)(sums, dy, y, x, mean, *ctx.counts)
         d_bias, d_weight = sums.sum(2)
         d_weight *= scale
         dx, dr = torch.empty_like(x), torch.empty_like(x) if ctx.adds else None
         n = ctx.counts[1] * kernels.TILE
         b, d = -a * scale * d_weight / n, -a * d_bias / n
         other = dr if ctx.adds else dx
-        _call(kernels.affine_slopes(ctx.relu, ctx.adds), dx, other, dy, y, x, mean, a, b, d, *ctx.counts)
+        kernels.affine_slopes(ctx.relu, ctx.adds)(dx, other, dy, y, x, mean, a, b, d, *ctx.counts)
         return dx, dr, d_weight, d_bias, None, None
 
 
