@@ -1,9 +1,9 @@
 """3 x 3 convolutions of tiles with a quarter of the products (Winograd's; Lavin and Gray, arXiv 1509.09308).
 
-4 x 4 outputs depend on 6 x 6 inputs and, seen as polynomials, are known from 6 x 6
-values: rows and columns at the points 0, A, -A, B, -B and infinity. Images and
-weights become values, values are multiplied and summed over channels, and
-their sums become outputs, which takes additions. Gradients go the same way.
+4 x 4 outputs depend on 6 x 6 inputs. Seen as polynomials, all are known from 6 x 6
+values: at the points 0, A, -A, B, -B and infinity, of rows and of columns.
+Images and weights become values, values are multiplied and summed over channels, and
+sums become outputs. All but the products are few operations. Gradients go the same way.
 
 A band is what four rows of outputs need of one tile. One band at a time, or a few,
 so that all stays in a core's cache, the six pixels of each column become values, then
@@ -61,7 +61,7 @@ OF_WEIGHTS = _of_weights()
 
 
 def pays(size: int, stride: int, tiles: int, height: int, width: int, channels: int) -> bool:
-    """Whether a convolution of so few channels, at least, is faster so, and its gradients are."""
+    """Whether a convolution is faster so, with its gradients; `channels` are those of x or y, the fewer."""
     squares = tiles * -(-height // SQUARE) * -(-width // SQUARE)
     enough = channels >= 8 and squares >= 4
     return enough and (size, stride) == (3, 1) and squares * SQUARE**2 <= 4 / 3 * tiles * height * width
