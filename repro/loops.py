@@ -61,6 +61,7 @@ class Kernel:
         function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), self.types), "kernel")
         self.builder = ir.IRBuilder(function.append_basic_block())
         for name, argument in zip(names, function.args, strict=True):
+            assert not hasattr(self, name), f"an argument called {name} would hide a method"
             setattr(self, name, argument if argument.type != INT else Int(self.builder, argument))
         self.fma = ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32")
         total = ir.FunctionType(FLOAT, [FLOAT, VECTOR])

@@ -71,8 +71,9 @@ def pays(size: int, stride: int, tiles: int, height: int, width: int, channels: 
 def _convolve(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
     """The convolution of tiles x with values of weights u, to y, on scratch a, v, z and b.
 
-    Sizes, wo and wc are those of `kernels.gather`. Blank rows stand in for those above and
-    below the images x, and what is beyond those of y goes to a row of its own.
+    An image has R bands of K squares. Sizes, split, wo and wc are those of `kernels.gather`.
+    Blank rows stand in for those above and below the images x, and what is beyond those of
+    y goes to a row of its own.
     """
     f = Kernel("y x u a v z b blank beyond", "M T H W K R O split C")
     with f.loop(0, f.M) as m, f.loop(0, f.T) as t, f.loop(0, f.R) as r:
@@ -101,7 +102,10 @@ def _convolve(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
 
 @cache
 def _correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
-    """Adds to s what tiles dy and x give as gradient of the weights' values, G bands at a time."""
+    """Adds to s what tiles dy and x give as gradient of the weights' values, G bands at a time.
+
+    Rows, columns and splits are those of `kernels.correlate`.
+    """
     f = Kernel("s dy x a b v z blank", "M T H W K R O o_split C c_split G")
     with f.loop(0, f.M) as m, f.loop(0, f.T * f.R, f.G) as first:
         bands, squares = f.least(f.G, f.T * f.R - first), f.G * f.K
