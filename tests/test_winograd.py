@@ -4,14 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_tiles import close, drawn
 from torch.nn import functional as F
 
 from repro import models, tiles, winograd
 from repro.config import Model
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def convolved(x, weight, towards, members):
@@ -46,9 +43,7 @@ def test_it_is_the_convolution_of_pytorch_with_both_gradients(members, inputs, o
     weight = drawn(members * outputs, inputs, 3, 3)
     exact = convolved(x, weight, towards, members)
     for found, expected in zip(by_winograd(x, weight, towards, members), exact, strict=True):
-        torch.testing.assert_close(
-            found.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
-        )
+        close(found, expected)
 
 
 @pytest.mark.parametrize(("channels", "side"), [(16, 32), (128, 4)])
