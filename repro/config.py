@@ -201,10 +201,8 @@ class Run:
 def as_json(value: object, *, defaults: bool = True) -> object:
     """The configuration as plain JSON data, with or without fields at their default."""
     if dataclasses.is_dataclass(value):
-        fields = [f for f in dataclasses.fields(value) if f.compare]
-        pairs = {f.name: getattr(value, f.name) for f in fields}
-        keep = {f.name for f in fields if defaults or pairs[f.name] != f.default}
-        return {name: as_json(v, defaults=defaults) for name, v in pairs.items() if name in keep}
+        pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare)
+        return {f.name: as_json(v, defaults=defaults) for f, v in pairs if defaults or v != f.default}
     if isinstance(value, tuple):
         return [as_json(v, defaults=defaults) for v in value]
     if isinstance(value, float) and value.is_integer():

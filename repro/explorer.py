@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,7 @@ import pandas as pd
 from repro import scorecard, studies, sweep
 from repro.config import InputError
 from repro.profiles import Profile, changes
-from repro.stats import Estimate, generalisation_gap, mean_estimate
+from repro.stats import Estimate, mean_estimate
 from repro.studies import FRESH, WARM, Case, Study, factor_text
 
 FACTORS = {  # of each study that can be explored
@@ -51,6 +51,20 @@ class Panel:
     @property
     def conditions(self) -> list[str]:
         return list(self.reached)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What is recorded, by condition and values of factors: rows of each table."""
+
+    runs: dict[Choice, pd.DataFrame]
+    curves: dict[Choice, pd.DataFrame]  # as a panel has them
+    gaps: dict[Choice, pd.DataFrame]  # of pretrained runs
+    epochs: dict[Choice, pd.DataFrame]  # to each of `LEVELS`, a row per run
+
+    @cached_property
+    def ids(self) -> set[str]:
+        return {run_id for frame in self.runs.values() for run_id in frame.run_id}
 
 
 @dataclass(frozen=True)
@@ -120,46 +134,37 @@ class Explorer:
     def _panels(self, choices: Iterable[Choice], cases: list[Case]) -> dict[Choice, Panel | None]:
         study = dataclasses.replace(self.study, cases=lambda profile: cases)
         results = sweep.results(study, self.profile)
-        table, curves = (self._with_text(frame) for frame in (results.table, results.curves))
-        run = ["condition", "seed", *self.factors]
+        tables = (results.table, results.curves, results.gaps)
+        table, curves, gaps = (self._with_text(frame) for frame in tables)
+        alike = ["condition", *self.factors]
         reached = {level: scorecard.epochs_to_reach(curves, level, self.factors) for level in LEVELS}
-        epochs = pd.concat({level: f.set_index(run).epochs for level, f in reached.items()}, axis=1)
-        epochs = epochs.reset_index()
-        return {choice: self._panel(table, curves, epochs, choice) for choice in choices}
+        epochs = {level: frame.set_index([*alike, "seed"]).epochs for level, frame in reached.items()}
+        last = curves[scorecard.in_last_stage(curves, [*alike, "seed"])]
+        means = last.groupby([*alike, "epoch"])[["train_accuracy", "test_accuracy"]].mean()
+        frames = (table, means.reset_index(), gaps, pd.concat(epochs, axis=1).reset_index())
+        found = _Recorded(*(dict(iter(frame.groupby(alike))) for frame in frames))
+        return {choice: self._panel(found, choice) for choice in choices}
 
     def _with_text(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with values of factors as text, empty where they are missing."""
         text = {name: frame[name].map(lambda v: "" if v != v else factor_text(v)) for name in self.factors}
         return frame.assign(**text)
 
-    def _panel(
-        self, table: pd.DataFrame, curves: pd.DataFrame, epochs: pd.DataFrame, choice: Choice
-    ) -> Panel | None:
-        named = self.named(choice)
-        own = _matches(table, named) & (table.condition != FRESH)
-        if not own.any():
+    def _panel(self, found: _Recorded, choice: Choice) -> Panel | None:
+        condition = next((name for name, *values in found.gaps if tuple(values) == choice), None)
+        if condition is None:
             return None
-        condition = table.condition[own].iloc[0]
-        paired = {name: value for name, value in named.items() if name in self.study.pairs}
-        none = paired | {name: "" for name in self.factors if name not in paired}
-
-        def shown(frame: pd.DataFrame) -> pd.DataFrame:
-            fresh = _matches(frame, paired) & (frame.condition == FRESH)
-            warm = _matches(frame, none) & (frame.condition == WARM)
-            return frame[_matches(frame, named) & (frame.condition != FRESH) | fresh | warm]
-
-        table, curves, epochs = shown(table), shown(curves), shown(epochs)
-        order = [name for name in dict.fromkeys((FRESH, WARM, condition)) if name in set(table.condition)]
-        by_epoch = curves[scorecard.in_last_stage(curves)].groupby(["condition", "epoch"])
-        means = by_epoch[["train_accuracy", "test_accuracy"]].mean()
-        by_condition = {name: epochs[epochs.condition == name] for name in order}
-        reached = {n: [mean_estimate(e[level].dropna()) for level in LEVELS] for n, e in by_condition.items()}
-        gaps = generalisation_gap(table, self.study.pairs)
-        gaps = gaps[gaps.condition == condition].set_index("seed").gap
-        missing = {case.run.id for case in self.runs(choice)} - set(table.run_id)
-        seeds = {name: int((table.condition == name).sum()) for name in order}
-        means = means.reset_index()
-        return Panel(condition, means, gaps, reached, seeds, len(missing)) if len(gaps) else None
+        shared = [v if name in self.study.pairs else "" for name, v in self.named(choice).items()]
+        own = (condition, *choice)
+        keys = [k for k in dict.fromkeys(((FRESH, *shared), (WARM, *shared), own)) if k in found.runs]
+        return Panel(
+            condition,
+            pd.concat([found.curves[key] for key in keys]),
+            found.gaps[own].set_index("seed").gap,
+            {key[0]: [mean_estimate(found.epochs[key][level].dropna()) for level in LEVELS] for key in keys},
+            {key[0]: len(found.runs[key]) for key in keys},
+            len({case.run.id for case in self.runs(choice)} - found.ids),
+        )
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
         """Widgets where there is a kernel, and the page for where there is none."""
@@ -170,14 +175,6 @@ class Explorer:
             **live.Live(self, found=found).box._repr_mimebundle_(),
             "text/html": panels.page(self, found),
         }
-
-
-def _matches(frame: pd.DataFrame, named: Mapping[str, str]) -> pd.Series:
-    """Rows with these values of factors."""
-    found = pd.Series(True, frame.index)
-    for name, value in named.items():
-        found &= frame[name] == value
-    return found
 
 
 def of(study: str, profile: Profile) -> Explorer:
