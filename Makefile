@@ -14,7 +14,7 @@ book: $(VENV)/ready
 	$(RUN) repro book --profile $(PROFILE) $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(OPTIONS)
 
 test: $(VENV)/ready
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/ready
 	$(RUN) ruff check .

@@ -14,6 +14,14 @@ settings.load_profile("repro")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Tests of the one book, which is built once, go to one of pytest-xdist's processes."""
+    for item in items:
+        if "smoke_results" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("book"))
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
     """Empty folders of the test's own for records and for data sets."""

@@ -75,7 +75,7 @@ def test_measured_hours_tell_wide_networks_from_narrow_ones():
     seconds = calibration.seconds_per_step(runs)
     narrow, wide = map(seconds, runs)
     assert 0 < 3 * narrow < wide < 60
-    tests = replace(RUN.dataset, test=10 * data.counts(RUN.dataset)[1])
+    tests = replace(RUN.dataset, test=100 * data.counts(RUN.dataset)[1])
     assert seconds(replace(runs[0], dataset=tests)) > 1.5 * narrow, "tests after each epoch take time too"
 
 
