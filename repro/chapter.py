@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.pyplot import close
 
 from repro import contributions, scorecard
-from repro.claims import ALPHA, FEWEST_SEEDS, Verdict
+from repro.claims import ALPHA, FEWEST_SEEDS, Claim, Verdict
 from repro.config import MODULES
 from repro.profiles import Profile
 from repro.stats import Estimate, between, mean_estimate, signed, t_quantile
@@ -66,7 +66,7 @@ def provenance(results: Results, prefix: str = "") -> dict[str, str]:
     }
     found = {
         "profile": profile.name,
-        "runs": f"{len(table)}{missing}",
+        "runs": f"{len(table)} run{'s' * (len(table) != 1)}{missing}",
         "seeds": str(table.seed.nunique()),
         "dataset": profile.dataset,
         "images": f"{images['train']} training and {images['test']} test images",
@@ -128,26 +128,35 @@ def tally(verdicts: Iterable[Verdict]) -> dict[str, str]:
 
 
 def claims_table(verdicts: Iterable[Verdict]):
-    """A row per claim: the paper's words and figure, the verdict and its numbers, our chapter."""
+    """A row per claim: the paper's words and figure, our chapter, the verdict and its numbers."""
     rows = [
         {
-            "claim": f"{v.claim.words} <i>{v.claim.figure}</i>",
+            "claim": f"{v.claim.words} {_source(v.claim)}",
             "verdict": v.verdict,
-            "effect": f"{signed(v.effect.mean)} {v.claim.unit}" if v.effect.n else "",
-            "95 % interval": between((v.effect.low, v.effect.high)) if v.effect.n > 1 else "",
+            "effect, 95 % interval": _with_unit(v.effect, v.claim.unit),
             "seeds": v.effect.n or "",
-            "p": escape(v.p_text),
-            "chapter": chapter_link(v.claim.study),
+            "p": _unbroken(escape(v.p_text)),
         }
         for v in verdicts
     ]
     return whole(pd.DataFrame(rows))
 
 
-def chapter_link(study: str) -> str:
-    """A link to the chapter of a study, in HTML."""
-    name = STUDIES[study].chapter
-    return f'<a href="{name}.html">{int(name[:2])}</a>'
+def _source(claim: Claim) -> str:
+    """The paper's figure and a link to our chapter, in HTML."""
+    name = STUDIES[claim.study].chapter
+    ours = _unbroken(f"chapter {int(name[:2])}")
+    return f'<i>{_unbroken(claim.figure)}</i>, <a href="{name}.html">{ours}</a>'
+
+
+def _with_unit(effect: Estimate, unit: str) -> str:
+    """As in `-5.8 points (-7.4 to -4.2)`; nothing where no seed is recorded."""
+    interval = f" ({_unbroken(between((effect.low, effect.high)))})" if effect.n > 1 else ""
+    return f"{signed(effect.mean)} {unit}{interval}" if effect.n else ""
+
+
+def _unbroken(words: str) -> str:
+    return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def whole(table: pd.DataFrame):

@@ -1,6 +1,8 @@
 """What the pages say in words and numbers, whatever is recorded."""
 
+import html
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro import chapter, profiles, sweep
+from repro.claims import Verdict
+from repro.scorecard import CLAIMS
 from repro.stats import mean_estimate
 from repro.studies import FRESH, STUDIES, WARM, reset_condition
 from repro.subsets import p_full
@@ -138,9 +142,30 @@ def test_probes_are_compared_by_geometric_means():
 def test_a_caption_says_what_is_missing_and_how_to_record_it(unrecorded, name):
     said = chapter.provenance(unrecorded(name), "p_")
     n = len(STUDIES[name].cases(profiles.profile("smoke")))
-    assert said["p_runs"] == f"0 ({n} more are not recorded yet)"
+    assert said["p_runs"] == f"0 runs ({n} more are not recorded yet)"
     assert f"repro run {name} --profile smoke trains them" in said["p_diverged"]
     assert "no precision on no device" in said["p_budget"] and "nan" not in " ".join(said.values())
+
+
+def test_a_table_of_claims_has_their_numbers_units_and_chapters():
+    claims = {claim.id: claim for claim in CLAIMS}
+    found = [
+        Verdict(claims["grows_with_stages"], "reproduced", mean_estimate(BELOW), 1e-9),
+        Verdict(claims["gap"], "inconclusive", mean_estimate(ONE), math.nan),
+        Verdict(claims["every_capacity"], "not run", mean_estimate([]), math.nan),
+    ]
+    page = chapter.claims_table(found).data.replace("\N{NO-BREAK SPACE}", " ")
+    cells = [html.unescape(re.sub("<.*?>", "", cell)) for cell in re.findall("<td>(.*?)</td>", page)]
+    claim, verdict, effect, seeds, p = (cells[column::5] for column in range(5))
+    assert [words.split(". ")[1] for words in claim] == [
+        "Figure 4, chapter 5",
+        "Figure 1, chapter 1",
+        "Figure 5, chapter 6",
+    ]
+    assert verdict == ["reproduced", "inconclusive", "not run"]
+    assert effect == ["−2.5 points per stage (−3.7 to −1.3)", "+4.0 points", ""]
+    assert (seeds, p) == (["3", "1", ""], ["< 0.0001", "", ""])
+    assert 'href="05_stages.html"' in page
 
 
 def test_accuracies_that_are_not_recorded_are_said_to_be(unrecorded):
