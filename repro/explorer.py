@@ -137,9 +137,10 @@ class Explorer:
         tables = (results.table, results.curves, results.gaps)
         table, curves, gaps = (self._with_text(frame) for frame in tables)
         alike = ["condition", *self.factors]
+        run = [*alike, "seed"]
         reached = {level: scorecard.epochs_to_reach(curves, level, self.factors) for level in LEVELS}
-        epochs = {level: frame.set_index([*alike, "seed"]).epochs for level, frame in reached.items()}
-        last = curves[scorecard.in_last_stage(curves, [*alike, "seed"])]
+        epochs = {level: frame.set_index(run).epochs for level, frame in reached.items()}
+        last = curves[scorecard.in_last_stage(curves, run)]
         means = last.groupby([*alike, "epoch"])[["train_accuracy", "test_accuracy"]].mean()
         frames = (table, means.reset_index(), gaps, pd.concat(epochs, axis=1).reset_index())
         found = _Recorded(*(dict(iter(frame.groupby(alike))) for frame in frames))
