@@ -30,11 +30,13 @@ from repro.config import InputError
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
 PAPERMILL = """
-import json, logging, sys, papermill
+import json, logging, os, sys, papermill
 logging.basicConfig(format="%(message)s")  # what the cells print on standard error, as it comes
 # A kernel has nothing to say at its end: training is stopped safely by a kill, see repro/workers.py.
 quick = dict(shutdown_kernel="immediate", request_save_on_cell_execute=False, autosave_cell_every=0)
 papermill.execute_notebook(**json.loads(sys.argv[1]), log_output=True, **quick)
+sys.stderr.flush()
+os._exit(0)  # all is written: taking the interpreter down module by module is time for nothing
 """
 
 # Ports for a kernel are chosen before it binds them: another process may be faster. No cell has run then.
@@ -174,9 +176,8 @@ def _state(profile: str) -> str:
     """A hash of all that a chapter's outcome depends on besides its source: package, tools and records."""
     from repro.records import ROOT, Store
 
-    digest = hashlib.sha256(
-        repr([(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]).encode()
-    )
+    tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
+    digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
     for path in sorted((ROOT / "repro").glob("*.py")):
         digest.update(path.read_bytes())
     for path in sorted(Store.of(profile).folder.glob("*.json")):

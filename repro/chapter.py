@@ -5,6 +5,7 @@ A sentence that depends on the outcome is made here, so that a page is right wha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
@@ -12,7 +13,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.pyplot import close
 
 from repro import contributions, scorecard
 from repro.claims import ALPHA, FEWEST_SEEDS, Claim, Verdict
@@ -29,15 +29,19 @@ SPLITS = ("test", "train")
 
 
 def prepare() -> None:
-    """Draw figures as SVG, the same bytes for the same records; the first, for links, as PNG too."""
+    """Draw figures as SVG, the same bytes for the same records; the first, for links, as PNG too.
+
+    PNG only where the pages have an address that a link could name (`pages.published`).
+    """
     mpl.rcParams["svg.hashsalt"] = "repro"
-    _draw_as("svg", "png")
+    _draw_as("svg", *(["png"] if os.environ.get("BOOK_URL") else []))
 
 
 def _draw_as(*formats: str) -> None:
+    """The page whole, as its layout made it: to find the ink on it would take a second drawing."""
     from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-    set_matplotlib_formats(*formats, metadata={"Date": None, "Creator": None})
+    set_matplotlib_formats(*formats, metadata={"Date": None, "Creator": None}, bbox_inches=None)
 
 
 def show(**values: object) -> None:
@@ -47,7 +51,6 @@ def show(**values: object) -> None:
     for name, value in values.items():
         glue(name, value if isinstance(value, Figure) else str(value), display=False)
         if isinstance(value, Figure):
-            close(value)
             _draw_as("svg")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from repro.config import ALL, HALF, MODULES, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.profiles import Profile
@@ -33,7 +34,7 @@ class Study:
     question: str
     figures: str  # of the paper
     chapter: str
-    cases: Callable[[Profile], list[Case]]
+    cases: Callable[[Profile], list[Case]]  # the same list each time: their ids are a hash each
     pairs: tuple[str, ...] = ()  # factors that a pretrained run shares with its fresh one, besides the seed
 
 
@@ -58,6 +59,7 @@ def _tuning(profile: Profile, **settings: object) -> Stage:
     return profile.stage(settings.pop("epochs", profile.tuning_epochs), ALL, **settings)
 
 
+@cache
 def warm_start(profile: Profile) -> list[Case]:
     """Fresh networks, against networks pretrained on half of the data."""
     half, tuning = _pretraining(profile), _tuning(profile)
@@ -80,6 +82,7 @@ def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
     }
 
 
+@cache
 def optimizers(profile: Profile) -> list[Case]:
     """Fresh and warm-started networks under each optimiser."""
     cases = []
@@ -98,6 +101,7 @@ def pretraining_lengths(profile: Profile) -> list[int]:
     return [n for n in grid if n < profile.pretraining_epochs] + [profile.pretraining_epochs]
 
 
+@cache
 def pretraining_length(profile: Profile) -> list[Case]:
     """One pretraining per seed and optimiser, tuned from its snapshots at several epochs."""
     cases = []
@@ -113,6 +117,7 @@ def pretraining_length(profile: Profile) -> list[Case]:
     return cases
 
 
+@cache
 def smooth_transition(profile: Profile) -> list[Case]:
     """One stage whose examples come from all of the data with a growing probability."""
     cases = [case for case in warm_start(profile) if case.seed < profile.study_seeds]
@@ -134,6 +139,7 @@ def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
     return (*before, _tuning(profile))
 
 
+@cache
 def stages(profile: Profile) -> list[Case]:
     """The data in several portions, and in two portions of unlike classes."""
     splits = (2, 3, 5, 10) if profile.full_grids else (2, 3, 5)
@@ -147,6 +153,7 @@ def stages(profile: Profile) -> list[Case]:
     return cases
 
 
+@cache
 def capacity(profile: Profile) -> list[Case]:
     """Fresh and warm-started networks of several widths and depths (paper, appendix A.4)."""
     widths = sorted({max(1, profile.width // 2), profile.width, 2 * profile.width})
@@ -173,6 +180,7 @@ def reset_condition(modules: tuple[int, ...]) -> str:
     return " ".join(["reset", *map(str, modules)]) if modules else WARM
 
 
+@cache
 def reset(profile: Profile) -> list[Case]:
     """Warm starts with some modules re-initialised before tuning."""
     cases = []
@@ -185,6 +193,7 @@ def reset(profile: Profile) -> list[Case]:
     return cases
 
 
+@cache
 def two_phases(profile: Profile) -> list[Case]:
     """A larger learning rate in tuning, alone or before the base rate."""
     base, epochs = profile.learning_rate, profile.tuning_epochs
@@ -215,6 +224,7 @@ def noise_epochs(profile: Profile) -> list[int]:
     return [n for n in (1, 2, 3, 5, 10) if n < profile.tuning_epochs]
 
 
+@cache
 def probes(profile: Profile) -> list[Case]:
     """Gradient noise along the first epochs of tuning, and sharpness at the end."""
     conditions = {FRESH: (), WARM: (_pretraining(profile),)}
@@ -233,6 +243,7 @@ def probes(profile: Profile) -> list[Case]:
     ]
 
 
+@cache
 def beyond(profile: Profile) -> list[Case]:
     """Remedies that the paper does not try, beside its own."""
     half = _pretraining(profile)
