@@ -142,7 +142,7 @@ def claims_table(verdicts: Iterable[Verdict]):
         }
         for v in verdicts
     ]
-    return whole(pd.DataFrame(rows))
+    return whole(pd.DataFrame(rows), classes="claims")
 
 
 def _source(claim: Claim) -> str:
@@ -162,12 +162,12 @@ def _unbroken(words: str) -> str:
     return words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
-def whole(table: pd.DataFrame):
+def whole(table: pd.DataFrame, classes: str | None = None):
     """A table for the page, with its texts whole, its links live and no row numbers."""
     from IPython.display import HTML
 
     with pd.option_context("display.max_colwidth", None):
-        return HTML(table.to_html(index=False, escape=False, border=0, justify="left"))
+        return HTML(table.to_html(index=False, escape=False, border=0, justify="left", classes=classes))
 
 
 def demands(profile: Profile) -> dict[str, str]:

@@ -25,8 +25,10 @@ class Estimate:
 
     def __str__(self) -> str:
         """As in `-9.8 (95 % interval -15.7 to -4.0, 5 seeds)`, with a true minus sign."""
+        if not self.n:
+            return "(not recorded)"
         if self.n < 2:
-            return f"{signed(self.mean)} ({self.n} seed{'s' * (self.n != 1)}, no interval)"
+            return f"{signed(self.mean)} (1 seed, no interval)"
         bounds = between((self.low, self.high))
         return f"{signed(self.mean)} ({100 * self.level:g} % interval {bounds}, {self.n} seeds)"
 

@@ -56,7 +56,6 @@ def scale(profile: str, seeds: int | None = None, settings: str = "") -> Profile
 def run_study(
     name: str,
     profile: str = "quick",
-    *,
     seeds: int | None = None,
     device: str = "auto",
     settings: str = "",
