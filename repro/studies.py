@@ -34,8 +34,11 @@ class Study:
     question: str
     figures: str  # of the paper
     chapter: str
-    cases: Callable[[Profile], list[Case]]  # the same list each time: their ids are a hash each
+    cases: Callable[[Profile], list[Case]]
     pairs: tuple[str, ...] = ()  # factors that a pretrained run shares with its fresh one, besides the seed
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cases", cache(self.cases))  # the id of each run is a hash to compute
 
 
 def _run(profile: Profile, seed: int, *stages: Stage, **settings: object) -> Run:
@@ -59,7 +62,6 @@ def _tuning(profile: Profile, **settings: object) -> Stage:
     return profile.stage(settings.pop("epochs", profile.tuning_epochs), ALL, **settings)
 
 
-@cache
 def warm_start(profile: Profile) -> list[Case]:
     """Fresh networks, against networks pretrained on half of the data."""
     half, tuning = _pretraining(profile), _tuning(profile)
@@ -82,7 +84,6 @@ def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
     }
 
 
-@cache
 def optimizers(profile: Profile) -> list[Case]:
     """Fresh and warm-started networks under each optimiser."""
     cases = []
@@ -101,7 +102,6 @@ def pretraining_lengths(profile: Profile) -> list[int]:
     return [n for n in grid if n < profile.pretraining_epochs] + [profile.pretraining_epochs]
 
 
-@cache
 def pretraining_length(profile: Profile) -> list[Case]:
     """One pretraining per seed and optimiser, tuned from its snapshots at several epochs."""
     cases = []
@@ -117,7 +117,6 @@ def pretraining_length(profile: Profile) -> list[Case]:
     return cases
 
 
-@cache
 def smooth_transition(profile: Profile) -> list[Case]:
     """One stage whose examples come from all of the data with a growing probability."""
     cases = [case for case in warm_start(profile) if case.seed < profile.study_seeds]
@@ -139,7 +138,6 @@ def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
     return (*before, _tuning(profile))
 
 
-@cache
 def stages(profile: Profile) -> list[Case]:
     """The data in several portions, and in two portions of unlike classes."""
     splits = (2, 3, 5, 10) if profile.full_grids else (2, 3, 5)
@@ -153,17 +151,18 @@ def stages(profile: Profile) -> list[Case]:
     return cases
 
 
-@cache
 def capacity(profile: Profile) -> list[Case]:
-    """Fresh and warm-started networks of several widths and depths (paper, appendix A.4)."""
+    """Fresh and warm networks of several widths and depths (appendix A.4)."""
     widths = sorted({max(1, profile.width // 2), profile.width, 2 * profile.width})
     depths = (1, 2, 3) if profile.full_grids else (1, 2)
+    seeds, cases = range(profile.study_seeds), []
     half, tuning = _pretraining(profile), _tuning(profile)
-    cases = []
-    for seed, width, depth in itertools.product(range(profile.study_seeds), widths, depths):
-        for condition, stages in {FRESH: (tuning,), WARM: (half, tuning)}.items():
+    conditions = {FRESH: (tuning,), WARM: (half, tuning)}
+    for seed, width, depth in itertools.product(seeds, widths, depths):
+        for condition, stages in conditions.items():
             run = _run(profile, seed, *stages, model=Model(width, depth))
-            cases.append(Case(condition, seed, run, {"width": width, "depth": depth}))
+            factors = {"width": width, "depth": depth}
+            cases.append(Case(condition, seed, run, factors))
     return cases
 
 
@@ -180,36 +179,36 @@ def reset_condition(modules: tuple[int, ...]) -> str:
     return " ".join(["reset", *map(str, modules)]) if modules else WARM
 
 
-@cache
 def reset(profile: Profile) -> list[Case]:
     """Warm starts with some modules re-initialised before tuning."""
     cases = []
     for seed in range(profile.study_seeds):
         cases.append(Case(FRESH, seed, _run(profile, seed, _tuning(profile))))
         for modules in subsets_to_reset(profile):
-            run = _run(profile, seed, _pretraining(profile), _tuning(profile, reset=modules))
+            stages = _pretraining(profile), _tuning(profile, reset=modules)
             factors = {"modules": "".join(map(str, modules))}
+            run = _run(profile, seed, *stages)
             cases.append(Case(reset_condition(modules), seed, run, factors))
     return cases
 
 
-@cache
 def two_phases(profile: Profile) -> list[Case]:
     """A larger learning rate in tuning, alone or before the base rate."""
     base, epochs = profile.learning_rate, profile.tuning_epochs
-    fast = {k: Optimizer(learning_rate=k * base) for k in (3, 10, 30)}
+    rates = {k: Optimizer(learning_rate=k * base) for k in (3, 10, 30)}
+    fast = {k: _tuning(profile, optimizer=rate) for k, rate in rates.items()}
     half = _pretraining(profile)
     first = max(1, epochs // 2)
     there_and_back = (
-        _tuning(profile, epochs=first, optimizer=fast[10]),
+        _tuning(profile, epochs=first, optimizer=rates[10]),
         _tuning(profile, epochs=max(1, epochs - first)),
     )
     conditions = {
         FRESH: (_tuning(profile),),
         WARM: (half, _tuning(profile)),
-        **{f"warm start, {k}x": (half, _tuning(profile, optimizer=fast[k])) for k in fast},
+        **{f"warm start, {k}x": (half, stage) for k, stage in fast.items()},
         "warm start, 10x then 1x": (half, *there_and_back),
-        "fresh, 10x": (_tuning(profile, optimizer=fast[10]),),
+        "fresh, 10x": (fast[10],),
         "fresh, 10x then 1x": there_and_back,
     }
     return [
@@ -224,9 +223,8 @@ def noise_epochs(profile: Profile) -> list[int]:
     return [n for n in (1, 2, 3, 5, 10) if n < profile.tuning_epochs]
 
 
-@cache
 def probes(profile: Profile) -> list[Case]:
-    """Gradient noise along the first epochs of tuning, and sharpness at the end."""
+    """Gradient noise in the first epochs of tuning, sharpness at its end."""
     conditions = {FRESH: (), WARM: (_pretraining(profile),)}
     measured = dict.fromkeys(noise_epochs(profile), ("gradient_noise",))
     measured[profile.tuning_epochs] = ("gradient_noise", "sharpness")
@@ -234,20 +232,19 @@ def probes(profile: Profile) -> list[Case]:
         Case(
             condition,
             seed,
-            _run(profile, seed, *before, _tuning(profile, epochs=epochs), probes=names),
-            {"tuning_epochs": epochs},
+            _run(profile, seed, *before, _tuning(profile, epochs=n), probes=names),
+            {"tuning_epochs": n},
         )
         for seed in range(profile.study_seeds)
         for condition, before in conditions.items()
-        for epochs, names in measured.items()
+        for n, names in measured.items()
     ]
 
 
-@cache
 def beyond(profile: Profile) -> list[Case]:
     """Remedies that the paper does not try, beside its own."""
-    half = _pretraining(profile)
-    falling = Optimizer(learning_rate=10 * profile.learning_rate, schedule="cosine")
+    half, rate = _pretraining(profile), 10 * profile.learning_rate
+    falling = Optimizer(learning_rate=rate, schedule="cosine")
     conditions = {
         FRESH: (_tuning(profile),),
         WARM: (half, _tuning(profile)),
@@ -256,10 +253,7 @@ def beyond(profile: Profile) -> list[Case]:
         "fresh, falling rate": (_tuning(profile, optimizer=falling),),
         "reset 6": (half, _tuning(profile, reset=(6,))),
         "reset 3 4 5 6": (half, _tuning(profile, reset=(3, 4, 5, 6))),
-        "warm start, 10x": (
-            half,
-            _tuning(profile, optimizer=Optimizer(learning_rate=10 * profile.learning_rate)),
-        ),
+        "warm start, 10x": (half, _tuning(profile, optimizer=Optimizer(learning_rate=rate))),
     }
     return [
         Case(condition, seed, _run(profile, seed, *stages))
