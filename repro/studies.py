@@ -74,7 +74,7 @@ def warm_start(profile: Profile) -> list[Case]:
 
 
 def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
-    """The four optimisers, their rates tied to that of Adam, the only one the paper gives."""
+    """Four optimisers, rates tied to that of Adam, all that the paper gives."""
     rate = profile.learning_rate
     return {
         "Adam": Optimizer("adam", rate),
@@ -153,7 +153,8 @@ def stages(profile: Profile) -> list[Case]:
 
 def capacity(profile: Profile) -> list[Case]:
     """Fresh and warm networks of several widths and depths (appendix A.4)."""
-    widths = sorted({max(1, profile.width // 2), profile.width, 2 * profile.width})
+    base = profile.width
+    widths = sorted({max(1, base // 2), base, 2 * base})
     depths = (1, 2, 3) if profile.full_grids else (1, 2)
     seeds, cases = range(profile.study_seeds), []
     half, tuning = _pretraining(profile), _tuning(profile)
