@@ -163,12 +163,13 @@ def section(path: Path) -> str:
     """What was measured on a device, in Markdown: two tables, each narrow enough for a page."""
     found = json.loads(path.read_text())
     rows = pd.DataFrame(found["rows"])
+    rows["shape"] = rows["shape"].str.replace(" ", "\N{NO-BREAK SPACE}")
     tables = [_table(rows.drop(columns=list(COSTS))), _table(rows[["shape", "population", *COSTS]])]
     day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
     return (
         f"## {found['device']}, {found['cores']} cores\n\n"
-        f"{day}, commit {commit_}, torch {torch_}. Sweeps: {found['slots']} processes of {found['threads']} "
-        f"threads, {found['precision']}; plain loop: {found['plain_threads']} threads, float32.\n\n"
+        f"{day}, commit {commit_}, torch {torch_}. Sweeps, processes by threads: {found['slots']} x "
+        f"{found['threads']}, {found['precision']}; plain loop: 1 x {found['plain_threads']}, float32.\n\n"
         f"{tables[0]}\n\n{tables[1]}\n"
     )
 
