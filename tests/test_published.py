@@ -30,7 +30,10 @@ from repro.records import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 MOSAICS = ROOT.parent / "shared" / "data"
-FOLDERS = [p for p in sorted((ROOT / "results").glob("*")) if p.is_dir() and any(p.glob("*.json"))]
+COMMITTED = subprocess.run(
+    ["git", "ls-files", "results/*/*.json"], cwd=ROOT, capture_output=True, text=True, check=False
+).stdout  # not what a sweep has recorded here
+FOLDERS = sorted({ROOT / Path(name).parent for name in COMMITTED.split()})
 
 
 @pytest.fixture
