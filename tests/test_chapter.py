@@ -4,6 +4,7 @@ import html
 import math
 import re
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from repro import chapter, profiles, sweep
 from repro.claims import Verdict
+from repro.plots import message
 from repro.scorecard import CLAIMS
 from repro.stats import mean_estimate
 from repro.studies import FRESH, STUDIES, WARM, reset_condition
@@ -173,3 +175,34 @@ def test_accuracies_that_are_not_recorded_are_said_to_be(unrecorded):
     assert set(said.values()) == {"(not recorded)"}
     table = pd.DataFrame({"condition": [FRESH], "test_accuracy": [0.5], "train_accuracy": [math.nan]})
     assert chapter.means(table)["fresh_test"] == "50.0"
+
+
+@pytest.fixture
+def shell(monkeypatch, tmp_path):
+    """What of a kernel turns values into data for a page."""
+    pytest.importorskip("myst_nb", reason='needs pip install "repro[book]"')
+    from IPython.core.interactiveshell import InteractiveShell
+
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setitem(mpl.rcParams, "svg.hashsalt", "repro")  # to have it put back
+    yield InteractiveShell.instance()
+    InteractiveShell.clear_instance()
+
+
+@pytest.mark.parametrize(
+    ("address", "first"), [("", {"svg+xml"}), ("https://example.org", {"svg+xml", "png"})]
+)
+def test_a_figure_is_its_whole_page_and_the_first_a_picture_too_where_links_can_show_it(
+    address, first, shell, monkeypatch
+):
+    def glue(name, value, display):
+        made.append(shell.display_formatter.format(value)[0])
+
+    made = []
+    monkeypatch.setenv("BOOK_URL", address)
+    monkeypatch.setattr("myst_nb.glue", glue)
+    chapter.prepare()
+    chapter.show(one=message("one"), two=message("two"))
+    kinds = [{kind.removeprefix("image/") for kind in data if kind.startswith("image/")} for data in made]
+    assert kinds == [first, {"svg+xml"}]
+    assert 'width="518.4pt"' in made[1]["image/svg+xml"]  # 7.2 inches
