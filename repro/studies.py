@@ -187,8 +187,8 @@ def reset(profile: Profile) -> list[Case]:
         cases.append(Case(FRESH, seed, _run(profile, seed, _tuning(profile))))
         for modules in subsets_to_reset(profile):
             stages = _pretraining(profile), _tuning(profile, reset=modules)
-            factors = {"modules": "".join(map(str, modules))}
             run = _run(profile, seed, *stages)
+            factors = {"modules": "".join(map(str, modules))}
             cases.append(Case(reset_condition(modules), seed, run, factors))
     return cases
 
