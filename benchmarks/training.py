@@ -183,8 +183,6 @@ def _table(rows: pd.DataFrame) -> str:
 def main() -> None:
     made = calibration.engine()
     name = worker.device_name(torch.device(made.device))
-    if made.device == "cpu":  # one name stands for several processors
-        name += f" ({torch.backends.cpu.get_cpu_capability()})"
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for shape in SHAPES for row in measured(shape, folder, made)]
     found = {

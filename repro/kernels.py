@@ -3,7 +3,7 @@
 Images lie in tiles of 16 (`repro.tiles`), so a vector holds the same number of
 each of several images, and no lane is idle however few channels there are. A
 kernel knows nothing of shapes: which pixels meet in which weight it reads from a
-table. Products are summed in one order on every processor.
+table. Products are summed in one order on every processor, but over lanes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 
 Compiled = Callable[..., None]  # of tensors, whose memory it takes, and of whole numbers
 
-LANES = 8  # of a vector
+LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # of a vector
 INT, FLOAT = ir.IntType(64), ir.FloatType()
 VECTOR = ir.VectorType(FLOAT, LANES)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)

@@ -22,7 +22,7 @@ import torch
 from repro import data, files, layouts, leases, probes, records, tiles
 from repro.config import InputError, Run, check_engine
 from repro.costs import training_bytes
-from repro.models import CPU_HAS_BF16, ResNet
+from repro.models import ResNet
 from repro.plans import Batch, Trajectory, left
 from repro.populations import Member, resident
 from repro.records import Store
@@ -42,10 +42,9 @@ def choose_device(name: str) -> tuple[str, int]:
 
 
 def choose_precision(device: str, name: str) -> str:
-    """The precision asked for; for `auto` bf16 where the device multiplies it in hardware, else float32."""
+    """The precision asked for; for `auto` bf16 on a GPU and float32 on a CPU, where `tiles` make up for it."""
     check_engine("auto", name)
-    native = device == "cuda" or CPU_HAS_BF16
-    return name if name != "auto" else "bf16" if native else "float32"
+    return name if name != "auto" else "bf16" if device == "cuda" else "float32"
 
 
 def serve(descriptor: int) -> None:
@@ -322,10 +321,13 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's name as its maker writes it."""
+    """The processor's name as its maker writes it; of a CPU also what vectors PyTorch finds, as one name
+    stands for several.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"

@@ -203,6 +203,38 @@ def test_without_llvmlite_networks_train_without_tiles():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+FEWER_LANES = """
+import sys
+import torch
+from llvmlite import binding
+
+features = binding.get_host_cpu_features()
+features.update({name: False for name in features if name.startswith("avx512")})
+binding.get_host_cpu_features = lambda: features
+from repro import loops, tiles
+
+assert loops.LANES == 8
+x, weight = (tensor.requires_grad_() for tensor in torch.load(sys.argv[1]))
+y = tiles.convolve(x, weight, 1)
+y.square().sum().backward()
+torch.save([y.detach(), x.grad, weight.grad], sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("inputs", "side"), [(3, 10), (8, 8)])  # directly, and by Winograd's method
+def test_vectors_of_eight_and_of_sixteen_lanes_sum_in_the_same_order_but_for_weights(tmp_path, inputs, side):
+    x, weight = drawn(1, 2, side, side, inputs, 16).float(), drawn(9, inputs, 3, 3).float()
+    torch.save([x, weight], tmp_path / "tensors")
+    subprocess.run([sys.executable, "-c", FEWER_LANES, str(tmp_path / "tensors")], check=True)
+    x.requires_grad_(), weight.requires_grad_()
+    y = tiles.convolve(x, weight, 1)
+    y.square().sum().backward()
+    with_eight = torch.load(tmp_path / "tensors")
+    assert torch.equal(with_eight[0], y)
+    assert torch.equal(with_eight[1], x.grad)
+    close(with_eight[2], weight.grad.double())
+
+
 def test_a_norm_is_no_other_module_to_pytorch():
     assert isinstance(models.Norm(3), nn.BatchNorm2d)
     assert set(models.Norm(3).state_dict()) == {"weight", "bias", "running_mean", "running_var"}
