@@ -42,7 +42,7 @@ def choose_device(name: str) -> tuple[str, int]:
 
 
 def choose_precision(device: str, name: str) -> str:
-    """The precision asked for; for `auto` bf16 on a GPU and float32 on a CPU, where `tiles` make up for it."""
+    """The precision asked for; for `auto` bf16 on a GPU, and float32 on a CPU (`repro.tiles`)."""
     check_engine("auto", name)
     return name if name != "auto" else "bf16" if device == "cuda" else "float32"
 
