@@ -24,10 +24,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from repro.children import Child, Job
 from repro.config import InputError
 from repro.plans import left
 from repro.records import ROOT, Store, results_folder
-from repro.workers import BEAT, Child, Job, Outcome, Sweep
+from repro.workers import BEAT, Outcome, Sweep
 
 if TYPE_CHECKING:
     from distributed import Client

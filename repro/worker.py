@@ -20,6 +20,7 @@ import numpy
 import torch
 
 from repro import data, files, layouts, leases, probes, records, tiles
+from repro.children import Job
 from repro.config import InputError, Run, check_engine
 from repro.costs import training_bytes
 from repro.models import ResNet
@@ -29,7 +30,6 @@ from repro.records import Store
 from repro.snapshots import Snapshot
 from repro.subsets import steps_per_epoch
 from repro.training import Stopped, train_population
-from repro.workers import Job
 
 
 def choose_device(name: str) -> tuple[str, int]:
