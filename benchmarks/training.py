@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import store
 from repro import calibration, data, profiles, studies, worker
 from repro.calibration import Engine, Slots, turn
 from repro.config import MODULES, Dataset, Run
@@ -36,7 +37,13 @@ FOLDER = Path(__file__).parent / "results"
 TABLES = Path(__file__).parent.parent / "book" / "speed.inc"  # shown by the page on speed
 TURNS = 3
 EPOCHS = 20  # of a run
-COSTS = ("of matrix rate, %", "memory of a slot, GiB", "start-up, s")  # columns of a table of their own
+COSTS = (  # columns of a table of their own
+    "plain, tests/s",
+    "repro, tests/s",
+    "of matrix rate, %",
+    "memory of a slot, GiB",
+    "start-up, s",
+)
 SIZES = (1, 4, 16)  # of populations
 SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size, batches of 128
     "quick": {},
@@ -141,7 +148,7 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
         base, base_test, best, best_test = map(max, zip(*turns, strict=True))
         base_runs, best_runs = runs_per_hour(whole, base, base_test), runs_per_hour(whole, best, best_test)
         share = round(100 * best * per_image / peak_rate, 1)
-        costs = (share, round(speed.memory, 2), round(slots.start_up, 1))
+        costs = (round(base_test), round(best_test), share, round(speed.memory, 2), round(slots.start_up, 1))
         rows.append(
             {
                 "shape": shape,
@@ -160,17 +167,23 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
 
 
 def section(path: Path) -> str:
-    """What was measured on a device, in Markdown: two tables, each narrow enough for a page."""
+    """What was measured on a device, in Markdown: tables, each narrow enough for a page.
+
+    Files of before have no tests a second and no costs of a store.
+    """
     found = json.loads(path.read_text())
     rows = pd.DataFrame(found["rows"])
     rows["shape"] = rows["shape"].str.replace(" ", "\N{NO-BREAK SPACE}")
-    tables = [_table(rows.drop(columns=list(COSTS))), _table(rows[["shape", "population", *COSTS]])]
+    costs = [name for name in COSTS if name in rows]
+    tables = [_table(rows.drop(columns=costs)), _table(rows[["shape", "population", *costs]])]
+    tables += [_table(pd.DataFrame([found["store"]]))] if "store" in found else []
     day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
     return (
         f"## {found['device']}, {found['cores']} cores\n\n"
         f"{day}, commit {commit_}, torch {torch_}. Sweeps, processes by threads: {found['slots']} x "
         f"{found['threads']}, {found['precision']}; plain loop: 1 x {found['plain_threads']}, float32.\n\n"
-        f"{tables[0]}\n\n{tables[1]}\n"
+        + "\n\n".join(tables)
+        + "\n"
     )
 
 
@@ -194,6 +207,7 @@ def main() -> None:
         "commit": commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": rows,
+        "store": store.costs(),
     }
     FOLDER.mkdir(exist_ok=True)
     stem = re.sub(r"[^a-z0-9]+", "-", f"{name} {made.slots}".lower()).strip("-")
@@ -201,6 +215,7 @@ def main() -> None:
     TABLES.write_text("\n".join(map(section, sorted(FOLDER.glob("*.json")))))
     print(f"{name}, {made.slots} processes of {made.threads} threads, {made.precision}")
     print(pd.DataFrame(rows).to_string(index=False))
+    print(found["store"])
 
 
 if __name__ == "__main__":
