@@ -62,8 +62,7 @@ def meet(f: Kernel, sums: list, ys: list[Place], xs: list[Place]) -> None:
 def add_totals(f: Kernel, sums: list, w: ir.Value, rows: list[Int]) -> None:
     """w[rows[o] + c] += the lanes of sums[o][c]."""
     for row, places in zip(rows, sums, strict=True):
-        for c, place in enumerate(places):
-            f.add_total(place, w, row + c)
+        f.add_totals(places, w, row)
 
 
 @cache
@@ -118,10 +117,12 @@ def _every_vector(f: Kernel) -> Iterator[tuple[Int, Int]]:
         yield ((m * f.P + p) * f.C + c) * TILE, m * f.C + c
 
 
-def _slope(f: Kernel, at: Int, relu: bool) -> ir.Value:
-    """dy there, or 0 where `relu` made y zero."""
+def _slope(f: Kernel, at: Int, x: ir.Value, a: ir.Value, b: ir.Value, relu: bool, residual: bool) -> ir.Value:
+    """dy there, or 0 where `relu` made y zero: y is read if it has a residual, else computed anew from x."""
     dy = f.vector(f.dy, at)
-    return f.positive(f.vector(f.y, at), dy) if relu else dy
+    if not relu:
+        return dy
+    return f.positive(f.vector(f.y, at) if residual else f.product(x, a, b), dy)
 
 
 def _accumulate(f: Kernel, g: ir.Value, v: ir.Value, channel: Int, part: int) -> None:
@@ -158,30 +159,31 @@ def affine(relu: bool, residual: bool) -> Compiled:
 
 
 @cache
-def slopes(relu: bool) -> Compiled:
+def slopes(relu: bool, residual: bool) -> Compiled:
     """In each lane, s[0, m, c] += sum over pixels of g, and s[1, m, c] that of g * (x[m, p, c] - k[m, c]).
 
-    The slope g is that of `_slope`.
+    The slope g is that of `_slope`; a and b are those of `affine`.
     """
-    f = Kernel("s dy y x k", "M P C")
+    f = Kernel("s dy y x k a b", "M P C")
     with _every_vector(f) as (at, channel):
-        k = f.everywhere(f.k, channel)
+        k, a, b = (f.everywhere(array, channel) for array in (f.k, f.a, f.b))
         for part in PARTS:
-            g = _slope(f, at + part, relu)
-            _accumulate(f, g, f.builder.fsub(f.vector(f.x, at + part), k), channel, part)
+            x = f.vector(f.x, at + part)
+            g = _slope(f, at + part, x, a, b, relu, residual)
+            _accumulate(f, g, f.builder.fsub(x, k), channel, part)
     return f.compiled()
 
 
 @cache
 def affine_slopes(relu: bool, residual: bool) -> Compiled:
-    """dx[m, p, c] = a[m, c] g + b[m, c] (x[m, p, c] - k[m, c]) + d[m, c] and dr = g, as in `slopes`."""
-    f = Kernel("dx dr dy y x k a b d", "M P C")
+    """dx[m, p, c] = a[m, c] g + c[m, c] (x[m, p, c] - k[m, c]) + d[m, c] and dr = g, as in `slopes`."""
+    f = Kernel("dx dr dy y x k a b c d", "M P C")
     with _every_vector(f) as (at, channel):
-        k, a, b, d = (f.everywhere(array, channel) for array in (f.k, f.a, f.b, f.d))
+        k, a, b, c, d = (f.everywhere(array, channel) for array in (f.k, f.a, f.b, f.c, f.d))
         for part in PARTS:
-            g = _slope(f, at + part, relu)
-            v = f.builder.fsub(f.vector(f.x, at + part), k)
-            f.put(f.product(g, a, f.product(v, b, d)), f.dx, at + part)
+            x = f.vector(f.x, at + part)
+            g = _slope(f, at + part, x, a, b, relu, residual)
+            f.put(f.product(g, a, f.product(f.builder.fsub(x, k), c, d)), f.dx, at + part)
             if residual:
                 f.put(g, f.dr, at + part)
     return f.compiled()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -64,8 +64,6 @@ class Kernel:
             assert not hasattr(self, name), f"an argument called {name} would hide a method"
             setattr(self, name, argument if argument.type != INT else Int(self.builder, argument))
         self.fma = ir.Function(self.module, ir.FunctionType(VECTOR, [VECTOR] * 3), f"llvm.fma.v{LANES}f32")
-        total = ir.FunctionType(FLOAT, [FLOAT, VECTOR])
-        self.total = ir.Function(self.module, total, f"llvm.vector.reduce.fadd.v{LANES}f32")
 
     def variable(self, kind: ir.Type) -> ir.Value:
         with self.builder.goto_entry_block():
@@ -99,8 +97,7 @@ class Kernel:
         """One number in all lanes."""
         one = self.builder.load(self.address(array, index), typ=FLOAT)
         first = self.builder.insert_element(ir.Constant(VECTOR, ir.Undefined), one, ir.Constant(INT, 0))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-        return self.builder.shuffle_vector(first, ir.Constant(VECTOR, ir.Undefined), lanes)
+        return self._lanes(first, None, [0] * LANES)
 
     def least(self, a: Int, b: Int) -> Int:
         return Int(self.builder, self.builder.select(a < b, a.value, b.value))
@@ -149,13 +146,30 @@ class Kernel:
         """`value` where x is above zero or no number, 0 elsewhere."""
         return self.builder.select(self.builder.fcmp_ordered("<=", x, ZERO), ZERO, value)
 
-    def add_total(self, place: ir.Value, array: ir.Value, index: Int) -> None:
-        """The sum of a vector's lanes, to a number in memory."""
-        vector, at = self.value(place), self.address(array, index)
-        total = self.builder.call(
-            self.total, [self.builder.load(at, typ=FLOAT), vector], fastmath=("reassoc",)
+    def add_totals(self, places: list[ir.Value], array: ir.Value, index: Int) -> None:
+        """The sum of each vector's lanes, to as many numbers in memory."""
+        vectors, lanes = [self.value(place) for place in places], LANES
+        vectors += [ZERO] * (2 ** (len(places) - 1).bit_length() - len(places))
+        while lanes > 1:  # as many of each vector are left; halves of them are added, of two vectors at once
+            pairs = zip(vectors[::2], vectors[1::2], strict=True) if vectors[1:] else [(vectors[0], None)]
+            vectors, lanes = [self._halved(*pair, lanes) for pair in pairs], lanes // 2
+        found = self._lanes(vectors[0], None, range(len(places)))
+        at = self.address(array, index)
+        before = self.builder.load(at, typ=found.type, align=4)
+        self.builder.store(self.builder.fadd(before, found), at, align=4)
+
+    def _halved(self, a: ir.Value, b: ir.Value | None, lanes: int) -> ir.Value:
+        """The first half of every so many lanes plus the second, of a and then of b."""
+        every = range(a.type.count * (1 if b is None else 2))
+        first = [i for i in every if i % lanes < lanes // 2]
+        return self.builder.fadd(self._lanes(a, b, first), self._lanes(a, b, [i + lanes // 2 for i in first]))
+
+    def _lanes(self, a: ir.Value, b: ir.Value | None, which: Sequence[int]) -> ir.Value:
+        """Some of the lanes of a and b, counted through both."""
+        b = ir.Constant(a.type, ir.Undefined) if b is None else b
+        return self.builder.shuffle_vector(
+            a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(which)), list(which))
         )
-        self.builder.store(total, at)
 
     def compiled(self) -> Compiled:
         self.builder.ret_void()

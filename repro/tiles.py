@@ -169,26 +169,27 @@ class _Normalised(torch.autograd.Function):
             norm.running_var.lerp_(var * (n / (n - 1)), norm.momentum)
         scale = (var + norm.eps).rsqrt()
         a = scale * weight
+        b = bias - mean * a
         ctx.adds = residual is not None
         other = residual.contiguous() if ctx.adds else x
-        kernels.affine(relu, ctx.adds)(y, x, other, a, bias - mean * a, *counts)
-        ctx.save_for_backward(x, y, mean, scale, a)
+        kernels.affine(relu, ctx.adds)(y, x, other, a, b, *counts)
+        ctx.save_for_backward(x, y if ctx.adds else x, mean, scale, a, b)
         ctx.counts, ctx.relu = counts, relu
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, mean, scale, a = ctx.saved_tensors
+        x, y, mean, scale, a, b = ctx.saved_tensors
         dy, sums = dy.contiguous(), x.new_zeros(2, len(mean), kernels.TILE)
-        kernels.slopes(ctx.relu)(sums, dy, y, x, mean, *ctx.counts)
+        kernels.slopes(ctx.relu, ctx.adds)(sums, dy, y, x, mean, a, b, *ctx.counts)
         d_bias, d_weight = sums.sum(2)
         d_weight *= scale
         dx, dr = torch.empty_like(x), torch.empty_like(x) if ctx.adds else None
         n = ctx.counts[1] * kernels.TILE
-        b, d = -a * scale * d_weight / n, -a * d_bias / n
+        c, d = -a * scale * d_weight / n, -a * d_bias / n
         other = dr if ctx.adds else dx
-        kernels.affine_slopes(ctx.relu, ctx.adds)(dx, other, dy, y, x, mean, a, b, d, *ctx.counts)
+        kernels.affine_slopes(ctx.relu, ctx.adds)(dx, other, dy, y, x, mean, a, b, c, d, *ctx.counts)
         return dx, dr, d_weight, d_bias, None, None
 
 

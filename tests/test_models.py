@@ -48,11 +48,11 @@ def plain_logits(state, x, depth, training):
 # Arithmetic
 
 
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1)])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
 def test_a_processor_without_bf16_rounds_as_one_with_it(monkeypatch, size, stride):
     """To one unit of bf16's last place of exact convolutions of rounded numbers, forward and backward."""
     monkeypatch.setattr(models, "CPU_HAS_BF16", False)
-    layer = models._convolution(6, 5, 2, size, stride)
+    layer = models.Projection(6, 5, stride, 2) if size == 1 else models._convolution(6, 5, 2, stride)
     x = images(2, 6, 8, dtype=torch.float32).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
