@@ -82,7 +82,7 @@ def _finite(value):
 
 
 def p_values(claim: Claim, values: np.ndarray) -> tuple[float, float]:
-    """Chance of such values were the claim's reverse true, and were the claim itself true.
+    """Chance of such values were the claim's reverse true, and were the claim true.
 
     One-sided t tests over seeds, in [seeds, conditions]; two of them, the larger
     counting, where the claim is that there is no difference. Over conditions the
@@ -93,7 +93,8 @@ def p_values(claim: Claim, values: np.ndarray) -> tuple[float, float]:
         x = -x if claim.direction == MORE else x
         if claim.direction == SAME:
             inside = max(p_below(x, claim.margin), p_below(-x, claim.margin))
-            found.append((inside, 2 * min(p_below(x, -claim.margin), p_below(-x, -claim.margin))))
+            outside = min(p_below(x, -claim.margin), p_below(-x, -claim.margin))
+            found.append((inside, 2 * outside))
         else:
             found.append((p_below(x, 0.0), p_below(-x, 0.0)))
     supporting, opposing = zip(*found, strict=True)

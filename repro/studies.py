@@ -99,7 +99,8 @@ def optimizers(profile: Profile) -> list[Case]:
 def pretraining_lengths(profile: Profile) -> list[int]:
     """Epochs of pretraining to compare, the profile's own last."""
     grid = (1, 2, 5, 10, 20, 50, 100, 200) if profile.full_grids else (1, 5, 10)
-    return [n for n in grid if n < profile.pretraining_epochs] + [profile.pretraining_epochs]
+    longest = profile.pretraining_epochs
+    return [*(n for n in grid if n < longest), longest]
 
 
 def pretraining_length(profile: Profile) -> list[Case]:
@@ -128,13 +129,14 @@ def smooth_transition(profile: Profile) -> list[Case]:
 
 
 def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
-    """The stages in which the training set arrives in `parts` portions (paper, appendix A.3).
+    """Stages that bring the training set in `parts` portions (paper, appendix A.3).
 
     All but the last end once every training example is fitted, or at as many
     epochs as the profile pretrains for.
     """
+    most = profile.pretraining_epochs
     portions = (Subset(part, parts, ratio) for part in range(1, parts))
-    before = (profile.stage(profile.pretraining_epochs, portion, until=1.0) for portion in portions)
+    before = (profile.stage(most, portion, until=1.0) for portion in portions)
     return (*before, _tuning(profile))
 
 
@@ -245,6 +247,7 @@ def probes(profile: Profile) -> list[Case]:
 def beyond(profile: Profile) -> list[Case]:
     """Remedies that the paper does not try, beside its own."""
     half, rate = _pretraining(profile), 10 * profile.learning_rate
+    larger = Optimizer(learning_rate=rate)
     falling = Optimizer(learning_rate=rate, schedule="cosine")
     conditions = {
         FRESH: (_tuning(profile),),
@@ -254,7 +257,7 @@ def beyond(profile: Profile) -> list[Case]:
         "fresh, falling rate": (_tuning(profile, optimizer=falling),),
         "reset 6": (half, _tuning(profile, reset=(6,))),
         "reset 3 4 5 6": (half, _tuning(profile, reset=(3, 4, 5, 6))),
-        "warm start, 10x": (half, _tuning(profile, optimizer=Optimizer(learning_rate=rate))),
+        "warm start, 10x": (half, _tuning(profile, optimizer=larger)),
     }
     return [
         Case(condition, seed, _run(profile, seed, *stages))

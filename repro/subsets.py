@@ -16,7 +16,7 @@ def _random(seed: int, *stream: int) -> np.random.Generator:
 
 
 def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
-    """Sorted indices, int64, of the training images with labels `y` in a subset (paper, appendix A.3).
+    """Sorted indices, int64, of images labelled `y` in a subset (paper, appendix A.3).
 
     D_i = D_(i-1) + D_(u,i) + {(x, c) in D_c : c in C_i}. One seed gives nested
     subsets: those of a later part hold those of an earlier one.
@@ -34,7 +34,7 @@ def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
 
 
 def p_full(n: float, total: float, gamma: float) -> float:
-    """Probability of drawing from the whole training set at step n of `total` (paper, Figure 3)."""
+    """Chance of drawing from all images at step n of `total` (paper, Figure 3)."""
     return 1 - gamma ** (50 * n / total)
 
 
