@@ -150,7 +150,7 @@ class Kernel:
         """The sum of each vector's lanes, to as many numbers in memory."""
         vectors, lanes = [self.value(place) for place in places], LANES
         vectors += [ZERO] * (2 ** (len(places) - 1).bit_length() - len(places))
-        while lanes > 1:  # as many of each vector are left; halves of them are added, of two vectors at once
+        while lanes > 1:  # of each sum are left; their halves are added, of two vectors at once
             pairs = zip(vectors[::2], vectors[1::2], strict=True) if vectors[1:] else [(vectors[0], None)]
             vectors, lanes = [self._halved(*pair, lanes) for pair in pairs], lanes // 2
         found = self._lanes(vectors[0], None, range(len(places)))
