@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -57,8 +58,7 @@ def costs(records: int = 10_000) -> dict[str, float]:
     runs = [case.run for study in studies.studies() for case in study.cases(chosen)]
     runs += [case.run for case in studies.warm_start(profiles.profile(PROFILE, seeds=records))]
     runs = list(dict.fromkeys(runs))[:records]
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["REPRO_RESULTS"] = folder
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, REPRO_RESULTS=folder):
         store = Store.of(PROFILE)
         start = time.perf_counter()
         for run in runs:

@@ -177,13 +177,13 @@ def section(path: Path) -> str:
     costs = [name for name in COSTS if name in rows]
     tables = [_table(rows.drop(columns=costs)), _table(rows[["shape", "population", *costs]])]
     tables += [_table(pd.DataFrame([found["store"]]))] if "store" in found else []
+    text = "\n\n".join(tables)
     day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
     return (
         f"## {found['device']}, {found['cores']} cores\n\n"
         f"{day}, commit {commit_}, torch {torch_}. Sweeps, processes by threads: {found['slots']} x "
         f"{found['threads']}, {found['precision']}; plain loop: 1 x {found['plain_threads']}, float32.\n\n"
-        + "\n\n".join(tables)
-        + "\n"
+        f"{text}\n"
     )
 
 
