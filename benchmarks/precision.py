@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from repro import plans, profiles, records, studies, worker, workers
-from repro.claims import SAME, Claim, p_values
+from repro.claims import SAME, Claim, Sample, p_values
 from repro.records import Store
 from repro.stats import mean_estimate
 
@@ -42,7 +42,9 @@ def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else 256
     low, full = (accuracies(precision, seeds) for precision in ("bf16", "float32"))
     claim = Claim("bf16", "", "", "", effect=lambda results: None, direction=SAME, margin=MARGIN)
-    p, _ = p_values(claim, (low - full)[:, None])
+    difference = low - full
+    error = difference.std(ddof=1) / len(difference) ** 0.5
+    p, _ = p_values(claim, Sample(*np.array([[difference.mean()], [error], [seeds - 1]]), seeds))
     found = mean_estimate(low - full, level=0.90)  # the interval that lies within the margin where p < 0.05
     said = {
         "device": worker.device_name(torch.device("cpu")),

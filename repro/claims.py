@@ -2,19 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
-from repro.stats import Estimate, mean_estimate, p_below
+from repro import data
+from repro.stats import Estimate, holm, largest_spread, p_below, two_way_residuals
 from repro.sweep import Results
 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
+FITTED = 0.99  # mean train accuracy from which an arm counts as trained to the end, as the paper's are
 FEWEST_SEEDS = 3
-SMALLEST_P = 0.0001  # that is told from nought
+UNLIKE = 2.0  # times the spread of the others that an arm may have for all to be pooled
+SMALLEST_P = 0.0001  # smaller p values print as < 0.0001
 LESS, MORE, SAME = "less", "more", "same"
+DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts from all planned seeds
+
+
+class NotFitted(Exception):
+    """An arm does not fit its training data, so that the paper's claim is not about it."""
+
+
+class Arms:
+    """Test accuracies of the arms of a study, in percent."""
+
+    def __init__(self, results: Results) -> None:
+        factors = [name for name in results.factors if name != "held_out"]
+        table = results.table.assign(accuracy=100 * results.table.test_accuracy)
+        table["arm"] = table.groupby(["condition", *factors], dropna=False).ngroup()
+        held_out = table.held_out.astype(bool) if "held_out" in results.factors else table.seed < 0
+        self.table, self.held_out = table[~held_out], table[held_out]
+        self.planned = [case.factors for case in results.study.cases(results.profile)]  # recorded or not
+
+    def only(self, arm: int) -> Arms:
+        """The same arms, had one of them an accuracy of 1 and the others of 0."""
+        changed = copy.copy(self)
+        changed.table = self.table.assign(accuracy=(self.table.arm == arm).astype(float))
+        return changed
+
+    def __call__(self, condition: str, **factors: object) -> pd.Series:
+        """Accuracy of one arm by seed; raises `KeyError` where none is recorded, or `NotFitted`."""
+        chosen = self.table[self.table.condition == condition]
+        for name, value in factors.items():
+            chosen = chosen[chosen[name] == value]
+        if chosen.empty:
+            raise KeyError(condition)
+        if chosen.train_accuracy.mean() < FITTED:
+            words = ", ".join([condition, *(f"{name} {value}" for name, value in factors.items())])
+            raise NotFitted(
+                f"{words}: {100 * chosen.train_accuracy.mean():.1f} % of the training images fitted"
+            )
+        return chosen.set_index("seed").accuracy
+
+    def best_rate(self, condition: str) -> object:
+        """The rate at which these networks are best on held-out training images, of those that fit theirs."""
+        tried = self.held_out[self.held_out.condition == condition]
+        means = tried.groupby("rate")[["test_accuracy", "train_accuracy"]].mean()
+        means = means[means.train_accuracy >= FITTED]
+        if means.empty:
+            raise NotFitted(f"{condition} at any rate") if len(tried) else KeyError(condition)
+        return means.test_accuracy.idxmax()
+
+    def matrix(self, seeds: pd.Index) -> pd.DataFrame:
+        """Accuracies [seed, arm] of all arms that are fitted and recorded at each of these seeds."""
+        fitted = self.table.groupby("arm").train_accuracy.transform("mean") >= FITTED
+        return (
+            self.table[fitted]
+            .pivot_table(index="seed", columns="arm", values="accuracy")
+            .loc[seeds]
+            .dropna(axis=1)
+        )
+
+
+Contrast = Callable[[Arms], pd.Series | Mapping[object, pd.Series]]
 
 
 @dataclass(frozen=True)
@@ -23,33 +87,53 @@ class Claim:
 
     The claim says that this number is `less` or `more` than zero in expectation,
     or the `same` as zero up to `margin`. Where the paper says it of several
-    conditions, there is a column for each, and it has to hold in all of them.
+    conditions, there is a column for each, and it has to hold in all of them. The
+    number is a weighted sum of the accuracies of `Arms`, or any other `effect`.
     """
 
     id: str
     words: str
     figure: str
     study: str
-    effect: Callable[[Results], pd.Series | pd.DataFrame]  # one row per seed
+    contrast: Contrast | None = None
     direction: str = LESS
     margin: float = 0.0
     unit: str = "points"
-    whole_seeds: bool = False  # of a study's every condition: only seeds count of which all runs are recorded
+    effect: Callable[[Results], pd.Series | pd.DataFrame] | None = None
+    exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this rule was made
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The number, or numbers, of a claim: means over seeds with their standard errors, [conditions]."""
+
+    means: np.ndarray
+    errors: np.ndarray
+    freedom: np.ndarray  # degrees of freedom of each error
+    seeds: int
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of a claim."""
+    """What the records of one profile say of a claim.
+
+    `verdict` is reproduced, contradicted or inconclusive; exploratory where the
+    rule was made after the records; incomplete before all planned seeds are
+    there; not tested where a network does not fit its training data; not run.
+    """
 
     claim: Claim
-    verdict: str  # reproduced, contradicted, inconclusive or not run
+    verdict: str
     effect: Estimate
-    p: float  # of the test that gave the verdict, adjusted for all claims tested; NaN where there is none
+    p: float  # of the test that gave the verdict, adjusted for all claims; NaN where there is none
+    profile: str = ""
+    planned: int = 0  # seeds
+    reason: str = ""  # why a claim is not tested
 
     def __str__(self) -> str:
         """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
         if not self.effect.n:
-            return self.verdict
+            return self.verdict + (f" ({self.reason})" if self.reason else "")
         p = self.p_text
         if p:
             p = f", p {p}" if p[0] == "<" else f", p = {p}"
@@ -68,10 +152,12 @@ class Verdict:
             "id": self.claim.id,
             "claim": self.claim.words,
             "figure": self.claim.figure,
+            "profile": self.profile,
             "verdict": self.verdict,
             **{k: _finite(v) for k, v in numbers.items()},
             "unit": self.claim.unit,
             "n": self.effect.n,
+            "planned": self.planned,
         }
 
 
@@ -81,69 +167,130 @@ def _finite(value):
     return float(value) if np.isfinite(value) else None
 
 
-def p_values(claim: Claim, values: np.ndarray) -> tuple[float, float]:
-    """Chance of such values were the claim's reverse true, and were the claim true.
+def sample(claim: Claim, results: Results) -> Sample:
+    """The claim's number from the seeds at which all that it needs is recorded; of no seed where nothing is.
 
-    One-sided t tests over seeds, in [seeds, conditions]; two of them, the larger
-    counting, where the claim is that there is no difference. Over conditions the
-    largest counts for the claim, and against it the smallest, times their number.
+    Raises `NotFitted` where the claim is about networks that do not fit their data.
     """
-    found = []
-    for x in values.T:
-        x = -x if claim.direction == MORE else x
-        if claim.direction == SAME:
-            inside = max(p_below(x, claim.margin), p_below(-x, claim.margin))
-            outside = min(p_below(x, -claim.margin), p_below(-x, -claim.margin))
-            found.append((inside, 2 * outside))
-        else:
-            found.append((p_below(x, 0.0), p_below(-x, 0.0)))
-    supporting, opposing = zip(*found, strict=True)
-    return max(supporting), min(1.0, len(found) * min(opposing))
-
-
-def verdicts(results: Mapping[str, Results], claims: Iterable[Claim]) -> list[Verdict]:
-    """A verdict on every claim, from the results of each study by its name."""
-    claims = list(claims)
-    effects = [_values(claim, results.get(claim.study)) for claim in claims]
-    tested = [i for i, x in enumerate(effects) if len(x) >= FEWEST_SEEDS]
-    found = {i: p_values(claims[i], effects[i]) for i in tested}
-    supports, refutes = (
-        dict(zip(tested, holm([found[i][side] for i in tested]), strict=True)) for side in (0, 1)
-    )
-    made = []
-    for i, (claim, values) in enumerate(zip(claims, effects, strict=True)):
-        word = "inconclusive" if len(values) else "not run"
-        if supports.get(i, 1) < ALPHA:
-            word = "reproduced"
-        elif refutes.get(i, 1) < ALPHA:
-            word = "contradicted"
-        p = (refutes if word == "contradicted" else supports).get(i, np.nan)
-        made.append(Verdict(claim, word, mean_estimate(_weakest(claim, values)), p))
-    return made
-
-
-def _values(claim: Claim, results: Results | None) -> np.ndarray:
-    """The claim's numbers, [seeds, conditions]; none where what they need is not recorded."""
-    if results is not None and claim.whole_seeds:
-        results = results.whole_seeds
+    floor = (100 if claim.unit.startswith("points") else 1) / data.counts(results.profile.data())[1]
+    arms = Arms(results)
     try:
-        found = pd.DataFrame(claim.effect(results)) if results is not None and len(results.table) else None
+        found = claim.effect(results) if claim.contrast is None else claim.contrast(arms)
     except KeyError:  # a condition of which nothing is recorded
-        found = None
-    return np.empty((0, 1)) if found is None else found.dropna().to_numpy(float)
+        found = ()
+    values = pd.DataFrame(found).dropna()
+    n, columns = values.shape
+    if n < 2:
+        means = values.to_numpy(float).mean(0) if n else np.empty(0)
+        return Sample(means, np.full(len(means), np.nan), np.zeros(len(means)), n)
+    own = np.maximum(values.std(ddof=1).to_numpy(float), floor)
+    spread, freedom = own, n - 1
+    if claim.contrast is not None:
+        spread, freedom = _pooled(claim.contrast, arms, values.index, floor) or (own, n - 1)
+    return Sample(values.to_numpy(float).mean(0), spread / n**0.5, np.full(columns, float(freedom)), n)
 
 
-def _weakest(claim: Claim, values: np.ndarray) -> np.ndarray:
-    """The condition that speaks least for the claim."""
-    means = values.mean(0) if len(values) else np.zeros(values.shape[1])
-    signed = {LESS: means, MORE: -means, SAME: np.abs(means)}[claim.direction]
-    return values[:, int(np.argmax(signed))] if values.shape[1] else np.empty(0)
+def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tuple[np.ndarray, int] | None:
+    """Standard deviation of each number of a contrast from the spread that all arms of its study share.
+
+    That is the residual of arms and seeds (a two-way analysis of variance), with
+    its degrees of freedom. None where one arm varies more than `UNLIKE` times as
+    much as the others: then each number has its own.
+    """
+    residuals = two_way_residuals(arms.matrix(seeds).to_numpy())
+    if largest_spread(residuals) > UNLIKE:
+        return None
+    freedom = (residuals.shape[0] - 1) * (residuals.shape[1] - 1)
+    shared = (np.square(residuals).sum() / freedom) ** 0.5
+    return np.maximum(shared, floor) * np.square(weights(contrast, arms)).sum(0) ** 0.5, freedom
 
 
-def holm(p: list[float]) -> np.ndarray:
-    """P values adjusted for their number by Holm's step-down method."""
-    order = np.argsort(p)
-    steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
+def weights(contrast: Contrast, arms: Arms) -> np.ndarray:
+    """Weights [arm, number] in a contrast: what it makes of 1 for one arm and 0 for all others."""
+    found = [pd.DataFrame(contrast(arms.only(arm))).dropna().iloc[0] for arm in arms.table.arm.unique()]
+    return np.array(found, float)
+
+
+def p_values(claim: Claim, found: Sample) -> tuple[float, float]:
+    """P values for and against the claim, from one-sided t tests.
+
+    There are two tests, of which the larger p value counts, where the claim is
+    that there is no difference. Over conditions the largest p value counts for
+    the claim, and against it the smallest, times their number.
+    """
+    pairs = []
+    for mean, error, freedom in zip(found.means, found.errors, found.freedom, strict=True):
+        mean = -mean if claim.direction == MORE else mean
+
+        def below(bound: float, sign: int = 1, x: tuple = (mean, error, freedom)) -> float:
+            return p_below(sign * x[0], x[1], x[2], bound)
+
+        if claim.direction == SAME:
+            inside = max(below(claim.margin), below(claim.margin, -1))
+            outside = min(below(-claim.margin), below(-claim.margin, -1))
+            pairs.append((inside, 2 * outside))
+        else:
+            pairs.append((below(0.0), below(0.0, -1)))
+    supporting, opposing = zip(*pairs, strict=True)
+    return max(supporting), min(1.0, len(pairs) * min(opposing))
+
+
+def verdicts(asked: Iterable[tuple[Claim, Results | None]]) -> list[Verdict]:
+    """A verdict on every claim from the results of its study, all of them one family for Holm's method.
+
+    A claim that is not decided here stays in the family with a p value of 1, so
+    that no verdict hangs on what else is recorded.
+    """
+    made, p = [], []
+    for claim, results in asked:
+        verdict, pair = _undecided(claim, results)
+        made.append(verdict)
+        p.append(pair or (1.0, 1.0))
+    decided = []
+    for verdict, support, against in zip(made, *(holm(side) for side in zip(*p, strict=True)), strict=True):
+        if verdict.verdict == "inconclusive":
+            if against < ALPHA <= support:
+                verdict = _with(verdict, "contradicted", against)
+            else:
+                verdict = _with(verdict, "reproduced" if support < ALPHA else "inconclusive", support)
+        decided.append(verdict)
+    return decided
+
+
+def _with(verdict: Verdict, word: str, p: float) -> Verdict:
+    return Verdict(verdict.claim, word, verdict.effect, float(p), verdict.profile, verdict.planned)
+
+
+def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[float, float] | None]:
+    """The verdict before p values are adjusted, with those for and against the claim where they count."""
+    nothing = Estimate(np.nan, np.nan, np.nan, np.nan, 0)
+    if results is None or results.table.empty:
+        return Verdict(claim, "not run", nothing, np.nan), None
+    name, planned = results.profile.name, results.planned_seeds
+    try:
+        found = sample(claim, results)
+    except NotFitted as reason:
+        return Verdict(claim, "not tested", nothing, np.nan, name, planned, str(reason)), None
+    if not found.seeds:
+        return Verdict(claim, "not run", nothing, np.nan, name, planned), None
+    effect = _weakest(claim, found)
+    if results.profile.exploratory or name in claim.exploratory:
+        return Verdict(claim, "exploratory", effect, np.nan, name, planned), None
+    if found.seeds < max(planned, FEWEST_SEEDS):
+        return Verdict(claim, "incomplete", effect, np.nan, name, planned), None
+    return Verdict(claim, "inconclusive", effect, np.nan, name, planned), p_values(claim, found)
+
+
+def _weakest(claim: Claim, found: Sample, level: float = 0.95) -> Estimate:
+    """The condition that speaks least for the claim, with its t interval."""
+    towards = {LESS: found.means, MORE: -found.means, SAME: np.abs(found.means)}[claim.direction]
+    i = int(np.argmax(towards))
+    mean, error, freedom = (float(x[i]) for x in (found.means, found.errors, found.freedom))
+    reach = float(special.stdtrit(freedom, (1 + level) / 2)) * error if freedom else np.nan
+    return Estimate(mean, mean - reach, mean + reach, error * found.seeds**0.5, found.seeds, level)
+
+
+def slope(columns: Sequence[pd.Series], x: Sequence[float]) -> pd.Series:
+    """Least-squares slope along x within each seed, of a column for each x."""
+    centred = np.asarray(x, float) - np.mean(x)
+    return sum(w * column for w, column in zip(centred, columns, strict=True)) / np.square(centred).sum()

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
-PROBES = ("gradient_noise", "sharpness")  # see `repro.probes`
+PROBES = ("gradient_noise", "sharpness", "noise", "curvature")  # see `repro.probes`
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16", "float64")
 
@@ -53,12 +53,15 @@ class Dataset:
     noise: float = 0.0  # standard deviation of the pixel noise (digits only)
     fingerprint: str | None = None  # of the pixels of an .npz file, so that its place does not matter
     path: str | None = field(default=None, compare=False)  # where that file lies; not part of the id
+    sample: int = 0  # which random sample of so many training images
+    held_out: bool = False  # tests are on training images that are kept from training
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
             n = getattr(self, split)
             _require(n is None or n >= 2, f"{split} must be at least 2 images, not {n}")
         _require(0 <= self.noise < math.inf, f"noise must be finite and not negative, not {self.noise}")
+        _require_whole(self, 0, "sample")
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ class Run:
     init_seed: int = 0  # first weights, and those of re-initialised modules
     order_seed: int = 0  # order of the examples
     probes: tuple[str, ...] = ()  # what to measure besides accuracy, by the names of `PROBES`
+    test_window: int | None = None  # tests after each epoch; or as `tested` says
 
     def __post_init__(self) -> None:
         _require(bool(self.stages), "a run needs at least one stage")
@@ -184,6 +188,7 @@ class Run:
         _require_whole(self, 2, "batch_size")
         _require_whole(self, 0, "split_seed", "init_seed", "order_seed")
         _require(set(self.probes) <= set(PROBES), f"probes are {', '.join(PROBES)}, not {self.probes}")
+        _require(self.test_window is None or self.test_window >= 1, "test_window must be at least 1")
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "probes", tuple(sorted(set(self.probes))))
 
@@ -192,6 +197,22 @@ class Run:
         """The run that ends where this one's last stage begins, if there is an earlier stage."""
         before = self.stages[:-1]
         return dataclasses.replace(self, stages=before, probes=()) if before else None
+
+    @property
+    def tested(self) -> frozenset[int]:
+        """Epochs of the last stage after which the network is tested, besides the one that ends it.
+
+        Every epoch, or with a `test_window` of n the Fibonacci numbers 1, 2, 3, 5, 8, ... and the last n.
+        """
+        epochs = self.stages[-1].epochs
+        if self.test_window is None:
+            return frozenset(range(1, epochs + 1))
+        chosen = set(range(max(1, epochs - self.test_window + 1), epochs + 1))
+        number, following = 1, 2
+        while number <= epochs:
+            chosen.add(number)
+            number, following = following, number + following
+        return frozenset(chosen)
 
     @functools.cached_property
     def id(self) -> str:

@@ -29,9 +29,9 @@ def _random(*stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=stream)))
 
 
-def _stratified(y: np.ndarray) -> np.ndarray:
-    """All indices, shuffled such that every beginning of them holds the classes in proportion."""
-    shuffled = _random(STRATA).permutation(len(y))
+def _stratified(y: np.ndarray, sample: int = 0) -> np.ndarray:
+    """All indices, shuffled such that every beginning and end of them holds the classes in proportion."""
+    shuffled = _random(STRATA, *_sampled(sample)).permutation(len(y))
     place = np.empty(len(y))
     for label in np.unique(y):
         members = shuffled[y[shuffled] == label]
@@ -39,12 +39,19 @@ def _stratified(y: np.ndarray) -> np.ndarray:
     return shuffled[np.argsort(place[shuffled], kind="stable")]
 
 
+def _sampled(sample: int) -> tuple[int, ...]:
+    """What names the streams of a sample; those of the first one have no number."""
+    return (sample,) if sample else ()
+
+
 @functools.lru_cache(maxsize=2)
 def images(dataset: Dataset) -> Images:
     """The images of a data set, always the same ones; downloads a named data set that is not here yet.
 
     Asked for fewer than there are, it keeps a random sample with the classes in
-    proportion, and a smaller sample is part of any larger one.
+    proportion, and a smaller sample is part of any larger one. Each number `sample`
+    names another one. Held-out test images are training images that are not trained
+    on, a tenth of all unless `test` says otherwise.
     """
     from_file = bool(dataset.fingerprint or dataset.path)
     if dataset.name == "digits" and not from_file:
@@ -56,16 +63,29 @@ def images(dataset: Dataset) -> Images:
 
 
 def _sample(full: Images, dataset: Dataset) -> Images:
-    if dataset.train is None and dataset.test is None:
+    if (dataset.train, dataset.test, dataset.held_out) == (None, None, False):
         return full
-    arrays = []
-    for split, n in (("train", dataset.train), ("test", dataset.test)):
-        x, y = getattr(full, f"x_{split}"), getattr(full, f"y_{split}")
-        if n is not None and n > len(y):
-            raise InputError(f"{dataset.name} has {len(y)} {split} images: {split} cannot be {n}")
-        chosen = slice(None) if n is None else np.sort(_stratified(y)[:n])
-        arrays += [x[chosen], y[chosen]]
-    return pack(arrays, full.classes)
+    y = full.y_train
+    order, held = _stratified(y, dataset.sample), _held_out(dataset, len(y))
+    train = _part("train", order[: len(y) - held], dataset.train, dataset)
+    if dataset.held_out:
+        x_test, y_test, test = full.x_train, y, np.sort(order[len(y) - held :])
+    else:
+        x_test, y_test = full.x_test, full.y_test
+        test = _part("test", _stratified(y_test), dataset.test, dataset)
+    return pack([full.x_train[train], y[train], x_test[test], y_test[test]], full.classes)
+
+
+def _held_out(dataset: Dataset, images: int) -> int:
+    """How many of so many training images are kept for tests."""
+    return (dataset.test or images // 10) if dataset.held_out else 0
+
+
+def _part(split: str, order: np.ndarray, n: int | None, dataset: Dataset) -> np.ndarray:
+    """The first n images of an order, sorted; all where n is None."""
+    if n is not None and n > len(order):
+        raise InputError(f"{dataset.name} has {len(order)} {split} images: {split} cannot be {n}")
+    return np.sort(order[:n])
 
 
 def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -80,21 +100,28 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     if n > MOST_DIGITS:
         raise InputError(f"digits makes at most {MOST_DIGITS} {split} images, not {n}")
     base = load_digits()
-    chosen = np.resize(_digit_bases(base.target)[split], n)
-    stream = ("train", "test").index(split)  # one split must not change with the size of the other
-    corner = _random(PLACE, stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
+    bases = _digit_bases(base.target, dataset.held_out)[split]
+    # One split must not change with the size of the other, nor the test images with the sample.
+    stream = ("train", "test").index(split), *(_sampled(dataset.sample) if split == "train" else ())
+    if stream[1:]:
+        bases = _random(STRATA, *stream).permutation(bases)
+    chosen = np.resize(bases, n)
+    corner = _random(PLACE, *stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
     rows, columns = (corner[:, axis, None] + np.arange(DIGIT) for axis in (0, 1))
     x = np.zeros((n, CANVAS, CANVAS))
     x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = base.images[chosen] / 16
-    x += dataset.noise * _random(NOISE, stream).standard_normal(x.shape)
+    x += dataset.noise * _random(NOISE, *stream).standard_normal(x.shape)
     # Bytes for -0.5 to 1.5: rounding hides differences of mathematics libraries in the last bit.
     x = np.rint(255 * (x + 0.5) / 2).clip(0, 255).astype(np.uint8)
     return x[..., None], base.target[chosen].astype(np.int64)
 
 
-def _digit_bases(y: np.ndarray) -> dict[str, np.ndarray]:
-    order = _stratified(y)
-    return {"train": order[:TRAIN_BASES], "test": order[TRAIN_BASES:]}
+def _digit_bases(y: np.ndarray, held_out: bool) -> dict[str, np.ndarray]:
+    """Which of scikit-learn's digits serve in each split; held-out ones are a third of those to train on."""
+    order, first = _stratified(y), TRAIN_BASES
+    if held_out:
+        order, first = order[:TRAIN_BASES], 2 * TRAIN_BASES // 3
+    return {"train": order[:first], "test": order[first:]}
 
 
 def npz_dataset(path: str | Path, train: int | None = None, test: int | None = None) -> Dataset:
@@ -154,7 +181,8 @@ def counts(dataset: Dataset) -> tuple[int, int, int]:
         return dataset.train or DIGITS, dataset.test or DIGITS, 10
     if dataset.fingerprint is None and dataset.name in SOURCES:
         source = SOURCES[dataset.name]
-        return dataset.train or source.train, dataset.test or source.test, source.classes
+        held = _held_out(dataset, source.train)
+        return dataset.train or source.train - held, held or dataset.test or source.test, source.classes
     full = images(dataset)
     return len(full.y_train), len(full.y_test), full.classes
 

@@ -187,19 +187,24 @@ def missing(plan: Plan, store: Store) -> set[str]:
 
 
 def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Batch, frozenset[str]]]:
-    """What is left to train, in order, for the absent runs to be recorded.
+    """What is left to train for the absent runs to be recorded, what serves the first of them first.
 
     Parts of planned batches, each with the ids of those of its runs that are
     needed: the absent ones, and those whose network is lacking where another
     starts.
     """
-    needed = set(absent)
+    needed = {name: place for place, name in enumerate(plan.wanted) if name in absent}
     parts = []
     for batch in reversed(plan.batches):
-        if part := left(batch, store, needed):
-            parts.append((part, frozenset(run.id for run in part.runs if run.id in needed)))
-            needed |= {name for name in part.starts if not store.snapshot(name).exists()}
-    return parts[::-1]
+        if part := left(batch, store, needed.keys()):
+            own = frozenset(run.id for run in part.runs if run.id in needed)
+            place = min(needed[name] for name in own)
+            parts.append((place, part, own))
+            for name in part.starts:
+                if not store.snapshot(name).exists():
+                    needed[name] = min(place, needed.get(name, place))
+    parts.reverse()  # parents come before their branches again, and stay there: sorting is stable
+    return [(part, own) for _, part, own in sorted(parts, key=lambda found: found[0])]
 
 
 def left(batch: Batch, store: Store, needed: Set[str]) -> Batch | None:

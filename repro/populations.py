@@ -40,6 +40,7 @@ class Member:
     run: Run
     start: Snapshot | None = None  # where the parent ended; None where there is no parent
     keep: frozenset[int] = frozenset()  # besides the last epoch
+    tested: frozenset[int] | None = None  # epochs with a test, besides the last; None: those of the run
     curve: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in CURVES})
 
     @property
@@ -48,6 +49,10 @@ class Member:
         stage, losses = self.run.stages[-1], self.curve["train_loss"]
         accurate = stage.until is not None and self.curve["train_accuracy"][-1:] >= [stage.until]
         return len(losses) == stage.epochs or accurate or not all(map(math.isfinite, losses[-1:]))
+
+    def tests(self, epoch: int) -> bool:
+        """Whether the network is to be tested after this epoch."""
+        return self.ended or epoch in (self.run.tested if self.tested is None else self.tested)
 
     def due(self, epoch: int) -> bool:
         """Whether the network is to be kept as it is after this epoch."""

@@ -38,26 +38,60 @@ def _flat(tensors: Iterable[Tensor], members: int = 1) -> Tensor:
     return torch.cat([tensor.reshape(members, -1) for tensor in tensors], 1)
 
 
-def noise_to_signal(gradients: Iterable[Sequence[Tensor]], members: int = 1) -> list[float]:
-    """Trace of the gradients' covariance over the squared norm of their mean, per member; no unit.
-
-    `gradients` yields one list of tensors per batch, the first dimension of each
-    a multiple of `members`. The batches given are the whole population: the
-    variance divides by their number K, and pure noise gives about K - 1. NaN from
-    fewer than two batches, or where a gradient is not finite or the noise and the
-    mean are both zero.
-    """
+def _sums(gradients: Iterable[Sequence[Tensor]], members: int) -> tuple[Tensor, Tensor, int]:
+    """Sum of mini-batch gradients [P, n], sum of their squared norms [P], and how many they are."""
     total = squares = count = 0
     for gradient in gradients:
         flat = _flat(gradient, members).double()
         total, squares, count = total + flat, squares + flat.square().sum(1), count + 1
+    return total, squares, count
+
+
+def noise_to_signal(gradients: Iterable[Sequence[Tensor]], members: int = 1) -> list[float]:
+    """Trace of the gradients' covariance over the squared norm of their mean, per member; no unit.
+
+    `gradients` yields one list of tensors per mini-batch, the first dimension of
+    each a multiple of `members`. The mini-batches given are the whole population:
+    the variance divides by their number K, and pure noise gives about K - 1, so
+    that no larger ratio is seen. NaN from fewer than two mini-batches, or where a
+    gradient is not finite or noise and mean are both zero.
+    """
+    total, squares, count = _sums(gradients, members)
     if count < 2:
         return [math.nan] * members
     signal = (total / count).square().sum(1)
     return ((squares / count - signal).clamp(min=0) / signal).tolist()
 
 
+def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
+    """Trace of the covariance of one network's mini-batch gradients, and squared norm of their expectation.
+
+    Both without bias, in squared units of a gradient: the covariance divides by
+    K - 1, and what noise adds to the squared norm of a mean of K gradients, a
+    K-th of the trace, is taken away. The second can therefore come out negative.
+    NaN from fewer than two mini-batches.
+    """
+    total, squares, count = _sums(gradients, members=1)
+    if count < 2:
+        return math.nan, math.nan
+    signal = float((total / count).square().sum())
+    trace = (float(squares) / count - signal) * count / (count - 1)
+    return trace, signal - trace / count
+
+
 @torch.enable_grad()
+def _gradients(
+    network: ResNet, x: Tensor, y: Tensor, index: Tensor, batch_size: int, batches: int
+) -> Iterator[Sequence[Tensor]]:
+    """Gradients of all members at `batches` full mini-batches, in the order of `index`."""
+    probed = copy.deepcopy(network).train()  # its running statistics move, the network's do not
+    parameters, members = list(probed.parameters()), network.members
+    for chosen in index.split(batch_size)[: min(batches, len(index) // batch_size)]:
+        logits = probed(x[chosen].repeat(1, members, 1, 1)).flatten(0, 1)
+        loss = F.cross_entropy(logits, y[chosen].repeat(members), reduction="sum") / batch_size
+        yield torch.autograd.grad(loss, parameters)
+
+
 def gradient_noise(network: ResNet, x: Tensor, y: Tensor, batch_size: int, batches: int = 64) -> list[float]:
     """Noise-to-signal ratio of mini-batch gradients of each member, at its present weights; no unit.
 
@@ -65,16 +99,24 @@ def gradient_noise(network: ResNet, x: Tensor, y: Tensor, batch_size: int, batch
     `batches` serve; every member sees the same ones. Batch norm takes the
     statistics of the batch, as in training. The network stays as it is.
     """
-    probed = copy.deepcopy(network).train()  # its running statistics move, the network's do not
-    parameters, members = list(probed.parameters()), network.members
+    return noise_to_signal(_gradients(network, x, y, _order(y), batch_size, batches), network.members)
 
-    def gradients() -> Iterator[Sequence[Tensor]]:
-        for index in _order(y).split(batch_size)[: min(batches, len(y) // batch_size)]:
-            logits = probed(x[index].repeat(1, members, 1, 1)).flatten(0, 1)
-            loss = F.cross_entropy(logits, y[index].repeat(members), reduction="sum") / batch_size
-            yield torch.autograd.grad(loss, parameters)
 
-    return noise_to_signal(gradients(), members)
+def noise(
+    network: ResNet, x: Tensor, y: Tensor, old: Tensor, batch_size: int, batches: int = 64
+) -> dict[str, float]:
+    """What `trace_and_signal` finds for one network on all images, on old ones and on the others.
+
+    `old` [n], bool, says which images a pretraining had. Mini-batches are as in
+    `gradient_noise`. Keys are `noise_trace`, `noise_signal`, and the same with
+    `_old` and `_new`.
+    """
+    found = {}
+    order = _order(y)
+    for name, index in {"": order, "_old": order[old[order]], "_new": order[~old[order]]}.items():
+        pair = trace_and_signal(_gradients(network, x, y, index, batch_size, batches))
+        found |= dict(zip((f"noise_trace{name}", f"noise_signal{name}"), pair, strict=True))
+    return found
 
 
 @torch.enable_grad()
@@ -146,6 +188,14 @@ def sharpness(
     return largest_hessian_eigenvalue(losses, list(probed.parameters()), tolerance)
 
 
+@torch.no_grad()
+def mean_loss(network: ResNet, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128) -> float:
+    """Mean cross-entropy of one network at the images at which `sharpness` is measured, tested as there."""
+    probed, chosen = copy.deepcopy(network).eval(), _order(y)[:images]
+    parts = (F.cross_entropy(probed(x[i])[0], y[i], reduction="sum") for i in chosen.split(chunk))
+    return float(sum(parts)) / len(chosen)
+
+
 def measure(
     names: Sequence[str],
     state: dict[str, Tensor],
@@ -154,20 +204,27 @@ def measure(
     y: Tensor,
     classes: int,
     batch_size: int,
+    old: Tensor,
 ) -> dict[str, float]:
-    """The named probes of one network, at weights as `ResNet.member` names them.
+    """What the named probes find in one network, at weights as `ResNet.member` names them.
 
-    Images [n, C, H, W] with labels [n] are a population's training images; the
-    network is rebuilt on their device, in their precision.
+    Images [n, C, H, W] with labels [n] are a population's training images, of
+    which `old` [n], bool, are those of its seed's first half; the network is
+    rebuilt on their device, in their precision.
     """
     if unknown := [name for name in names if name not in PROBES]:
         raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(PROBES)}")
     network = ResNet(model, x.shape[1], classes).to(x)
     network.load_member(0, state)
     probes = {
-        "gradient_noise": lambda: gradient_noise(network, x, y, batch_size)[0],
-        "sharpness": lambda: sharpness(network, x, y),
+        "gradient_noise": lambda: {"gradient_noise": gradient_noise(network, x, y, batch_size)[0]},
+        "sharpness": lambda: {"sharpness": sharpness(network, x, y)},
+        "noise": lambda: noise(network, x, y, old, batch_size),
+        "curvature": lambda: {
+            "curvature": sharpness(network, x, y),
+            "curvature_loss": mean_loss(network, x, y),
+        },
     }
     # By default a GPU rounds the inputs of convolutions to TF32's ten bits.
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-        return {name: probes[name]() for name in names}
+        return {key: value for name in names for key, value in probes[name]().items()}

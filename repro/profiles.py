@@ -30,26 +30,46 @@ class Profile:
     seeds: int  # of the first study
     study_seeds: int  # of each other study
     full_grids: bool  # the grids of the paper, and all 64 subsets of modules, or smaller ones
+    controls: bool = True  # the arms that the protocol added to the paper's, and the new probes
+    first_seed: int = 0
+    arm_epochs: int | None = None  # epochs of tuning in all but the first study, None for `tuning_epochs`
+    until: float = 0.99  # train accuracy at which a stage before the last ends (paper, appendix A.3)
+    own_samples: bool = False  # each seed has training images of its own, where not all are used
+    sparse_tests: bool = False  # test early epochs seldom (`config.Run.tested`)
+    median: bool = False  # test accuracy is the median over the window, not the mean
+    exploratory: bool = False  # its records were seen before the present rules were made
 
     def __post_init__(self) -> None:
         for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
-        if self.window > self.tuning_epochs:
-            raise InputError(f"window ({self.window}) is longer than tuning_epochs ({self.tuning_epochs})")
+        if self.arm_epochs is not None and self.arm_epochs < 1:
+            raise InputError(f"arm_epochs must be at least 1, not {self.arm_epochs}")
+        if self.window > self.arms_tuned:
+            name = "tuning_epochs" if self.arms_tuned == self.tuning_epochs else "arm_epochs"
+            raise InputError(f"window ({self.window}) is longer than {name} ({self.arms_tuned})")
+        if self.first_seed < 0:
+            raise InputError(f"first_seed must not be negative, not {self.first_seed}")
         # The configuration's own checks, before anything is trained.
         Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
         if not Path(self.dataset).suffix:
             Dataset(self.dataset, self.train, self.test, self.noise)
 
-    def data(self) -> Dataset:
-        """The data set of this profile; an `.npz` file is read, so that its content is part of the id."""
+    @property
+    def arms_tuned(self) -> int:
+        """Epochs of tuning in all but the first study."""
+        return min(self.tuning_epochs, self.arm_epochs or self.tuning_epochs)
+
+    def data(self, seed: int = 0) -> Dataset:
+        """The data set of this profile and seed; an `.npz` file is read, so that its content is in the id."""
         if Path(self.dataset).suffix:
             from repro.data import npz_dataset
 
-            return npz_dataset(self.dataset, train=self.train, test=self.test)
-        noise = self.noise if self.dataset == "digits" else 0.0
-        return Dataset(self.dataset, self.train, self.test, noise)
+            found = npz_dataset(self.dataset, train=self.train, test=self.test)
+        else:
+            noise = self.noise if self.dataset == "digits" else 0.0
+            found = Dataset(self.dataset, self.train, self.test, noise)
+        return dataclasses.replace(found, sample=seed) if self.own_samples else found
 
     def stage(self, epochs: int, data: Subset, **settings: object) -> Stage:
         """A stage at this profile's base learning rate, unless `settings` name another optimiser."""
@@ -72,6 +92,8 @@ _DIGITS = Profile(
     seeds=8,
     study_seeds=3,
     full_grids=False,
+    controls=False,
+    until=1.0,
 )
 _PAPER = Profile(
     name="paper",
@@ -96,7 +118,7 @@ PROFILES = {
         dataclasses.replace(
             _DIGITS,
             name="smoke",
-            train=128,
+            train=160,
             test=128,
             width=4,
             depth=1,
@@ -106,6 +128,7 @@ PROFILES = {
             window=2,
             seeds=3,
             study_seeds=3,
+            controls=True,
         ),
         _DIGITS,
         dataclasses.replace(
@@ -120,9 +143,38 @@ PROFILES = {
             tuning_epochs=20,
             window=5,
             full_grids=False,
+            controls=False,
+            until=1.0,
+            exploratory=True,
         ),
         dataclasses.replace(
-            _PAPER, name="cifar10", width=16, pretraining_epochs=50, tuning_epochs=75, window=10
+            _PAPER,
+            name="cifar10-small",
+            train=3000,
+            width=16,
+            depth=1,
+            batch_size=64,
+            pretraining_epochs=20,
+            tuning_epochs=20,
+            window=5,
+            seeds=8,
+            full_grids=False,
+            first_seed=100,
+            own_samples=True,
+            sparse_tests=True,
+            median=True,
+        ),
+        dataclasses.replace(
+            _PAPER,
+            name="cifar10",
+            width=16,
+            pretraining_epochs=50,
+            tuning_epochs=75,
+            arm_epochs=45,
+            window=10,
+        ),
+        dataclasses.replace(
+            _PAPER, name="cifar10-wide", pretraining_epochs=25, tuning_epochs=35, window=5, full_grids=False
         ),
         _PAPER,
     )

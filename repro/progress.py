@@ -18,7 +18,7 @@ class Progress:
     steps: int = 0  # optimiser steps of single networks, to do
     steps_done: int = 0
     epoch: str = ""  # of the population now in training
-    accuracy: float = 0.0  # mean test accuracy of that population, fraction
+    accuracy: float = 0.0  # mean train accuracy of that population, fraction
     show: Callable[[Progress], None] = lambda progress: None
 
     def update(self, *, steps_done: int = 0, epoch: str = "", accuracy: float = 0.0) -> None:
@@ -31,7 +31,7 @@ class Progress:
     def line(self) -> str:
         return (
             f"{self.recorded}/{self.runs} runs, epoch {self.epoch or '-'}, "
-            f"test accuracy {100 * self.accuracy:.1f} %"
+            f"train accuracy {100 * self.accuracy:.1f} %"
         )
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import statistics
 import subprocess
 import warnings
 from collections.abc import Iterable
@@ -197,21 +198,22 @@ def defect(record: object, name: str) -> str | None:
     return None
 
 
-def table(cases: Iterable, store: Store, window: int) -> pd.DataFrame:
+def table(cases: Iterable, store: Store, window: int, median: bool = False) -> pd.DataFrame:
     """One row per recorded case of a study: its condition, seed and factors, and what came out.
 
-    `test_accuracy` is the mean over the last `window` epochs of the last stage
-    and `train_accuracy` the value at its last epoch, both fractions.
+    `test_accuracy` is the mean (or the median) over the last `window` epochs of the
+    last stage that count and `train_accuracy` the value at the last, both fractions.
     """
+    average = statistics.median if median else statistics.fmean
     cases = list(cases)
     found = store.load(case.run.id for case in cases)
     rows = []
     for case in cases:
         if record := found.get(case.run.id):
-            last = record["curves"][-1]
+            last = {name: values[: case.epochs] for name, values in record["curves"][-1].items()}
             tail = [math.nan if v is None else v for v in last["test_accuracy"][-window:]]
             row = {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": record["id"]}
-            row |= {"test_accuracy": sum(tail) / len(tail), "train_accuracy": last["train_accuracy"][-1]}
+            row |= {"test_accuracy": average(tail), "train_accuracy": last["train_accuracy"][-1]}
             row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
             row |= record.get("probes", {})
             row |= {key: record[key] for key in COPIED}
@@ -225,7 +227,8 @@ def curves(cases: Iterable, store: Store) -> pd.DataFrame:
     """Learning curves of the recorded cases, one row per epoch.
 
     `stage` counts from 1 and `epoch` from 1 within the stage; `total` counts the
-    epochs of all stages.
+    epochs of all stages. Of a case's last stage there are the epochs that count.
+    Test accuracy is NaN after an epoch without a test.
     """
     cases = list(cases)
     found = store.load(case.run.id for case in cases)
@@ -235,10 +238,12 @@ def curves(cases: Iterable, store: Store) -> pd.DataFrame:
         done = 0
         for number, curve in enumerate(found.get(case.run.id, {"curves": ()})["curves"], start=1):
             n = len(curve[CURVES[0]])
+            if number == len(case.run.stages):
+                n = min(n, case.epochs or n)
             epochs["total"] += range(done + 1, done + n + 1)
             epochs["epoch"] += range(1, n + 1)
             for name in CURVES:
-                epochs[name] += curve[name]
+                epochs[name] += curve[name][:n]
             stages.append({"condition": case.condition, "seed": case.seed, "stage": number, **case.factors})
             lengths.append(n)
             done += n

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from repro import files
+from repro.config import Run
 
 
 @dataclass
@@ -21,6 +24,16 @@ class Snapshot:
     curves: list[dict[str, list[float]]]  # one dictionary of `CURVES` per stage so far
     seconds: float  # of training, this network's share of its populations
     diverged: int | None = None  # epoch of the last stage at which the loss was no longer finite
+
+    def of(self, run: Run) -> Snapshot:
+        """The same for one run of several that were trained as one: its last curve has its own tests only."""
+        *before, last = self.curves
+        n = len(last["train_loss"])
+        tests = [
+            value if epoch in run.tested or epoch == n else math.nan
+            for epoch, value in enumerate(last["test_accuracy"], start=1)
+        ]
+        return dataclasses.replace(self, curves=[*before, last | {"test_accuracy": tests}])
 
     def save(self, path: Path) -> None:
         save(vars(self), path)

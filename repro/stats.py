@@ -51,9 +51,10 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Dat
     """Gap of each pretrained run, in percentage points, paired by seed (paper, section 1).
 
     Takes `records.table`; pretrained minus fresh test accuracy, so negative
-    where pretraining hurt. Both runs of a pair saw the same split and the same
-    first weights, so their noise cancels. `pairs` names factors in which the two
-    must agree too. A run whose fresh one is not recorded is left out.
+    where pretraining hurt. Both runs of a pair share first weights, test images
+    and, where each seed has its own, training images; that helps as far as these
+    make the difference between seeds. `pairs` names factors in which the two must
+    agree too. A run whose fresh one is not recorded is left out.
     """
     if table.empty:
         return table.assign(fresh_accuracy=[], gap=[])
@@ -69,11 +70,38 @@ def t_quantile(p: float, n: int) -> float:
     return float(special.stdtrit(n - 1, p))
 
 
-def p_below(x: np.ndarray, bound: float) -> float:
-    """One-sided t test: the chance of a mean as low as that of these values were the true one the bound."""
-    if np.ptp(x) == 0:  # no spread to test against
-        return 0.0 if x[0] < bound else 1.0
-    return float(special.stdtr(len(x) - 1, (x.mean() - bound) / (x.std(ddof=1) / len(x) ** 0.5)))
+def p_below(mean: float, error: float, freedom: float, bound: float) -> float:
+    """P value of the one-sided t test of H0: true mean >= bound, against H1: true mean < bound.
+
+    From a mean with its standard error, which is positive, and that error's degrees of freedom.
+    """
+    return float(special.stdtr(freedom, (mean - bound) / error))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """P values adjusted for their number by Holm's step-down method."""
+    order = np.argsort(p)
+    steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def two_way_residuals(y: np.ndarray) -> np.ndarray:
+    """What is left of values [seeds, arms] without the mean of each arm and of each seed."""
+    return y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
+
+
+def largest_spread(residuals: np.ndarray) -> float:
+    """Spread of the arm that varies most over that of the others, from residuals [seeds, arms]."""
+    squares = np.square(residuals).sum(0)
+    most, others = squares.max(), np.delete(squares, squares.argmax()).mean()
+    return float((most / others) ** 0.5) if most else 1.0
+
+
+def noncentrality(freedom: float, level: float, power: float) -> float:
+    """True effect in units of its standard error that a one-sided t test at `level` finds with this power."""
+    return float(special.nctdtrinc(freedom, 1 - power, special.stdtrit(freedom, 1 - level)))
 
 
 def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:

@@ -6,14 +6,16 @@ Studies share runs: a run in two of them has one id and is trained once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial, wraps
 
 from repro.config import ALL, HALF, MODULES, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.profiles import Profile
 
 FRESH, WARM = "fresh", "warm start"
+LONGER, REPLACED = "fresh, as many steps", "with replacement"  # controls
+LAST = 9  # priority of all that the other runs do not wait for
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,21 @@ class Case:
     seed: int
     run: Run
     factors: dict[str, object] = field(default_factory=dict)
+    epochs: int | None = None  # of the last stage, if not all count: the beginning of a longer run
+    priority: int = LAST  # of all that there is to train, the lower comes first
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A condition of a study, and what a run of it is at every seed."""
+
+    condition: str
+    stages: tuple[Stage, ...]
+    factors: dict[str, object] = field(default_factory=dict)
+    model: Model | None = None  # None for the profile's
+    probes: tuple[str, ...] = ()
+    held_out: bool = False  # tested on held-out training images, at a few seeds
+    priority: int = LAST
 
 
 @dataclass(frozen=True)
@@ -41,17 +58,62 @@ class Study:
         object.__setattr__(self, "cases", cache(self.cases))  # the id of each run is a hash to compute
 
 
-def _run(profile: Profile, seed: int, *stages: Stage, **settings: object) -> Run:
-    return Run(
-        dataset=profile.data(),
-        model=settings.pop("model", Model(profile.width, profile.depth)),
+HELD_OUT_SEEDS = 3
+
+
+def crossed(arms: Callable[[Profile], Iterable[Arm]], first: bool = False) -> Callable[[Profile], list[Case]]:
+    """The cases of a study: each of its arms at each seed that the profile has for it."""
+
+    @wraps(arms)
+    def cases(profile: Profile) -> list[Case]:
+        made, chosen = [], list(arms(profile))
+        for seed in range(profile.first_seed, profile.first_seed + profile.study_seeds):
+            few = seed < profile.first_seed + HELD_OUT_SEEDS
+            made += [_case(profile, seed, arm) for arm in chosen if few or not arm.held_out]
+        return made
+
+    @wraps(arms)
+    def first_cases(profile: Profile) -> list[Case]:
+        return cases(replace(profile, study_seeds=profile.seeds))
+
+    return first_cases if first else cases
+
+
+def _case(profile: Profile, seed: int, arm: Arm) -> Case:
+    stages, epochs = arm.stages, None
+    if not (arm.probes or arm.model or arm.held_out):
+        stages, epochs = _as_recorded(profile, stages)
+    run = Run(
+        dataset=replace(profile.data(seed), held_out=arm.held_out),
+        model=arm.model or Model(profile.width, profile.depth),
         stages=stages,
         batch_size=profile.batch_size,
         split_seed=seed,
         init_seed=seed,
         order_seed=seed,
-        **settings,
+        probes=arm.probes,
+        test_window=profile.window if profile.sparse_tests else None,
     )
+    return Case(arm.condition, seed, run, dict(arm.factors), epochs, arm.priority)
+
+
+def _as_recorded(profile: Profile, stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], int | None]:
+    """Stages of a longer run of which these are the beginning, and how many epochs of its last one count.
+
+    Fresh networks, warm starts and those with modules 3 to 6 re-initialised are
+    tuned for all of `tuning_epochs`, also where other conditions are tuned for
+    fewer: at a constant rate the beginning of a run is a run.
+    """
+    tuned, wanted = _tuning(profile, epochs=profile.tuning_epochs), stages[-1].epochs
+    long = (
+        (tuned,),
+        (_pretraining(profile), tuned),
+        (_pretraining(profile), replace(tuned, reset=(3, 4, 5, 6))),
+    )
+    longer = (*stages[:-1], replace(stages[-1], epochs=profile.tuning_epochs))
+    if wanted < profile.tuning_epochs and profile.arms_tuned < profile.tuning_epochs and longer in long:
+        return longer, wanted
+    return stages, None
 
 
 def _pretraining(profile: Profile, **settings: object) -> Stage:
@@ -59,18 +121,37 @@ def _pretraining(profile: Profile, **settings: object) -> Stage:
 
 
 def _tuning(profile: Profile, **settings: object) -> Stage:
-    return profile.stage(settings.pop("epochs", profile.tuning_epochs), ALL, **settings)
+    return profile.stage(settings.pop("epochs", profile.arms_tuned), ALL, **settings)
 
 
-def warm_start(profile: Profile) -> list[Case]:
+def _pair(profile: Profile, factors: Mapping[str, object] | None = None, **settings: object) -> list[Arm]:
+    """The fresh network and the warm start, as in Figure 1 but for settings of the arms or of all stages."""
+    own = {name: settings.pop(name) for name in ("model", "priority", "held_out") if name in settings}
+    half, tuning = _pretraining(profile, **settings), _tuning(profile, **settings)
+    chosen = dict(factors or {})
+    return [Arm(FRESH, (tuning,), chosen, **own), Arm(WARM, (half, tuning), chosen, **own)]
+
+
+def _as_many_steps(profile: Profile, epochs: int) -> Arm:
+    """A fresh network trained for as many steps as a warm start tuned for so many epochs had in all."""
+    stage = _tuning(profile, epochs=epochs + round(profile.pretraining_epochs / 2))
+    return Arm(LONGER, (stage,), priority=1)
+
+
+@partial(crossed, first=True)
+def warm_start(profile: Profile) -> Iterator[Arm]:
     """Fresh networks, against networks pretrained on half of the data."""
-    half, tuning = _pretraining(profile), _tuning(profile)
-    conditions = {FRESH: (tuning,), WARM: (half, tuning)}
-    return [
-        Case(condition, seed, _run(profile, seed, *stages))
-        for seed in range(profile.seeds)
-        for condition, stages in conditions.items()
-    ]
+    half, tuning = _pretraining(profile), _tuning(profile, epochs=profile.tuning_epochs)
+    yield Arm(FRESH, (tuning,), priority=0)
+    yield Arm(WARM, (half, tuning), priority=0)
+
+
+@crossed
+def budget(profile: Profile) -> Iterator[Arm]:
+    """Warm starts against fresh networks that are trained for as many steps in all."""
+    yield from _pair(profile)
+    if profile.controls:
+        yield _as_many_steps(profile, profile.arms_tuned)
 
 
 def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
@@ -84,16 +165,11 @@ def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
     }
 
 
-def optimizers(profile: Profile) -> list[Case]:
+@crossed
+def optimizers(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm-started networks under each optimiser."""
-    cases = []
-    for seed, (name, optimizer) in itertools.product(
-        range(profile.study_seeds), optimizer_settings(profile).items()
-    ):
-        half, tuning = (make(profile, optimizer=optimizer) for make in (_pretraining, _tuning))
-        for condition, stages in {FRESH: (tuning,), WARM: (half, tuning)}.items():
-            cases.append(Case(condition, seed, _run(profile, seed, *stages), {"optimizer": name}))
-    return cases
+    for name, optimizer in optimizer_settings(profile).items():
+        yield from _pair(profile, {"optimizer": name}, optimizer=optimizer, priority=6)
 
 
 def pretraining_lengths(profile: Profile) -> list[int]:
@@ -103,70 +179,71 @@ def pretraining_lengths(profile: Profile) -> list[int]:
     return [*(n for n in grid if n < longest), longest]
 
 
-def pretraining_length(profile: Profile) -> list[Case]:
+@crossed
+def pretraining_length(profile: Profile) -> Iterator[Arm]:
     """One pretraining per seed and optimiser, tuned from its snapshots at several epochs."""
-    cases = []
-    for seed, (name, optimizer) in itertools.product(
-        range(profile.study_seeds), optimizer_settings(profile).items()
-    ):
+    for name, optimizer in optimizer_settings(profile).items():
         tuning = _tuning(profile, optimizer=optimizer)
-        cases.append(Case(FRESH, seed, _run(profile, seed, tuning), {"optimizer": name}))
+        yield Arm(FRESH, (tuning,), {"optimizer": name})
         for epochs in pretraining_lengths(profile):
             half = _pretraining(profile, optimizer=optimizer, epochs=epochs)
             factors = {"optimizer": name, "pretraining_epochs": epochs}
-            cases.append(Case(WARM, seed, _run(profile, seed, half, tuning), factors))
-    return cases
+            early = name == "Adam" and epochs in (1, 5, 10, 20)
+            yield Arm(WARM, (half, tuning), factors, priority=7 if early else LAST)
 
 
-def smooth_transition(profile: Profile) -> list[Case]:
-    """One stage whose examples come from all of the data with a growing probability."""
-    cases = [case for case in warm_start(profile) if case.seed < profile.study_seeds]
+@crossed
+def smooth_transition(profile: Profile) -> Iterator[Arm]:
+    """One stage whose examples come from all of the data with a growing probability.
+
+    The control draws every example from all of the data: like the transition, and
+    unlike an epoch, it draws with replacement.
+    """
+    yield from _pair(profile)
     gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else (0.1, 0.5, 0.9)
-    for seed, gamma in itertools.product(range(profile.study_seeds), gammas):
-        stage = profile.stage(profile.tuning_epochs, replace(HALF, gamma=gamma))
-        cases.append(Case("smooth", seed, _run(profile, seed, stage), {"gamma": gamma}))
-    return cases
+    for gamma in gammas:
+        stage = profile.stage(profile.arms_tuned, replace(HALF, gamma=gamma))
+        yield Arm("smooth", (stage,), {"gamma": gamma}, priority=3 if gamma in (0.1, 0.5, 0.9) else LAST)
+    if profile.controls:
+        # Both sets to draw from are the whole training set, so gamma plays no part.
+        yield Arm(REPLACED, (profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5)),), priority=3)
 
 
 def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
     """Stages that bring the training set in `parts` portions (paper, appendix A.3).
 
-    All but the last end once every training example is fitted, or at as many
+    All but the last end once the training examples are fitted, or at as many
     epochs as the profile pretrains for.
     """
     most = profile.pretraining_epochs
     portions = (Subset(part, parts, ratio) for part in range(1, parts))
-    before = (profile.stage(most, portion, until=1.0) for portion in portions)
+    before = (profile.stage(most, portion, until=profile.until) for portion in portions)
     return (*before, _tuning(profile))
 
 
-def stages(profile: Profile) -> list[Case]:
-    """The data in several portions, and in two portions of unlike classes."""
-    splits = (2, 3, 5, 10) if profile.full_grids else (2, 3, 5)
+@crossed
+def stages(profile: Profile) -> Iterator[Arm]:
+    """The data in several portions, dealt at random or by class, to one class in each."""
+    splits = (2, 3, 5, 10) if profile.full_grids or profile.controls else (2, 3, 5)
     ratios = (0.0, 0.25, 0.5, 0.75, 1.0) if profile.full_grids else (0.0, 0.5, 1.0)
-    cases = []
-    for seed in range(profile.study_seeds):
-        cases.append(Case(FRESH, seed, _run(profile, seed, _tuning(profile)), {"parts": 1, "ratio": 1.0}))
-        for parts, ratio in dict.fromkeys([*((n, 1.0) for n in splits), *((2, r) for r in ratios)]):
-            run = _run(profile, seed, *staged(profile, parts, ratio))
-            cases.append(Case("stages", seed, run, {"parts": parts, "ratio": ratio}))
-    return cases
+    by_class = (5, 10) if profile.controls else ()
+    yield Arm(FRESH, (_tuning(profile),), {"parts": 1, "ratio": 1.0})
+    pairs = [*((n, 1.0) for n in splits), *((2, r) for r in ratios), *((n, 0.0) for n in by_class)]
+    for parts, ratio in dict.fromkeys(pairs):
+        factors, first = {"parts": parts, "ratio": ratio}, ratio in (0.0, 1.0)
+        yield Arm("stages", staged(profile, parts, ratio), factors, priority=4 if first else LAST)
 
 
-def capacity(profile: Profile) -> list[Case]:
+@crossed
+def capacity(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm networks of several widths and depths (appendix A.4)."""
     base = profile.width
     widths = sorted({max(1, base // 2), base, 2 * base})
     depths = (1, 2, 3) if profile.full_grids else (1, 2)
-    seeds, cases = range(profile.study_seeds), []
-    half, tuning = _pretraining(profile), _tuning(profile)
-    conditions = {FRESH: (tuning,), WARM: (half, tuning)}
-    for seed, width, depth in itertools.product(seeds, widths, depths):
-        for condition, stages in conditions.items():
-            run = _run(profile, seed, *stages, model=Model(width, depth))
-            factors = {"width": width, "depth": depth}
-            cases.append(Case(condition, seed, run, factors))
-    return cases
+    for width, depth in itertools.product(widths, depths):
+        own = (width, depth) == (profile.width, profile.depth)
+        model = None if own else Model(width, depth)
+        yield from _pair(profile, {"width": width, "depth": depth}, model=model, priority=8)
 
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
@@ -182,22 +259,21 @@ def reset_condition(modules: tuple[int, ...]) -> str:
     return " ".join(["reset", *map(str, modules)]) if modules else WARM
 
 
-def reset(profile: Profile) -> list[Case]:
+@crossed
+def reset(profile: Profile) -> Iterator[Arm]:
     """Warm starts with some modules re-initialised before tuning."""
-    cases = []
-    for seed in range(profile.study_seeds):
-        cases.append(Case(FRESH, seed, _run(profile, seed, _tuning(profile))))
-        for modules in subsets_to_reset(profile):
-            stages = _pretraining(profile), _tuning(profile, reset=modules)
-            run = _run(profile, seed, *stages)
-            factors = {"modules": "".join(map(str, modules))}
-            cases.append(Case(reset_condition(modules), seed, run, factors))
-    return cases
+    yield Arm(FRESH, (_tuning(profile),))
+    last = [MODULES[6 - k :] for k in (1, 2, 3, 4, 5)]
+    for modules in subsets_to_reset(profile):
+        stages = _pretraining(profile), _tuning(profile, reset=modules)
+        factors = {"modules": "".join(map(str, modules))}
+        yield Arm(reset_condition(modules), stages, factors, priority=2 if modules in last else LAST)
 
 
-def two_phases(profile: Profile) -> list[Case]:
+@crossed
+def two_phases(profile: Profile) -> Iterator[Arm]:
     """A larger learning rate in tuning, alone or before the base rate."""
-    base, epochs = profile.learning_rate, profile.tuning_epochs
+    base, epochs = profile.learning_rate, profile.arms_tuned
     rates = {k: Optimizer(learning_rate=k * base) for k in (3, 10, 30)}
     fast = {k: _tuning(profile, optimizer=rate) for k, rate in rates.items()}
     half = _pretraining(profile)
@@ -206,64 +282,62 @@ def two_phases(profile: Profile) -> list[Case]:
         _tuning(profile, epochs=first, optimizer=rates[10]),
         _tuning(profile, epochs=max(1, epochs - first)),
     )
-    conditions = {
-        FRESH: (_tuning(profile),),
-        WARM: (half, _tuning(profile)),
-        **{f"warm start, {k}x": (half, stage) for k, stage in fast.items()},
-        "warm start, 10x then 1x": (half, *there_and_back),
-        "fresh, 10x": (fast[10],),
-        "fresh, 10x then 1x": there_and_back,
-    }
-    return [
-        Case(condition, seed, _run(profile, seed, *stages))
-        for seed in range(profile.study_seeds)
-        for condition, stages in conditions.items()
-    ]
+    yield from _pair(profile)
+    for k, stage in fast.items():
+        yield Arm(f"warm start, {k}x", (half, stage), priority=1 if k == 10 else LAST)
+    yield Arm("warm start, 10x then 1x", (half, *there_and_back), priority=1)
+    yield Arm("fresh, 10x", (fast[10],), priority=1)
+    yield Arm("fresh, 10x then 1x", there_and_back, priority=1)
+
+
+@crossed
+def rates(profile: Profile) -> Iterator[Arm]:
+    """Fresh and warm networks at several rates in all stages, chosen among by held-out training images."""
+    for k in (1, 3, 10) if profile.controls else ():
+        optimizer = Optimizer(learning_rate=k * profile.learning_rate)
+        for held_out in (False, True):
+            factors = {"rate": k, "held_out": held_out}
+            yield from _pair(profile, factors, optimizer=optimizer, held_out=held_out, priority=5)
+
+
+def probe_epochs(profile: Profile) -> list[int]:
+    """Epochs of tuning after which networks are probed, the last one included."""
+    last = profile.arms_tuned
+    later = (3 * last // 4, last) if profile.controls else (last,)
+    return sorted({*(n for n in (1, 2, 3, 5, 10) if n < last), *later} - {0})
 
 
 def noise_epochs(profile: Profile) -> list[int]:
-    """Epochs of tuning after which gradient noise is measured."""
-    return [n for n in (1, 2, 3, 5, 10) if n < profile.tuning_epochs]
+    """Epochs of tuning after which gradient noise is measured, the last one left out."""
+    return [n for n in (1, 2, 3, 5, 10) if n < profile.arms_tuned]
 
 
-def probes(profile: Profile) -> list[Case]:
-    """Gradient noise in the first epochs of tuning, sharpness at its end."""
-    conditions = {FRESH: (), WARM: (_pretraining(profile),)}
-    measured = dict.fromkeys(noise_epochs(profile), ("gradient_noise",))
-    measured[profile.tuning_epochs] = ("gradient_noise", "sharpness")
-    return [
-        Case(
-            condition,
-            seed,
-            _run(profile, seed, *before, _tuning(profile, epochs=n), probes=names),
-            {"tuning_epochs": n},
-        )
-        for seed in range(profile.study_seeds)
-        for condition, before in conditions.items()
-        for n, names in measured.items()
-    ]
+@crossed
+def probes(profile: Profile) -> Iterator[Arm]:
+    """Gradient noise in the first epochs of tuning, sharpness and training loss along it."""
+    for condition, before in {FRESH: (), WARM: (_pretraining(profile),)}.items():
+        for n in probe_epochs(profile):
+            if profile.controls:
+                names = ("noise", "curvature")
+            else:
+                names = ("gradient_noise", *(["sharpness"] if n == profile.arms_tuned else []))
+            stages = (*before, _tuning(profile, epochs=n))
+            yield Arm(condition, stages, {"tuning_epochs": n}, probes=names, priority=7)
 
 
-def beyond(profile: Profile) -> list[Case]:
+@crossed
+def beyond(profile: Profile) -> Iterator[Arm]:
     """Remedies that the paper does not try, beside its own."""
     half, rate = _pretraining(profile), 10 * profile.learning_rate
     larger = Optimizer(learning_rate=rate)
     falling = Optimizer(learning_rate=rate, schedule="cosine")
-    conditions = {
-        FRESH: (_tuning(profile),),
-        WARM: (half, _tuning(profile)),
-        "shrink and perturb": (half, _tuning(profile, shrink=0.4, perturb=0.1)),
-        "rate restart": (half, _tuning(profile, optimizer=falling)),
-        "fresh, falling rate": (_tuning(profile, optimizer=falling),),
-        "reset 6": (half, _tuning(profile, reset=(6,))),
-        "reset 3 4 5 6": (half, _tuning(profile, reset=(3, 4, 5, 6))),
-        "warm start, 10x": (half, _tuning(profile, optimizer=larger)),
-    }
-    return [
-        Case(condition, seed, _run(profile, seed, *stages))
-        for seed in range(profile.study_seeds)
-        for condition, stages in conditions.items()
-    ]
+    yield from _pair(profile)
+    yield Arm("shrink and perturb", (half, _tuning(profile, shrink=0.4, perturb=0.1)))
+    yield Arm("rate restart", (half, _tuning(profile, optimizer=falling)))
+    yield Arm("fresh, falling rate", (_tuning(profile, optimizer=falling),))
+    yield Arm("reset 6", (half, _tuning(profile, reset=(6,))))
+    yield Arm("reset 3 4 5 6", (half, _tuning(profile, reset=(3, 4, 5, 6))))
+    yield Arm("warm start, 10x", (half, _tuning(profile, optimizer=larger)))
 
 
 _OPTIMIZER_FIGURES = "Figures 2, 8, 9, 10"
@@ -271,6 +345,7 @@ _ALL = (
     Study(
         "warm_start", "Does pretraining on half of the data hurt?", "Figure 1", "01_warm_start", warm_start
     ),
+    Study("budget", "Is it the warm start's longer training?", "control", "01_warm_start", budget),
     Study(
         "optimizers",
         "Does the optimiser affect the gap?",
@@ -306,6 +381,14 @@ _ALL = (
     Study("reset", "Which modules must be re-initialised?", "Figures 6, 11", "07_reset", reset),
     Study(
         "two_phases", "Does a larger learning rate close the gap?", "Figure 7", "08_two_phases", two_phases
+    ),
+    Study(
+        "rates",
+        "Is the gap there where each arm has its own best rate?",
+        "control",
+        "08_two_phases",
+        rates,
+        ("rate", "held_out"),
     ),
     Study(
         "probes",
@@ -355,19 +438,9 @@ def only(study: Study, cases: Iterable[Case], chosen: Mapping[str, str]) -> list
 
 
 def by_value(profile: Profile) -> list[Run]:
-    """The runs of all studies, those that say most first, so that a sweep cut short is worth most.
-
-    On the grids of the paper two seeds of everything come before the other seeds.
-    """
-    first = [warm_start(profile), optimizers(profile)]
-    if profile.full_grids:
-        few = replace(profile, study_seeds=min(2, profile.study_seeds))
-        figure_1 = warm_start(replace(profile, width=64, seeds=min(3, profile.seeds)))
-        order = (reset, pretraining_length, two_phases, probes, smooth_transition, stages, capacity, beyond)
-        first += [*(cases(few) for cases in order), figure_1]
-    else:
-        last = [MODULES[k:] for k in range(len(MODULES) + 1)]
-        last_reset = [c for c in reset(profile) if c.run.stages[-1].reset in last]
-        first += [last_reset, two_phases(profile), pretraining_length(profile)]
-    rest = (study.cases(profile) for study in STUDIES.values())
-    return list(dict.fromkeys(case.run for cases in [*first, *rest] for case in cases))
+    """The runs of all studies, those that say most first, so that a sweep cut short is worth most."""
+    cases = [case for study in STUDIES.values() for case in study.cases(profile)]
+    first: dict[Run, int] = {}
+    for case in cases:
+        first[case.run] = min(case.priority, first.get(case.run, case.priority))
+    return sorted(first, key=first.__getitem__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,12 +27,14 @@ class Results:
     missing: int  # runs not recorded
 
     @property
-    def whole_seeds(self) -> Results:
-        """The results of those seeds of which every run is recorded."""
-        there = set(self.table.run_id)
-        short = {case.seed for case in self.study.cases(self.profile) if case.run.id not in there}
-        table, curves = (frame[~frame.seed.isin(short)] for frame in (self.table, self.curves))
-        return dataclasses.replace(self, table=table, curves=curves)
+    def factors(self) -> list[str]:
+        """What tells the arms of the study apart besides their conditions."""
+        return list(dict.fromkeys(f for case in self.study.cases(self.profile) for f in case.factors))
+
+    @property
+    def planned_seeds(self) -> int:
+        """How many seeds the study has at this profile."""
+        return len({case.seed for case in self.study.cases(self.profile)})
 
     @cached_property
     def gaps(self) -> pd.DataFrame:
@@ -44,7 +45,7 @@ class Results:
 def results(study: Study, profile: Profile) -> Results:
     """The recorded part of a study; trains nothing."""
     cases, store = study.cases(profile), Store.of(profile.name)
-    table = records.table(cases, store, profile.window)
+    table = records.table(cases, store, profile.window, profile.median)
     return Results(study, profile, table, records.curves(cases, store), len(cases) - len(table))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,6 @@ import torch
 
 from repro import files
 from repro.populations import Member, Population
-from repro.records import CURVES
 from repro.snapshots import Snapshot
 
 
@@ -35,7 +35,7 @@ def train_population(
     Goes on from `checkpoint` where that file is. Writes it before it yields, so
     that whatever is lost behind a yield comes again, every so many seconds, and
     before it raises `Stopped` once `stop()` is true. `on_epoch` is told the
-    epochs done and the members' test accuracy.
+    epochs done and the members' train accuracy. Test accuracy is NaN where no test is due.
     """
     population = Population(members, device, precision, grouped)
     resumed = checkpoint is not None and checkpoint.exists()
@@ -61,9 +61,13 @@ def train_population(
         if stopping:
             raise Stopped
         losses, accuracies = population.train_epoch()
-        tested = population.test_accuracy()
-        for p, member in enumerate(members):
-            if not member.ended:
-                for name, values in zip(CURVES, (losses, accuracies, tested), strict=True):
-                    member.curve[name].append(values[p])
-        on_epoch(population.epoch, tested)
+        training = [p for p, member in enumerate(members) if not member.ended]
+        for p in training:
+            members[p].curve["train_loss"].append(losses[p])
+            members[p].curve["train_accuracy"].append(accuracies[p])
+        testing = [p for p in training if members[p].tests(population.epoch)]
+        if testing:
+            tested = population.test_accuracy()
+        for p in training:
+            members[p].curve["test_accuracy"].append(tested[p] if p in testing else math.nan)
+        on_epoch(population.epoch, accuracies)

@@ -21,14 +21,14 @@ import torch
 
 from repro import data, files, layouts, leases, probes, records, tiles
 from repro.children import Job
-from repro.config import InputError, Run, check_engine
+from repro.config import HALF, InputError, Run, check_engine
 from repro.costs import training_bytes
 from repro.models import ResNet
 from repro.plans import Batch, Trajectory, left
 from repro.populations import Member, resident
 from repro.records import Store
 from repro.snapshots import Snapshot
-from repro.subsets import steps_per_epoch
+from repro.subsets import portions, steps_per_epoch
 from repro.training import Stopped, train_population
 
 
@@ -210,10 +210,11 @@ def _train(
         for run in trajectory.runs:
             epochs = run.stages[-1].epochs
             if epochs == epoch or (ended and epochs > epoch):
+                own = snapshot.of(run) if epoch else snapshot  # epoch 0: its parent diverged
                 if run.id in job.parents:
-                    snapshot.save(store.snapshot(run.id))
+                    own.save(store.snapshot(run.id))
                 if run.id in job.wanted:
-                    outcome, measured = _outcome(snapshot), _measured(run, snapshot, device)
+                    outcome, measured = _outcome(own), _measured(run, own, device)
                     if store.write(run, **outcome, **measured, **environment):
                         report(recorded=run.id)
                         if (last := outcome["diverged"]) is not None:
@@ -233,8 +234,9 @@ def _train(
             keep(trajectory, start, ended=True, epoch=0)  # nothing to go on from
             continue
         epochs = frozenset(run.stages[-1].epochs for run in trajectory.runs)
+        tested = frozenset().union(*(run.tested for run in trajectory.runs))
         trained.append(trajectory)
-        members.append(Member(trajectory.longest, start, epochs))
+        members.append(Member(trajectory.longest, start, epochs, tested))
 
     checkpoint = store.checkpoint(batch.id)
     if members:
@@ -295,7 +297,9 @@ def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, d
         return {"probes": {}}
     images = data.images(run.dataset)
     x, y = resident(images, images.x_train, images.y_train, device)
-    found = probes.measure(run.probes, snapshot.state, run.model, x, y, images.classes, run.batch_size)
+    old = torch.zeros(len(y), dtype=torch.bool, device=device)
+    old[torch.from_numpy(portions(images.y_train, HALF, run.split_seed))] = True
+    found = probes.measure(run.probes, snapshot.state, run.model, x, y, images.classes, run.batch_size, old)
     return {"probes": {name: value if math.isfinite(value) else None for name, value in found.items()}}
 
 

@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -7,19 +6,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.claims import ALPHA, LESS, MORE, SAME, Claim, holm, verdicts
+from repro import power, profiles, scorecard
+from repro.claims import ALPHA, LESS, MORE, SAME, Arms, Claim, sample, verdicts
+from repro.stats import holm
+from repro.studies import Case, Study
+from repro.sweep import Results
+
+SMOKE = profiles.profile("smoke", seeds=5)
 
 
-def claim(direction=LESS, name="x", margin=1.0):
-    return Claim(name, "words", "Figure 0", name, lambda results: results.table, direction, margin)
+def claim(direction=LESS, name="x", margin=1.0, **settings):
+    return Claim(
+        name,
+        "words",
+        "Figure 0",
+        name,
+        None,
+        direction,
+        margin,
+        effect=lambda r: r.table.filter(like="v"),
+        **settings,
+    )
 
 
-def recorded(values):
-    return SimpleNamespace(table=pd.DataFrame(values))
+def recorded(values, planned=None, profile=SMOKE):
+    """Results of a study of one condition whose claims are about the numbers given, a row per seed."""
+    values = np.asarray(values, float)
+    values = values if values.ndim == 2 else values[:, None]
+    table = pd.DataFrame(values).add_prefix("v").assign(condition="fresh", seed=range(len(values)))
+    seeds = range(len(values) if planned is None else planned)
+    study = Study("x", "?", "Figure 0", "x", lambda profile: [Case("fresh", seed, None) for seed in seeds])
+    return Results(study, profile, table.assign(test_accuracy=0.5, train_accuracy=1.0), pd.DataFrame(), 0)
 
 
-def verdict(values, **kind):
-    [found] = verdicts({"x": recorded(values)}, [claim(**kind)])
+def verdict(values, planned=None, profile=SMOKE, **kind):
+    [found] = verdicts([(claim(**kind), recorded(values, planned, profile))])
     return found
 
 
@@ -38,7 +59,7 @@ CLEAR = [-5.0, -5.5, -4.5, -5.2, -4.8]
         (CLEAR, SAME, "contradicted"),
         ([-v for v in CLEAR], SAME, "contradicted"),
         ([-5.0, 4.0, -1.0, 3.0], SAME, "inconclusive"),
-        ([-5.0, -5.1], LESS, "inconclusive"),  # two seeds decide nothing
+        ([-5.0, -5.1], LESS, "incomplete"),  # two seeds decide nothing
         ([], LESS, "not run"),
         ([0.0, 0.0, 0.0], LESS, "inconclusive"),
     ],
@@ -79,8 +100,7 @@ def test_any_false_reproduction_on_null_data_is_as_rare_as_stated(direction):
     claims = [claim(direction, f"c{i}") for i in range(10)]
     trials, words = 600, []
     for _ in range(trials):
-        tables = {c.study: recorded(random.normal(size=5)) for c in claims}
-        words.append({v.verdict for v in verdicts(tables, claims)})
+        words.append({v.verdict for v in verdicts((c, recorded(random.normal(size=5))) for c in claims)})
     for word in ("reproduced", "contradicted"):
         rate = np.mean([word in found for found in words])
         assert rate < ALPHA + 3 * (ALPHA * (1 - ALPHA) / trials) ** 0.5
@@ -101,16 +121,130 @@ def test_a_claim_about_several_conditions_has_to_hold_in_all_of_them():
 
 
 def test_a_study_of_which_a_condition_is_missing_is_not_run():
-    def effect(results):
-        return results.table["absent"]
+    asked = Claim("x", "words", "Figure 0", "x", effect=lambda results: results.table["absent"])
+    assert [v.verdict for v in verdicts([(asked, recorded([1.0]))])] == ["not run"]
 
-    found = verdicts({"x": recorded({"there": [1.0]})}, [Claim("x", "words", "Figure 0", "x", effect)])
-    assert [v.verdict for v in found] == ["not run"]
+
+def test_seeds_that_are_planned_and_not_recorded_leave_a_claim_open():
+    assert verdict(CLEAR, planned=6).verdict == "incomplete"
+    assert verdict(CLEAR, planned=6).effect.mean == pytest.approx(-5)
+
+
+def test_records_seen_before_the_rule_was_made_give_no_verdict():
+    assert verdict(CLEAR, exploratory=("smoke",)).verdict == "exploratory"
+    assert verdict(CLEAR, exploratory=("paper",)).verdict == "reproduced"
+    assert verdict(CLEAR, profile=profiles.profile("laptop")).verdict == "exploratory"
+
+
+def test_a_verdict_does_not_hang_on_what_else_is_recorded():
+    """The family is all claims: with others open or decided, the p value of one is the same or smaller."""
+    open_claims = [(claim(name=f"c{i}"), None) for i in range(9)]
+    alone, *_ = verdicts([(claim(), recorded([-2.0, -1.0, -3.0, -2.5, -0.5])), *open_claims])
+    others = [(claim(name=f"c{i}"), recorded([0.5, -0.5, 0.2, -0.1, 0.0])) for i in range(9)]
+    among, *_ = verdicts([(claim(), recorded([-2.0, -1.0, -3.0, -2.5, -0.5])), *others])
+    assert alone.p == pytest.approx(among.p)
+
+
+def test_equal_values_are_no_proof_beyond_one_test_image():
+    """Five seeds at the same number: the spread counts as that of one test image, here 1 of 128."""
+    found = sample(claim(direction=SAME), recorded([0.9] * 5))
+    assert found.errors == pytest.approx([100 / 128 / 5**0.5])
+    assert verdict([0.9] * 5, direction=SAME).verdict == "inconclusive"  # 0.1 from the margin
+    assert verdict([0.0] * 5, direction=SAME).verdict == "reproduced"
+
+
+# Contrasts of arms
+
+
+def gap(arm):
+    return arm("warm start") - arm("fresh")
+
+
+def arms(accuracies, train_accuracy=1.0):
+    """Results of a study with arms of these names, in percent by seed."""
+    names = list(accuracies)
+    study = Study("x", "?", "Figure 0", "x", lambda p: [Case(n, s, None) for n in names for s in range(5)])
+    rows = [
+        {"condition": name, "seed": seed, "test_accuracy": value / 100, "train_accuracy": train_accuracy}
+        for name, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+    return Results(study, SMOKE, pd.DataFrame(rows), pd.DataFrame(), 0)
+
+
+def test_with_two_arms_the_pooled_spread_is_that_of_the_paired_test():
+    random = np.random.default_rng(3)
+    fresh, warm = random.normal(80, 5, (2, 5))
+    found = sample(Claim("x", "", "", "x", gap), arms({"fresh": fresh, "warm start": warm}))
+    assert found.means == pytest.approx([(warm - fresh).mean()])
+    assert found.errors == pytest.approx([(warm - fresh).std(ddof=1) / 5**0.5]) and found.freedom == [4]
+
+
+def test_more_arms_give_more_degrees_of_freedom_and_the_right_spread():
+    random = np.random.default_rng(4)
+    values = random.normal(80, 1, (40, 5)) + 10 * random.normal(size=5)  # seeds differ by far more
+    found = sample(
+        Claim("x", "", "", "x", gap),
+        arms(
+            {
+                **dict(zip(map(str, range(38)), values, strict=False)),
+                "fresh": values[38],
+                "warm start": values[39],
+            }
+        ),
+    )
+    assert found.freedom == [39 * 4]
+    assert found.errors == pytest.approx([(2 / 5) ** 0.5], rel=0.1)
+
+
+def test_arms_of_unlike_spread_are_not_pooled():
+    random = np.random.default_rng(5)
+    quiet = {name: random.normal(80, 0.1, 5) for name in ("fresh", "warm start", "a", "b", "c")}
+    found = sample(Claim("x", "", "", "x", gap), arms(quiet | {"wild": [20, 80, 40, 90, 30]}))
+    assert found.freedom == [4]
+
+
+def test_a_claim_about_networks_that_do_not_fit_is_not_tested():
+    [found] = verdicts(
+        [(Claim("x", "", "", "x", gap), arms({"fresh": [80] * 5, "warm start": [70] * 5}, 0.98))]
+    )
+    assert found.verdict == "not tested" and "98.0 % of the training images" in str(found)
+
+
+def test_weights_of_a_contrast_are_those_that_it_was_written_with():
+    from repro.claims import weights
+
+    def recovery(arm):
+        return arm("reset") - arm("warm start") - 0.8 * (arm("fresh") - arm("warm start"))
+
+    made = Arms(arms({"fresh": range(5), "reset": range(5), "warm start": range(5)}))
+    assert weights(recovery, made)[:, 0] == pytest.approx([-0.8, 1.0, -0.2])
+
+
+def test_whole_scorecards_of_nothing_hold_a_false_verdict_as_rarely_as_stated():
+    """Claims on accuracies at `cifar10-small`, no arm better than another, the spread pooled as planned."""
+    profile, words = profiles.profile("cifar10-small"), []
+    claims = [
+        c for c in scorecard.CLAIMS if c.study in ("warm_start", "budget", "smooth_transition", "two_phases")
+    ]
+    claims = [c for c in claims if c.contrast]
+    for seed in range(40):
+        results = {c.study: power.planned(c, profile, seed) for c in claims}
+        words.append({v.verdict for v in verdicts((c, results[c.study]) for c in claims)})
+    for word in ("reproduced", "contradicted"):
+        assert sum(word in found for found in words) <= 6  # more than 6 of 40 at 5 %: once in 300 tries
+
+
+def test_planned_seeds_find_what_the_table_of_power_says():
+    [asked] = [c for c in scorecard.CLAIMS if c.id == "small_reset"]
+    profile = profiles.profile("cifar10-small")
+    by_seeds = power.detectable(asked, profile, spread=0.7)
+    assert by_seeds[5] > by_seeds[8] > by_seeds[12]
+    assert power.detectable(asked, profile, spread=1.4)[5] == pytest.approx(2 * by_seeds[5])
 
 
 def test_a_p_value_is_never_shown_as_nought():
-    exact = verdict([0.0] * 5, direction=SAME)
-    assert (exact.p, exact.p_text) == (0.0, "< 0.0001")
-    assert str(exact).endswith(", p < 0.0001")
+    exact = verdict([0.0] * 5, direction=SAME, margin=1e6)
+    assert exact.p_text == "< 0.0001" and str(exact).endswith(", p < 0.0001")
     assert ", p = 0." in str(verdict([-5.0, 4.0, -1.0, -3.0]))
     assert verdict([1.0]).p_text == ""

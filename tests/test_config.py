@@ -338,3 +338,11 @@ def test_the_ends_of_what_is_allowed_are_allowed():
     assert Subset(20, 20, 0.0, 0.001)
     assert Stage(1, ALL, Optimizer("sgd", 1e-9, 0.0), MODULES, 1.0)
     assert replace(PAPER, batch_size=2, stages=(Stage(1), Stage(1, reset=MODULES)))
+
+
+def test_sparse_tests_come_at_fibonacci_numbers_and_in_the_window():
+    sparse = replace(PAPER, test_window=3, stages=(Stage(20, HALF), Stage(15)))
+    assert sorted(sparse.tested) == [1, 2, 3, 5, 8, 13, 14, 15]
+    assert sorted(sparse.parent.tested) == [1, 2, 3, 5, 8, 13, 18, 19, 20]
+    assert replace(sparse, test_window=None).tested == frozenset(range(1, 16))
+    assert sparse.id != PAPER.id

@@ -445,3 +445,39 @@ def test_real_cifar10(folder, tmp_path):
     part = data.images(Dataset("cifar10", train=5000, test=1000))
     assert np.bincount(part.y_train).tolist() == [500] * 10
     assert np.bincount(part.y_test).tolist() == [100] * 10
+
+
+# Samples and held-out images
+
+
+SAMPLED = Dataset("digits", 300, 200, 0.1)
+
+
+def test_a_numbered_sample_has_other_training_images_and_the_same_test_images(tmp_path):
+    first, other = (data.images(dataclasses.replace(SAMPLED, sample=n)) for n in (0, 7))
+    assert first.fingerprint != other.fingerprint
+    assert np.array_equal(first.x_test, other.x_test)
+    assert not np.array_equal(first.x_train, other.x_train)
+
+
+def test_held_out_images_are_training_images_that_are_not_trained_on():
+    whole = data.images(SAMPLED)
+    held = data.images(dataclasses.replace(SAMPLED, held_out=True))
+    test = {image.tobytes() for image in whole.x_test}
+    assert not test & {image.tobytes() for image in held.x_test}
+    assert not {image.tobytes() for image in held.x_train} & {image.tobytes() for image in held.x_test}
+
+
+@pytest.mark.parametrize("sample", [0, 3])
+def test_held_out_images_of_a_file_are_a_tenth_of_its_training_images(tmp_path, sample):
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8), np.arange(200) % 4
+    np.savez(tmp_path / "a.npz", x_train=x[:160], y_train=y[:160], x_test=x[160:], y_test=y[160:])
+    dataset = dataclasses.replace(data.npz_dataset(tmp_path / "a.npz"), sample=sample, held_out=True)
+    found = data.images(dataset)
+    assert (len(found.y_train), len(found.y_test)) == data.counts(dataset)[:2] == (144, 16)
+    trained = {image.tobytes() for image in found.x_train}
+    assert {image.tobytes() for image in x[:160]} == trained | {image.tobytes() for image in found.x_test}
+    few = data.images(dataclasses.replace(dataset, train=40))
+    assert np.array_equal(few.x_test, found.x_test)  # the same whatever the number of training images
+    assert np.bincount(few.y_train).tolist() == [10] * 4

@@ -1,3 +1,4 @@
+import json
 from collections import defaultdict
 from dataclasses import replace
 
@@ -7,13 +8,14 @@ import pytest
 from repro import plans, profiles
 from repro.config import ALL, HALF, Dataset, InputError, Model, Optimizer, Stage
 from repro.profiles import PROFILES, profile
-from repro.studies import STUDIES, studies
+from repro.records import ROOT
+from repro.studies import HELD_OUT_SEEDS, LONGER, STUDIES, by_value, studies
 from repro.subsets import steps_per_epoch
 
-NAMES = ("smoke", "quick", "laptop", "cifar10", "paper")
+NAMES = ("smoke", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
 
 
-def test_there_are_five_profiles():
+def test_the_profiles_by_name():
     assert tuple(PROFILES) == NAMES
     assert all(profile(name).name == name for name in NAMES)
 
@@ -31,11 +33,14 @@ def test_every_profile_builds_every_study(name, study):
         factors = tuple(sorted(case.factors.items()))
         seeds[case.condition, factors].append(case.seed)
         assert steps_per_epoch(case.run) >= 1
-        assert case.run.probes or case.run.stages[-1].epochs >= chosen.window
-    number = chosen.seeds if study == "warm_start" else chosen.study_seeds
-    assert all(drawn == list(range(number)) for drawn in seeds.values())
-    assert len({case.run.id for case in cases}) == len(cases)
-    assert sum(batch.steps for batch in plans.plan(case.run for case in cases).batches) > 0
+        assert case.run.probes or (case.epochs or case.run.stages[-1].epochs) >= chosen.window
+        assert not case.epochs or case.run.test_window is None  # tested in the window that counts
+    number, first = chosen.seeds if study == "warm_start" else chosen.study_seeds, chosen.first_seed
+    for (_, factors), drawn in seeds.items():
+        few = HELD_OUT_SEEDS if ("held_out", True) in factors else number
+        assert drawn == list(range(first, first + few))
+    assert len({(case.run.id, case.epochs) for case in cases}) == len(cases)
+    assert (sum(batch.steps for batch in plans.plan(case.run for case in cases).batches) > 0) == bool(cases)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -233,6 +238,61 @@ def test_a_value_out_of_range_is_refused_with_its_field_and_the_range(text):
 
 def test_values_that_do_not_fit_together_are_refused():
     assert "window (2) is longer than tuning_epochs (1)" in refusal("tuning_epochs=1")
-    assert "batch_size 65" in refusal("batch_size=65")  # more than the half of 128 images
+    assert "batch_size 81" in refusal("batch_size=81")  # more than the half of 160 images
     assert "seeds" in refusal(seeds=0)
     assert "unknown data set 'mnist': choose from digits, cifar10" in refusal("dataset=mnist")
+
+
+# What the H200 recorded first keeps its place
+
+
+@pytest.mark.parametrize(("name", "width", "number"), [("cifar10", 16, 15), ("cifar10-wide", 64, 4)])
+def test_the_first_records_of_a_gpu_are_runs_of_their_profile(name, width, number):
+    """Fields of runs were added since: none of them may change an id, nor may a study plan other runs."""
+    first = {path.stem for path in (ROOT / "results" / name).glob("*.json")}
+    made = {
+        record["id"]
+        for record in map(json.loads, (p.read_text() for p in (ROOT / "results" / name).glob("*.json")))
+        if record["commit"].startswith("585f4d6")
+    }
+    planned = {run.id: run for run in by_value(profile(name))}
+    assert len(made) == number and made <= first <= planned.keys()
+    assert {planned[run_id].model.width for run_id in made} == {width}
+
+
+def test_arms_tuned_for_fewer_epochs_begin_as_the_longer_runs_that_are_recorded():
+    chosen = profile("cifar10")
+    by_condition = {case.condition: case for case in STUDIES["reset"].cases(chosen) if case.seed == 0}
+    for condition in ("fresh", "warm start", "reset 3 4 5 6"):
+        case = by_condition[condition]
+        assert (case.run.stages[-1].epochs, case.epochs) == (75, 45)
+    assert (by_condition["reset 6"].run.stages[-1].epochs, by_condition["reset 6"].epochs) == (45, None)
+    whole = {case.run.id for case in STUDIES["warm_start"].cases(chosen)}
+    assert by_condition["warm start"].run.id in whole
+    [longer] = [c for c in STUDIES["budget"].cases(chosen) if (c.condition, c.seed) == (LONGER, 0)]
+    assert longer.epochs == 45 + 25 and longer.run.id in whole
+
+
+def test_each_seed_of_the_small_profile_has_images_of_its_own_and_tests_on_all():
+    chosen = profile("cifar10-small")
+    runs = {case.seed: case.run for case in STUDIES["warm_start"].cases(chosen)}
+    assert len({run.dataset for run in runs.values()}) == len(runs) == 8
+    assert {(run.dataset.train, run.dataset.test) for run in runs.values()} == {(3000, None)}
+    assert min(runs) == 100  # seeds of before had been looked at
+
+
+def test_runs_that_say_most_come_first():
+    order = by_value(profile("cifar10"))
+    of = {
+        case.run.id: (case.condition, study.name)
+        for study in reversed(STUDIES.values())
+        for case in study.cases(profile("cifar10"))
+    }
+    names = list(dict.fromkeys(of[run.id][0] for run in order))
+    assert names[:2] == ["fresh", "warm start"]
+    assert (
+        names.index("warm start, 10x")
+        < names.index("reset 6")
+        < names.index("smooth")
+        < names.index("stages")
+    )

@@ -496,3 +496,34 @@ def test_a_device_that_is_not_here_is_refused_and_auto_does_without():
     with pytest.raises(InputError, match="no CUDA device here: choose auto or cpu"):
         worker.choose_device("cuda")
     assert worker.choose_device("auto") == ("cpu", 0)
+
+
+# Tests of some epochs only
+
+
+def test_an_epoch_without_a_test_trains_the_same_network():
+    """Tests change nothing but what is known: 1, 2, 3 and 5 by rule, 6 and 7 in the window."""
+    every = alone(run(Stage(7)))
+    sparse = alone(run(Stage(7), test_window=2))
+    told = every.curves[0]["test_accuracy"]
+    expected = [told[0], told[1], told[2], math.nan, told[4], told[5], told[6]]
+    assert sparse.curves[0]["test_accuracy"] == pytest.approx(expected, nan_ok=True)
+    assert sparse.curves[0]["train_loss"] == every.curves[0]["train_loss"]
+    assert all(torch.equal(tensor, every.state[name]) for name, tensor in sparse.state.items())
+
+
+def test_a_run_cut_from_a_longer_one_has_its_own_tests_only():
+    """Runs of 4 and 8 epochs are one training, tested for both; each record is that of the run alone."""
+    long = run(Stage(8), test_window=1)
+    short = run(Stage(4), test_window=1)
+    both = train([Member(long, None, frozenset({4}), short.tested | long.tested)])
+    for epochs, made in ((4, short), (8, long)):
+        found, expected = both[0, epochs].of(made).curves, alone(made).curves
+        for name in CURVES:
+            assert found[0][name] == pytest.approx(expected[0][name], nan_ok=True), name
+
+
+def test_a_stage_that_ends_early_is_tested_where_it_ends():
+    first = alone(run(Stage(6))).curves[0]["train_accuracy"]
+    ended = alone(run(Stage(6, until=min(first[:4])), test_window=1))
+    assert not math.isnan(ended.curves[0]["test_accuracy"][-1])

@@ -1,0 +1,81 @@
+"""What the planned seeds can decide, computed before anything is trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from repro.claims import ALPHA, Arms, Claim, weights
+from repro.profiles import Profile
+from repro.scorecard import CLAIMS
+from repro.stats import noncentrality
+from repro.studies import FRESH, LAST, STUDIES, WARM
+from repro.sweep import Results
+
+# Standard deviation of a run's test accuracy, in points, once the means of its arm and its seed are taken
+# away: declared on 26 November 2026, before the records that the present rules decide, from pilots.
+SPREAD = {"cifar10-small": 0.7, "cifar10": 0.45, "cifar10-wide": 0.45, "paper": 0.3, "quick": 3.0}
+WANTED = 0.9  # power
+MOST_SEEDS = 12
+
+
+def planned(claim: Claim, profile: Profile, seed: int = 0, spread: float = 1.0) -> Results:
+    """Results of the claim's study as if all of it were recorded, and no arm were better than another.
+
+    Accuracies vary by `spread` points from run to run, and ten times as much from seed to seed.
+    """
+    study, random = STUDIES[claim.study], np.random.default_rng(seed)
+    cases = study.cases(profile)
+    of_seed = {s: 10 * spread * random.standard_normal() for s in {case.seed for case in cases}}
+    rows = [
+        {
+            "condition": case.condition,
+            "seed": case.seed,
+            **case.factors,
+            "run_id": case.run.id,
+            "train_accuracy": 1.0,
+            "test_accuracy": 0.5 + (of_seed[case.seed] + spread * random.standard_normal()) / 100,
+        }
+        for case in cases
+    ]
+    return Results(study, profile, pd.DataFrame(rows), pd.DataFrame(), 0)
+
+
+def detectable(claim: Claim, profile: Profile, spread: float) -> dict[int, float]:
+    """Smallest effect, by seeds, that a power of `WANTED` finds at Holm's first step, in the claim's unit.
+
+    The spread is pooled over those arms of the claim's study that have a priority, and fresh and warm ones.
+    """
+    size = np.square(weights(claim.contrast, Arms(planned(claim, profile)))).sum(0).max() ** 0.5
+    cases = [c for c in STUDIES[claim.study].cases(profile) if not c.run.dataset.held_out]
+    first = [c for c in cases if c.priority < LAST or c.condition in (FRESH, WARM)]
+    between = len({(c.condition, *c.factors.items()) for c in first}) - 1
+    return {
+        n: noncentrality(between * (n - 1), ALPHA / len(CLAIMS), WANTED) * spread * size / n**0.5
+        for n in range(2, MOST_SEEDS + 1)
+    }
+
+
+def table(profile: Profile) -> pd.DataFrame:
+    """A row per claim on test accuracies: planned seeds, what they find, and seeds for 1.5 of its unit."""
+    rows = []
+    for claim in CLAIMS:
+        cases = STUDIES[claim.study].cases(profile)
+        if claim.contrast is None or not cases:
+            continue
+        try:
+            found = detectable(claim, profile, SPREAD[profile.name])
+        except KeyError:  # an arm that this profile does not plan
+            continue
+        n = len({case.seed for case in cases})
+        enough = [k for k, effect in found.items() if effect <= 1.5]
+        rows.append(
+            {
+                "claim": claim.id,
+                "seeds planned": n,
+                "smallest effect found": round(found[n], 2),
+                "unit": claim.unit,
+                "seeds to find 1.5": enough[0] if enough else f"more than {MOST_SEEDS}",
+            }
+        )
+    return pd.DataFrame(rows)
