@@ -260,7 +260,7 @@ CLAIMS = (
     Claim(
         "less_noise",
         "Early in tuning, a warm start has less gradient noise than a fresh network.",
-        "section 4",
+        "section 3",
         "probes",
         _early_noise,
         LESS,
@@ -270,7 +270,7 @@ CLAIMS = (
     Claim(
         "sharper",
         "The minimum that a warm start ends in is sharper.",
-        "section 4",
+        "section 3",
         "probes",
         _sharpness,
         MORE,
