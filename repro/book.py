@@ -172,16 +172,20 @@ def _papermill(call: dict, paths: str, show: Callable[..., None]) -> tuple[int, 
     return process.wait(), lines
 
 
-def _state(profile: str) -> str:
-    """A hash of all that a chapter's outcome depends on besides its source: package, tools and records."""
-    from repro.records import ROOT, Store
+def _state() -> str:
+    """A hash of all that a chapter's outcome depends on besides its source: package, tools and records.
+
+    Records of every profile, as a chapter may set its own beside those of a larger one.
+    """
+    from repro.records import ROOT, results_folder
 
     tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
     digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
     for path in sorted((ROOT / "repro").glob("*.py")):
         digest.update(path.read_bytes())
-    for path in sorted(Store.of(profile).folder.glob("*.json")):
-        digest.update(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}\n".encode())
+    for path in sorted(results_folder().glob("*/*.json")):
+        found = path.stat()
+        digest.update(f"{path.parent.name}/{path.name} {found.st_mtime_ns} {found.st_size}\n".encode())
     return digest.hexdigest()
 
 
@@ -236,7 +240,7 @@ def make_book(
     root = root or project_root()
     work = Path(out or root).resolve() / "_build"
     parameters = {"profile": profile, **parameters}
-    state = _state(profile)
+    state = _state()
     stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
     results = execute(stale, parameters, work / "executed", jobs, state)
     kept = [ChapterResult(path.stem, 0.0, kept=True) for path in notebooks if path not in stale]

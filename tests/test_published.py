@@ -14,7 +14,6 @@ import torch
 from repro import (
     cli,
     downloads,
-    literature,
     plans,
     profiles,
     published,
@@ -139,21 +138,6 @@ def test_what_says_most_is_trained_first():
     early = max(rank[case.run.id] for case in studies.reset(two))
     other_widths = [c for c in studies.capacity(chosen) if c.factors["width"] != chosen.width]
     assert early < min(rank[case.run.id] for case in other_widths)
-
-
-def test_published_gaps_stand_beside_those_of_the_records():
-    sources = {s.name: s for s in literature.SOURCES}
-    chosen = profiles.profile("smoke", seeds=2)
-    runs = [case.run for case in studies.optimizers(chosen)]
-    workers.execute(plans.plan(runs), Store.of("smoke"))
-    results = sweep.results(studies.STUDIES["optimizers"], chosen)
-    table = literature.beside(results)
-    assert len(table) == sum(len(s.accuracies) for s in sources.values()) + 4
-    kireev = table[table.source.str.contains("Kireev") & (table.optimiser == "Adam")]
-    assert kireev["gap, points"].item() == "\N{MINUS SIGN}1.3"
-    ours = table[table.source.str.startswith("this book")].set_index("optimiser")
-    mean = 100 * results.table.query("optimizer == 'SGD' and condition == 'fresh'").test_accuracy.mean()
-    assert ours["fresh, %"]["SGD"].startswith(f"{mean:.1f} (")
 
 
 # Records did not name a processor's vectors at first.
