@@ -23,7 +23,7 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 
 def judged(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [P, B] of logits [P, B, classes] for labels [P, B], and where the largest logit is the label's."""
+    """Losses [P, B] of logits [P, B, classes] for labels [P, B], and where the largest is the label's."""
     losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
     return losses, logits.detach().argmax(2) == y
 
