@@ -187,6 +187,7 @@ def as_on_a_gpu(monkeypatch):
 
         monkeypatch.setattr(worker, "choose_device", lambda name: (name, 1))
         monkeypatch.setattr(worker, "device_name", lambda device: "a GPU")
+        monkeypatch.setattr(worker, "_memory", lambda device: 2**36)
         monkeypatch.setattr(worker, "train_population", train)
 
     return make
