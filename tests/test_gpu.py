@@ -117,11 +117,20 @@ def test_the_memory_of_a_population_is_free_at_its_end_and_another_is_captured()
 @needs_compiler
 @apart_too
 def test_compiled_training_is_near_the_eager_one_and_repeats_itself(coloured, grouped):
-    settings, begun = {"precision": "bf16", "grouped": grouped}, []
+    from torch._dynamo.utils import counters
+
+    settings, begun, before = (
+        {"precision": "bf16", "grouped": grouped},
+        [],
+        counters["stats"]["unique_graphs"],
+    )
     made = [members(dataset=coloured, width=16) for _ in range(3)]
     found, again = (ends(m, compiled=True, on_begin=begun.append, **settings) for m in made[:2])
     assert [population.compiled for population in begun] == [True, True]
+    assert counters["stats"]["unique_graphs"] == before + 1, "one for all networks, streams and epochs"
     assert all(population.step.graph is not None for population in begun), "captured"
     assert_same(found, again)
     for a, b in zip(found, ends(made[2], **settings), strict=True):
-        assert a.curves[0]["train_loss"][:1] == pytest.approx(b.curves[0]["train_loss"][:1], rel=0.03)
+        for epoch, tolerance in ((0, 0.02), (-1, 0.15)):  # roundings to bf16 differ, and steps enlarge that
+            expected = pytest.approx(b.curves[0]["train_loss"][epoch], rel=tolerance)
+            assert a.curves[0]["train_loss"][epoch] == expected
