@@ -64,9 +64,11 @@ def compiled(
     """
     trial = copy.deepcopy(network).train()
     try:
-        examine = _compiler(layout)
-        losses, _ = examine(trial, x, y, bf16, layout)
-        losses.mean(1).sum().backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice to programmers, such as on precisions
+            examine = _compiler(layout)
+            losses, _ = examine(trial, x, y, bf16, layout)
+            losses.mean(1).sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many kinds: no compiler, none that works, an operation it does not know

@@ -158,7 +158,7 @@ class Sweep:
             self.left.insert(0, dataclasses.replace(job, compiled=False))
         elif end == "split":
             self.most[name] = int(said)
-            self.left[:0] = self._pieces(job)
+            self.left = [piece for other in [job, *self.left] for piece in self._pieces(other)]
         if end == "busy":
             if name not in self.rests:
                 warnings.warn(f"batch {name} is in training by {said}: waiting for it", stacklevel=1)

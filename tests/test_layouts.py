@@ -1,11 +1,12 @@
 """Which populations a GPU trains, with a GPU whose speeds are made up."""
 
 import json
+from multiprocessing import Pipe
 
 import pytest
 import torch
 
-from repro import calibration, children, layouts, plans, profiles, studies, worker, workers
+from repro import calibration, children, layouts, plans, profiles, studies, training, worker, workers
 from repro.calibration import Engine, Speed
 from repro.config import InputError
 from repro.layouts import Layout
@@ -214,6 +215,48 @@ def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu,
     assert sweep.next() is None, "the other half waits: a planned batch has one lease"
     sweep.settle(half, "lacking", "")
     assert len(sweep.next().batch.trajectories) == 2, "it is remembered"
+
+
+def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(store, monkeypatch):
+    """As on a GPU, but for the device, and children that work while they are given a job."""
+    made = []
+
+    class Here:
+        def __init__(self, threads, gpu):
+            made.append(gpu)
+            self.pipe, self.far = Pipe()
+            self.job = None
+
+        def start(self, job):
+            self.job = job
+            self.far.send(worker.train_batch(job, lambda **news: self.far.send(news), lambda: False))
+
+        def heard(self):
+            return self.pipe.recv()
+
+        def close(self):
+            self.far.close()
+
+    def train(members, device, precision, **settings):
+        if len(members) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return training.train_population(members, torch.device("cpu"), "float32", **settings)
+
+    for name, value in {
+        "choose_device": lambda name: (name, 1),
+        "device_name": lambda device: "a GPU",
+        "_memory": lambda device: 2**36,
+        "train_population": train,
+    }.items():
+        monkeypatch.setattr(worker, name, value)
+    monkeypatch.setattr(workers, "_gpus", lambda device: 1)
+    monkeypatch.setattr(workers, "Child", Here)
+    wanted = runs(4)
+    with pytest.warns(UserWarning, match="now 2 at a time"):
+        assert workers.execute(plans.plan(wanted), store) == workers.Outcome()
+    assert store.ids() == {run.id for run in wanted}
+    assert {store.read(run.id)["population"] for run in wanted} == {2}
+    assert made == [0] * 4, "one, and one after each that was spoilt by 4, 8 and 4 networks at once"
 
 
 def test_after_an_error_on_a_gpu_its_process_ends(as_on_a_gpu, store, capfd):
