@@ -9,7 +9,6 @@ import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -18,10 +17,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from repro import data, downloads, layouts, plans, worker
+from repro import data, downloads, graphs, layouts, plans, worker
 from repro.config import Dataset, InputError, Run, Stage
 from repro.layouts import Layout
-from repro.plans import Plan
 from repro.populations import Member, Population
 from repro.records import Store
 from repro.subsets import steps_per_epoch
@@ -31,7 +29,6 @@ STEPS = 4  # of an epoch of one; on a GPU, which replays them, GPU_STEPS
 GPU_STEPS = 64
 MOST = 64  # members of a population that is tried
 NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
-ALONE = Layout(1, True, 0.0, 0.0)  # where nothing could be measured: training it will say why
 
 
 @dataclass(frozen=True)
@@ -63,26 +60,35 @@ class Slots:
     """Processes that train populations for as long as they are asked to."""
 
     def __init__(self, made: Engine) -> None:
-        start, context = time.perf_counter(), get_context("spawn")
-        self.pipes = []
-        for slot in range(made.slots):
+        self.made, self.pipes = made, []
+        start = time.perf_counter()
+        self._start()
+        self.start_up = time.perf_counter() - start  # seconds until all of them could begin
+
+    def _start(self) -> None:
+        self.close()
+        context, self.pipes = get_context("spawn"), []
+        for slot in range(self.made.slots):
             near, far = context.Pipe()
-            context.Process(target=_serve, args=(far, made, slot), daemon=True).start()
+            context.Process(target=_serve, args=(far, self.made, slot), daemon=True).start()
             self.pipes.append(near)
         self._answers()
-        self.start_up = time.perf_counter() - start  # seconds until all of them could begin
 
     def _answers(self) -> list:
         return [pipe.recv() for pipe in self.pipes]
 
-    def speed(self, runs: list[Run], seconds: float = SECONDS, grouped: bool = True) -> Speed | None:
+    def speed(
+        self, runs: list[Run], seconds: float = SECONDS, grouped: bool = True, compiled: bool = False
+    ) -> Speed | None:
         """Of populations of these runs, in all slots at the same time; None where memory is too small.
 
         Raises `InputError` where they cannot be trained at all.
         """
         for pipe in self.pipes:
-            pipe.send((runs, seconds, grouped))
+            pipe.send((runs, seconds, grouped, compiled))
         answers = self._answers()
+        if not all(isinstance(answer, tuple) for answer in answers):
+            self._start()  # what failed may have spoilt a process for all that comes after
         if failures := [answer for answer in answers if isinstance(answer, str)]:
             raise InputError(f"not to be trained here: {failures[0]}")
         if None in answers:
@@ -101,22 +107,25 @@ def _serve(pipe: Connection, made: Engine, slot: int) -> None:
     pipe.send(None)
     with contextlib.suppress(EOFError):
         while True:
-            runs, seconds, grouped = pipe.recv()
+            runs, seconds, grouped, compiled = pipe.recv()
             try:
-                answer = _speed(runs, seconds, grouped, device, made.precision)
+                answer = _speed(runs, seconds, grouped, compiled, device, made.precision)
             except Exception as error:
                 answer = None if worker.out_of_memory(error) else worker.line(error)
             pipe.send(answer)
 
 
 def _speed(
-    runs: list[Run], seconds: float, grouped: bool, device: torch.device, precision: str
+    runs: list[Run], seconds: float, grouped: bool, compiled: bool, device: torch.device, precision: str
 ) -> tuple[float, float, float]:
-    population = Population([Member(run) for run in runs], device, precision, grouped)
+    population = Population([Member(run) for run in runs], device, precision, grouped, compiled)
+    if population.compiled != compiled:
+        return 0.0, _peak_memory(device), 0.0
     epoch = population.batches.numel()
     population.train_epoch()  # the first one is slower
     rate = turn(lambda: population.train_epoch() and epoch, seconds)
-    population.test_accuracy()
+    for _ in range(graphs.WARM_UPS + 1 if device.type == "cuda" else 1):
+        population.test_accuracy()
     start = time.perf_counter()
     population.test_accuracy()
     evaluation = (time.perf_counter() - start) / len(runs) / len(population.y_test)
@@ -157,14 +166,19 @@ def _members(folder: str, run: Run, size: int, steps: int) -> list[Run]:
     return [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
 
 
-def seconds_per_step(runs: Iterable[Run]) -> Callable[[Run], float]:
-    """Seconds of a slot for a step of one of these runs, and for its share of the tests after each epoch."""
+def seconds_per_step(runs: Iterable[Run], store: Store | None = None) -> Callable[[Run], float]:
+    """Seconds of a slot for a step of one of these runs, and for its share of the tests after each epoch.
+
+    How they train fastest on a GPU is kept in the store, whose next sweep follows it.
+    """
     made, found = engine(), {}  # by shape, seconds of a training image and of a test image
     slots = Slots(made)
     with tempfile.TemporaryDirectory() as folder:
         for key, run in {layouts.shape(run): run for run in runs}.items():
             if made.device == "cuda":
                 speed = fastest(slots, run, folder)
+                if store is not None and speed is not None:
+                    layouts.keep(store, run, speed)
             else:
                 speed = slots.speed(_members(folder, run, plans.population_size(run), STEPS))
             if speed is None or not speed.rate:
@@ -183,10 +197,11 @@ def seconds_per_step(runs: Iterable[Run]) -> Callable[[Run], float]:
     return seconds
 
 
-def fastest(slots: Slots, run: Run, folder: str) -> Layout:
+def fastest(slots: Slots, run: Run, folder: str) -> Layout | None:
     """The smallest population whose speed on a GPU is near the highest, grouped or side by side.
 
     Populations are doubled for as long as memory lasts and that makes them faster.
+    The one that is found is then tried compiled. None where not one network fits.
     """
     tried: list[Layout] = []
     size = 1
@@ -200,23 +215,12 @@ def fastest(slots: Slots, run: Run, folder: str) -> Layout:
             break
         size *= 2
     if not tried:
-        return ALONE
+        return None
     near = NEAR * max(layout.rate for layout in tried)
-    return min((t for t in tried if t.rate >= near), key=lambda t: (t.population, -t.rate))
-
-
-def fitted(plan: Plan, store: Store, precision: str) -> Plan:
-    """The same runs in the populations that are fastest on this GPU, as the store says or a measurement."""
-    shapes = {layouts.shape(run): run for batch in plan.batches for run in batch.runs}
-    found = {key: layouts.read(store, run) for key, run in shapes.items()}
-    if lacking := [key for key, layout in found.items() if layout is None]:
-        slots = Slots(Engine("cuda", precision, slots=1, threads=1))
-        with tempfile.TemporaryDirectory() as folder:
-            for key in lacking:
-                try:
-                    found[key] = layouts.keep(store, shapes[key], fastest(slots, shapes[key], folder))
-                except InputError as error:
-                    warnings.warn(f"populations not measured, so of one network: {error}", stacklevel=2)
-                    found[key] = ALONE
-        slots.close()
-    return plans.plan(plan.wanted.values(), lambda run: found[layouts.shape(run)].population)
+    best = min((t for t in tried if t.rate >= near), key=lambda t: (t.population, -t.rate))
+    for grouped in (True, False) if best.population > 1 else (True,):
+        members = _members(folder, run, best.population, GPU_STEPS)
+        speed = slots.speed(members, grouped=grouped, compiled=True)
+        if speed is not None and speed.rate > best.rate:
+            best = Layout(best.population, grouped, speed.rate, speed.evaluation, compiled=True)
+    return best

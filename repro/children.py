@@ -19,6 +19,8 @@ from repro.plans import Batch
 from repro.records import ROOT
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ends of a job that are the end of its process, too: after an error a GPU may do nothing right in it.
+LAST = ("killed", "stopped", "split", "eager", "spoilt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,8 @@ class Job:
     folder: str  # of the store
     device: str
     precision: str
+    grouped: bool = True
+    compiled: bool = False
 
 
 class Child:
@@ -43,8 +47,7 @@ class Child:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(threads)}
         environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
         if gpu is not None:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            environment["CUDA_VISIBLE_DEVICES"] = visible[gpu] if len(visible) > gpu > 0 else str(gpu)
+            environment["CUDA_VISIBLE_DEVICES"] = visible(gpu)
         call = f"from repro.worker import serve; serve({far.fileno()})"
         # Blocked signals stay blocked in the child, which may get one before it has begun to ignore them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -79,6 +82,12 @@ class Child:
     def close(self) -> None:
         self.pipe.close()
         self.process.wait()
+
+
+def visible(gpu: int) -> str:
+    """The name, a number or a UUID, of the GPU that is at this place among those that may be used."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return names[gpu] if names != [""] else str(gpu)
 
 
 def _death(status: int) -> str:

@@ -99,8 +99,10 @@ def plan(
     slots, seconds = 1, lambda run: run.batch_size / (speed or 1)
     if measure:
         from repro import calibration
+        from repro.records import Store
 
-        slots, seconds = calibration.engine().slots, calibration.seconds_per_step(every)
+        store = Store.of(chosen.name)
+        slots, seconds = calibration.engine().slots, calibration.seconds_per_step(every, store)
         console.print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
 
     for name, runs in [*cases.items(), ("all together", every)]:

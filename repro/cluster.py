@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.children import Child, Job
+from repro.children import LAST, Child, Job
 from repro.config import InputError
 from repro.plans import left
 from repro.records import ROOT, Store, results_folder
@@ -178,7 +178,7 @@ def train(job: Job, token: str) -> tuple[str, str]:
         if isinstance(message, dict):
             worker.log_event(token, [message])  # to a dictionary Dask adds its own keys
             continue
-        if message[0] in ("killed", "stopped"):
+        if message[0] in LAST:
             child.close()
             _own.child = None
         return message

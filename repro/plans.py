@@ -71,6 +71,11 @@ class Batch:
     def steps(self) -> int:
         return sum(t.steps for t in self.trajectories)
 
+    def pieces(self, size: int) -> list[Batch]:
+        """Parts of the same planned batch, of so many trajectories."""
+        starts = range(0, len(self.trajectories), size)
+        return [Batch(self.trajectories[i : i + size], self.whole) for i in starts]
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from repro import data, files, tiles
+from repro import data, files, fused, tiles
 from repro.config import MODULES, PRECISIONS, InputError, Optimizer, Run
 from repro.graphs import Captured
 from repro.models import ResNet
@@ -61,13 +61,25 @@ class Member:
 
 def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.optim.Optimizer:
     capturable = device.type == "cuda"  # counts its steps on the GPU
-    if spec.name == "adam":
-        return torch.optim.Adam(
-            network.parameters(), lr=spec.learning_rate, fused=True, capturable=capturable
-        )
+    if capturable:  # the first steps are not captured, as it wants to say
+        warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)
     if spec.name == "rmsprop":
         return torch.optim.RMSprop(network.parameters(), lr=spec.learning_rate, capturable=capturable)
-    return torch.optim.SGD(network.parameters(), lr=spec.learning_rate, momentum=spec.momentum, fused=True)
+    rate = spec.learning_rate
+    if spec.schedule != "constant":  # a number that kernels read, and no graph holds
+        rate = torch.tensor(rate, dtype=torch.float32 if capturable else torch.float64, device=device)
+    if spec.name == "adam":
+        return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=capturable)
+    return torch.optim.SGD(network.parameters(), lr=rate, momentum=spec.momentum, fused=True)
+
+
+def _repeatable(device: torch.device) -> None:
+    """Let the same training on a GPU give the same bits."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+        torch.backends.cudnn.deterministic = True
+        if device.index is not None:
+            torch.cuda.set_device(device)  # graphs are captured on the current one
 
 
 def resident(
@@ -95,14 +107,23 @@ class Population:
     """Members that share data set, model, batch size, optimiser and steps.
 
     They are one grouped network or, with `grouped` false, as many networks, which
-    a GPU trains side by side. Nothing of them leaves the device during an epoch.
+    a GPU trains side by side. With `compiled` their steps come from a compiler
+    (`repro.fused`); the attribute of that name says whether it could. Nothing of
+    them leaves the device during an epoch.
     """
 
     def __init__(
-        self, members: Sequence[Member], device: torch.device, precision: str, grouped: bool = True
+        self,
+        members: Sequence[Member],
+        device: torch.device,
+        precision: str,
+        grouped: bool = True,
+        compiled: bool = False,
+        layout: str = "channels_last",  # of images and weights in memory: speed depends on it
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
+        _repeatable(device)
         self.members = list(members)
         self.device, self.precision, self.epoch = device, precision, 0
         run = members[0].run
@@ -119,7 +140,8 @@ class Population:
             network.to(self.dtype)  # before snapshots are loaded, which are exact in it
             for p, member in enumerate(members[first : first + self.size]):
                 _begin(network, p, member)
-            self.networks.append(network.to(device, self.dtype, memory_format=torch.channels_last))
+            self.networks.append(network.to(device, self.dtype, memory_format=fused.LAYOUTS[layout]))
+        self.layout = layout
         self.optimizers = [_optimizer(run.stages[-1].optimizer, n, device) for n in self.networks]
         apart = device.type == "cuda" and len(self.networks) > 1
         self.streams = [torch.cuda.Stream(device) for _ in self.networks] if apart else []
@@ -130,8 +152,13 @@ class Population:
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # which of them is next
         self.loss_sum = torch.zeros(len(members), dtype=self.dtype, device=device)
         self.correct = torch.zeros(len(members), dtype=torch.int64, device=device)
-        self.step, self.test = Captured(self._step, device), Captured(self._test, device)
+        self.step, self.test = Captured(device), Captured(device)
         self.drawn = -1, self.batches  # an epoch, and its examples
+        self.fused = None
+        if compiled:
+            x, y = self._batch(torch.zeros_like(self.batches[0, : self.size]))
+            self.fused = fused.compiled(self.networks[0], x, y, precision == "bf16", layout)
+        self.compiled = self.fused is not None
 
     def _logits(self, network: ResNet, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
@@ -139,34 +166,49 @@ class Population:
             if tiles.fit(len(x), self.device, self.precision):
                 logits = network(tiles.tile(x, network.members))
             else:
-                logits = network(x.contiguous(memory_format=torch.channels_last))
+                logits = network(x.contiguous(memory_format=fused.LAYOUTS[self.layout]))
         return logits.to(self.dtype)
 
-    def _teams(self) -> Iterator[tuple[ResNet, torch.optim.Optimizer, slice]]:
-        """Each network, its optimiser and its members, to be dealt with on a stream of its own."""
-        main = torch.cuda.current_stream(self.device) if self.streams else None
-        for i, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
-            if self.streams:
-                self.streams[i].wait_stream(main)
-            with torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext():
-                yield network, optimizer, slice(i * self.size, (i + 1) * self.size)
+    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images [B, P * C, H, W] and labels [P, B] of these numbers [P, B]."""
+        return self.x_train[index].transpose(0, 1).flatten(1, 2), self.y_train[index]
+
+    def _fork(self) -> None:
+        """Let the streams go on from here, all before the first has work: two may be one."""
         for stream in self.streams:
-            main.wait_stream(stream)
+            stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def _on(self, i: int) -> contextlib.AbstractContextManager:
+        """Network i's stream, if it has one."""
+        return torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext()
+
+    def _join(self) -> None:
+        """Wait for what is done on the streams."""
+        for stream in self.streams:
+            torch.cuda.current_stream(self.device).wait_stream(stream)
+
+    def _rows(self, i: int) -> slice:
+        """Network i's members."""
+        return slice(i * self.size, (i + 1) * self.size)
 
     def _step(self) -> None:
         """One step of all members, on the next batch."""
         batch = self.batches.index_select(0, self.at)[0]  # [P, B]
-        for network, optimizer, rows in self._teams():
-            index = batch[rows]
-            x = self.x_train[index].transpose(0, 1).flatten(1, 2)
-            y = self.y_train[index]
-            logits = self._logits(network, x)
-            losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
-            optimizer.zero_grad(set_to_none=True)
-            losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
-            optimizer.step()
-            self.loss_sum[rows] += losses.detach().mean(1)
-            self.correct[rows] += (logits.detach().argmax(2) == y).sum(1)
+        self._fork()
+        for i, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
+            rows = self._rows(i)
+            with self._on(i):
+                x, y = self._batch(batch[rows])
+                if self.fused is not None:
+                    losses, right = self.fused(network, x, y)
+                else:
+                    losses, right = fused.judged(self._logits(network, x), y)
+                optimizer.zero_grad(set_to_none=True)
+                losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
+                optimizer.step()
+                self.loss_sum[rows] += losses.detach().mean(1)
+                self.correct[rows] += right.sum(1)
+        self._join()
         self.at += 1
 
     def _examples(self, epoch: int) -> Tensor:
@@ -183,8 +225,11 @@ class Population:
         if spec.optimizer.schedule == "cosine":
             rate = spec.optimizer.learning_rate * (1 + math.cos(math.pi * self.epoch / spec.epochs)) / 2
             for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-                group["lr"] = rate
-            self.step.renew()
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+                    self.step.renew()
         self.batches.copy_(self._examples(self.epoch))
         for tensor in (self.at, self.loss_sum, self.correct):
             tensor.zero_()
@@ -192,7 +237,7 @@ class Population:
             network.train()
         steps, _, batch = self.batches.shape
         for _ in range(steps):
-            self.step()
+            self.step(self._step)
         self.epoch += 1
         if self.epoch < spec.epochs:
             self._examples(self.epoch)  # while a GPU is still at work
@@ -201,17 +246,20 @@ class Population:
     @torch.no_grad()
     def _test(self) -> None:
         size = TEST_BATCH[self.device.type]
-        for network, _, rows in self._teams():
-            for x, y in zip(self.x_test.split(size), self.y_test.split(size), strict=True):
-                logits = self._logits(network, x.repeat(1, self.size, 1, 1))
-                self.correct[rows] += (logits.argmax(2) == y).sum(1)
+        self._fork()
+        for i, network in enumerate(self.networks):
+            with self._on(i):
+                for x, y in zip(self.x_test.split(size), self.y_test.split(size), strict=True):
+                    logits = self._logits(network, x.repeat(1, self.size, 1, 1))
+                    self.correct[self._rows(i)] += (logits.argmax(2) == y).sum(1)
+        self._join()
 
     def test_accuracy(self) -> list[float]:
         """Test accuracy of each member, running statistics in batch norm."""
         for network in self.networks:
             network.eval()
         self.correct.zero_()
-        self.test()
+        self.test(self._test)
         return (self.correct / len(self.y_test)).tolist()
 
     def snapshot(self, p: int, seconds: float) -> Snapshot:
@@ -227,7 +275,8 @@ class Population:
     @property
     def _engine(self) -> str:
         """What a checkpoint has to agree with, besides its runs."""
-        return f"{self.precision} on {self.device.type}" + ", apart" * (self.size < len(self.members))
+        apart = ", apart" * (self.size < len(self.members))
+        return f"{self.precision} on {self.device.type}{apart}" + ", compiled" * self.compiled
 
     def checkpoint(self, path: Path, seconds: float) -> None:
         """Write all that going on from here takes."""
@@ -262,7 +311,10 @@ class Population:
             for network, state in zip(self.networks, content["networks"], strict=True):
                 network.load_state_dict(state)
             for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
+                rates = [group["lr"] for group in optimizer.param_groups]
                 optimizer.load_state_dict(state)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate  # an epoch begins by setting it, in its place
             self.epoch, curves, seconds = (content[name] for name in ("epoch", "curves", "seconds"))
             if any(len(values) > self.epoch for curve in curves for values in curve.values()):
                 raise ValueError("curves longer than training")

@@ -25,19 +25,23 @@ def train_population(
     precision: str,
     *,
     grouped: bool = True,
+    compiled: bool = False,
+    layout: str = "channels_last",
     checkpoint: Path | None = None,
     every: float = 120.0,
     stop: Callable[[], bool] = lambda: False,
+    on_begin: Callable[[Population], None] = lambda population: None,
     on_epoch: Callable[[int, list[float]], None] = lambda epoch, accuracies: None,
 ) -> Iterator[tuple[int, int, Snapshot]]:
     """Train the last stage of all members together; yields (member, epoch, snapshot) as each is due.
 
     Goes on from `checkpoint` where that file is. Writes it before it yields, so
     that whatever is lost behind a yield comes again, every so many seconds, and
-    before it raises `Stopped` once `stop()` is true. `on_epoch` is told the
-    epochs done and the members' train accuracy. Test accuracy is NaN where no test is due.
+    before it raises `Stopped` once `stop()` is true. `on_begin` is told the
+    population, and `on_epoch` the epochs done and the members' train accuracy.
+    Test accuracy is NaN where no test is due.
     """
-    population = Population(members, device, precision, grouped)
+    population = Population(members, device, precision, grouped, compiled, layout)
     resumed = checkpoint is not None and checkpoint.exists()
     started = saved = time.perf_counter()
     if resumed:
@@ -45,7 +49,8 @@ def train_population(
             started -= population.resume(checkpoint)
         except files.Damaged as damage:
             warnings.warn(f"{damage}; set aside as {files.set_aside(checkpoint)}", stacklevel=2)
-            population = Population(members, device, precision, grouped)
+            population = Population(members, device, precision, grouped, compiled, layout)
+    on_begin(population)
     while True:
         seconds = time.perf_counter() - started
         due = [p for p, member in enumerate(members) if member.due(population.epoch)]

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy
 import torch
 
-from repro import data, files, layouts, leases, probes, records, tiles
-from repro.children import Job
+from repro import data, files, leases, probes, records, tiles
+from repro.children import LAST, Job
 from repro.config import HALF, InputError, Run, check_engine
 from repro.costs import training_bytes
 from repro.models import ResNet
 from repro.plans import Batch, Trajectory, left
-from repro.populations import Member, resident
+from repro.populations import Member, Population, resident
 from repro.records import Store
 from repro.snapshots import Snapshot
 from repro.subsets import portions, steps_per_epoch
@@ -67,21 +67,21 @@ def serve(descriptor: int) -> None:
                 tell(failure=str(error), runs=[run.id for run in job.batch.runs])
                 end = ("failed", "")
             pipe.send(end)
-            if end[0] == "stopped":
+            if end[0] in LAST:
                 return
 
 
 def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool]) -> tuple[str, str]:
     """Train what is left of a batch; leaves records of wanted runs and snapshots of parents.
 
-    Gives how it ended, done, failed, stopped, busy or lacking, and a word on it.
-    `report` is told what `Sweep.hear` takes. Runs that fail together are tried
-    again apart: each by itself after an error, by halves where memory was short.
+    Gives how it ended, done, failed, stopped, busy, lacking, or on a GPU one of
+    the `LAST`, and a word on it. `report` is told what `Sweep.hear` takes. Runs
+    that fail together are tried again apart: each by itself after an error, by
+    halves where memory was short. On a GPU another process is to do that.
     """
     store = Store(Path(job.folder))
     device, _ = choose_device(job.device)
     job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
-    torch.backends.cudnn.deterministic = True  # on one GPU, a run is the same bit for bit
     try:
         with leases.held(store.leases, (run.id for run in job.batch.whole.runs)):
             return _train_leased(job, store, report, stop)
@@ -95,7 +95,7 @@ def _train_leased(
     job: Job, store: Store, report: Callable[..., None], stop: Callable[[], bool]
 ) -> tuple[str, str]:
     needed = {name for name in job.needed if not _there(name, job, store)}  # no other sweep was faster
-    part = left(job.batch.whole, store, needed)
+    part, spoils = left(job.batch.whole, store, needed), job.device == "cuda"
     parts, end = [part] if part else [], ("done", "")
     while parts:
         part = parts.pop(0)
@@ -113,16 +113,22 @@ def _train_leased(
                 traceback.print_exc()
             traceback.clear_frames(error.__traceback__)  # they hold the networks
             size = -(-together // 2) if starved else 1
+            if job.compiled and not starved and spoils:
+                store.checkpoint(part.id).unlink(missing_ok=True)
+                warnings.warn(f"batch {part.id}: {line(error)}; now without a compiler", stacklevel=2)
+                return "eager", ""
             if together > 1:
                 store.checkpoint(part.id).unlink(missing_ok=True)
-                parts[:0] = [
-                    Batch(part.trajectories[i : i + size], part.whole) for i in range(0, together, size)
-                ]
                 what = f"{together} networks at once need more memory than there is" if starved else error
                 warnings.warn(f"batch {part.id}: {line(what)}; now {size} at a time", stacklevel=2)
+                if spoils:
+                    return "split", str(size)
+                parts[:0] = part.pieces(size)
                 continue
             run, device = part.trajectories[0].longest, torch.device(job.device)
             end = _failed(part, _too_large(run, device) if starved else error, report)
+            if spoils:
+                return "spoilt", ""
     left(job.batch.whole, store, set())  # removes checkpoints that this made useless
     return end
 
@@ -193,11 +199,10 @@ def _train(
 ) -> tuple[str, str] | None:
     """Train the batch from its parents' snapshots; None, or why it could not come to its end."""
     device, images = torch.device(job.device), data.images(batch.trajectories[0].longest.dataset)
-    layout = _layout(store, batch.trajectories[0].longest, job.device)
-    grouped = layout is None or layout.grouped
     environment = {
         "population": len(batch.trajectories),
-        "grouped": grouped,
+        "grouped": job.grouped,
+        "compiled": False,
         "precision": job.precision,
         "device": device_name(device),
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
@@ -250,13 +255,18 @@ def _train(
             mean = sum(accuracies) / len(accuracies)
             report(steps_done=steps, epoch=f"{epoch}/{last}", accuracy=mean)
 
+        def on_begin(population: Population) -> None:
+            environment["compiled"] = population.compiled
+
         training = train_population(
             members,
             device,
             job.precision,
-            grouped=grouped,
+            grouped=job.grouped,
+            compiled=job.compiled,
             checkpoint=checkpoint,
             stop=stop,
+            on_begin=on_begin,
             on_epoch=on_epoch,
         )
         try:
@@ -266,10 +276,6 @@ def _train(
             return "stopped", ""
     checkpoint.unlink(missing_ok=True)
     return None
-
-
-def _layout(store: Store, run: Run, device: str) -> layouts.Layout | None:
-    return layouts.read(store, run) if device == "cuda" else None
 
 
 def _start(name: str, batch: Batch, store: Store) -> Snapshot | None:

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
-from repro import data, files, leases
-from repro.children import STOP_SIGNALS, Child, Job
-from repro.config import InputError, check_engine
+from repro import data, files, layouts, leases
+from repro.children import LAST, STOP_SIGNALS, Child, Job
+from repro.config import InputError, Run, check_engine
+from repro.layouts import Layout
 from repro.plans import Plan, missing, unfinished
 from repro.progress import Progress
 from repro.records import Store
@@ -45,9 +46,18 @@ class Outcome:
 class Sweep:
     """What is left of a plan, what is in training, and what came of the rest."""
 
-    def __init__(self, plan: Plan, store: Store, progress: Progress, device: str, precision: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        progress: Progress,
+        device: str,
+        precision: str,
+        layout: Callable[[Run], Layout] = lambda run: Layout(1, grouped=True),
+    ) -> None:
         self.plan, self.store, self.progress = plan, store, progress
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.layout = device, precision, layout
+        self.most: dict[str, int] = {}  # trajectories of planned batches that can train at once
         self.outcome = Outcome()
         self.training: list[Job] = []
         self.tries: Counter[str] = Counter()  # of planned batches
@@ -63,8 +73,12 @@ class Sweep:
         """Take from the store what is left."""
         absent = missing(self.plan, self.store)
         busy = {job.batch.whole.id for job in self.training}
-        self.left = [
-            Job(
+        self.left = [job for job in self.left if job.batch.whole.id in busy]
+        for part, needed in unfinished(self.plan, self.store, absent):
+            if part.whole.id in busy:
+                continue
+            layout = self.layout(part.trajectories[0].longest)
+            job = Job(
                 batch=part,
                 needed=needed,
                 wanted=needed & absent,
@@ -72,11 +86,20 @@ class Sweep:
                 folder=str(self.store.folder),
                 device=self.device,
                 precision=self.precision,
+                grouped=layout.grouped,
+                compiled=layout.compiled,
             )
-            for part, needed in unfinished(self.plan, self.store, absent)
-            if part.whole.id not in busy
-        ]
+            self.left += self._pieces(job)
         self._drop_lost()
+
+    def _pieces(self, job: Job) -> list[Job]:
+        """The job in as many as it takes, as far as one of them was too large."""
+        size = self.most.get(job.batch.whole.id, len(job.batch.trajectories))
+        return [
+            dataclasses.replace(job, batch=part, needed=needed)
+            for part in job.batch.pieces(size)
+            if (needed := job.needed & {run.id for run in part.runs})
+        ]
 
     def count(self) -> None:
         """Tell how many runs are recorded by now, by whatever sweep."""
@@ -88,9 +111,10 @@ class Sweep:
     def next(self) -> Job | None:
         """The first job whose parents are trained, now to be trained; None where there is none yet."""
         awaited = {name for job in [*self.training, *self.left] for name in job.needed}
+        busy = {job.batch.whole.id for job in self.training}
         for i, job in enumerate(self.left):
             rested = self.rests.get(job.batch.whole.id, 0) <= time.monotonic()
-            if rested and not job.batch.starts & awaited:
+            if rested and job.batch.whole.id not in busy and not job.batch.starts & awaited:
                 self.training.append(self.left.pop(i))
                 return job
         return None
@@ -125,11 +149,16 @@ class Sweep:
         self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
 
     def settle(self, job: Job, end: str, said: str = "") -> None:
-        """Take in how the training of a job ended: done, failed, stopped, busy, lacking or killed."""
+        """Take in how the training of a job ended: as `worker.train_batch` says, or killed."""
         self.training.remove(job)
         name = job.batch.whole.id
         if end in ("stopped", "busy", "killed"):
             self.left.insert(0, job)
+        elif end == "eager":
+            self.left.insert(0, dataclasses.replace(job, compiled=False))
+        elif end == "split":
+            self.most[name] = int(said)
+            self.left = [piece for other in [job, *self.left] for piece in self._pieces(other)]
         if end == "busy":
             if name not in self.rests:
                 warnings.warn(f"batch {name} is in training by {said}: waiting for it", stacklevel=1)
@@ -171,10 +200,11 @@ def execute(
         data.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
         _clean(store)
         if gpus:
-            from repro import calibration, worker
-
-            plan = calibration.fitted(plan, store, worker.choose_precision("cuda", precision))
-            sweep = Sweep(plan, store, sweep.progress, device, precision)
+            plan, layout = layouts.fitted(plan, store)
+            sweep = Sweep(plan, store, sweep.progress, "cuda", precision, layout)
+        elif not on:  # a child that sees no GPU is not to decide for the processor
+            sweep.device = "cpu"
+            sweep.left = [dataclasses.replace(job, device="cpu") for job in sweep.left]
     except OSError as error:
         raise InputError(
             f"cannot write in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
@@ -192,7 +222,7 @@ def execute(
 
             with cluster.connected(on, *filter(None, [jobs])) as client:
                 return cluster.run(sweep, client, stopping)
-        if slots == 1 or (not gpus and plan.steps < FEW_STEPS):
+        if not gpus and (slots == 1 or plan.steps < FEW_STEPS):
             return _here(sweep, stopping)
         return _in_children(sweep, slots, max(1, cores // slots), bool(gpus), stopping)
 
@@ -268,7 +298,7 @@ def _in_children(sweep: Sweep, slots: int, threads: int, gpus: bool, stopping: C
                     continue
                 sweep.settle(child.job, *message)
                 child.job = None
-                if message[0] == "killed" and not stopped:
+                if message[0] in LAST and not stopped:
                     child.close()
                     children[busy[pipe]] = Child(threads, busy[pipe] if gpus else None)
     finally:

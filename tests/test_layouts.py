@@ -1,11 +1,16 @@
 """Which populations a GPU trains, with a GPU whose speeds are made up."""
 
-import pytest
+import json
+from multiprocessing import Pipe
 
-from repro import calibration, layouts, plans, profiles, studies, worker, workers
+import pytest
+import torch
+
+from repro import calibration, children, layouts, plans, profiles, studies, training, worker, workers
 from repro.calibration import Engine, Speed
 from repro.config import InputError
 from repro.layouts import Layout
+from repro.progress import Progress
 from repro.records import Store
 
 
@@ -21,31 +26,34 @@ def runs(seeds=12, *settings):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Sets the speed of a GPU by members, and whether they are grouped; lists what was measured."""
+    """Sets the speed of a GPU by members, whether they are grouped, and compiled; lists what was measured."""
     asked = []
 
-    def make(rate):
+    def make(rate, gain=0.9):
         class Slots:
             def __init__(self, made):
                 assert (made.device, made.slots) == ("cuda", 1)
 
-            def speed(self, members, grouped=True):
+            def speed(self, members, grouped=True, compiled=False):
                 assert len({run.init_seed for run in members}) == len(members)
                 asked.append((len(members), grouped))
                 found = rate(len(members), grouped)
-                return found and Speed(found, 1.0, 0.1)
+                return found and Speed(found * gain if compiled else found, 1.0, 0.1)
 
             def close(self):
                 pass
 
         monkeypatch.setattr(calibration, "Slots", Slots)
+        monkeypatch.setattr(calibration, "engine", lambda: Engine("cuda", "bf16", 1, 1))
         return asked
 
     return make
 
 
-def fitted(store, made):
-    return calibration.fitted(plans.plan(made), store, "bf16")
+def measured(store, made):
+    """The plan after a measurement that was asked for."""
+    calibration.seconds_per_step(made, store)
+    return layouts.fitted(plans.plan(made), store)[0]
 
 
 def sizes(plan):
@@ -55,7 +63,7 @@ def sizes(plan):
 def test_the_smallest_population_is_taken_that_is_near_the_fastest(gpu, store):
     asked = gpu(lambda size, grouped: min(100 * size, 400 + size) * (1.0 if grouped else 0.5))
     made = runs()
-    plan = fitted(store, made)
+    plan = measured(store, made)
     assert sizes(plan) == {4}
     assert plan.wanted.keys() == {run.id for run in made}
     assert layouts.read(store, made[0]) == Layout(4, True, 400, 0.1)
@@ -64,24 +72,48 @@ def test_the_smallest_population_is_taken_that_is_near_the_fastest(gpu, store):
 
 def test_networks_side_by_side_are_taken_where_they_are_faster(gpu, store):
     gpu(lambda size, grouped: 100 if grouped else 100 * min(size, 2))
-    assert sizes(fitted(store, runs())) == {2}
+    assert sizes(measured(store, runs())) == {2}
     assert not layouts.read(store, runs()[0]).grouped
 
 
-@pytest.mark.parametrize(("fits", "population"), [(4, 4), (1, 1), (0, 1)])
-def test_memory_ends_the_search(gpu, store, fits, population):
+def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(gpu, store, monkeypatch):
+    gpu(lambda size, grouped: 100 if grouped else 50, gain=3)
+    calibration.seconds_per_step(runs(), store)
+    run = runs()[0]
+    assert layouts.read(store, run) == Layout(1, True, 300, 0.1, compiled=True)
+    plan = plans.plan(runs())
+    images = sum(batch.steps for batch in plan.batches) * run.batch_size
+    for pays, compiled in ((images, True), (images + 1, False)):
+        monkeypatch.setattr(layouts, "COMPILING_PAYS", pays)
+        assert layouts.fitted(plan, store)[1](run).compiled == compiled
+
+
+@pytest.mark.parametrize("fits", [4, 1])
+def test_memory_ends_the_search(gpu, store, fits):
     gpu(lambda size, grouped: 100 * size if size <= fits else None)
-    assert sizes(fitted(store, runs())) == {population}
+    assert sizes(measured(store, runs())) == {fits}
 
 
-def test_what_cannot_be_measured_is_told_and_trains_alone(gpu, store):
-    def rate(size, grouped):
-        raise InputError("not to be trained here: no such kernel")
+def test_a_sweep_measures_nothing_and_follows_a_table(gpu, store):
+    asked = gpu(lambda size, grouped: 100)
+    plan, layout = layouts.fitted(plans.plan(runs()), store)
+    assert not asked
+    assert layout(runs()[0]) == layouts.default(runs()[0])
+    assert max(sizes(plan)) <= layouts.default(runs()[0]).population
+    populations = [
+        layouts.default(run).population for run in (runs(1, f"width={w}")[0] for w in (4, 32, 64, 128))
+    ]
+    assert populations == sorted(populations, reverse=True) and populations[-1] == 1
 
-    gpu(rate)
-    with pytest.warns(UserWarning, match="no such kernel"):
-        assert sizes(fitted(store, runs())) == {1}
-    assert layouts.read(store, runs()[0]) is None  # the next sweep measures again
+
+def test_a_layout_kept_before_there_were_compiled_ones_is_read(store):
+    run = runs()[0]
+    layouts.keep(store, run, Layout(4, True, 10.0, 0.1))
+    [path] = (store.folder / ".layouts").iterdir()
+    content = json.loads(path.read_bytes())
+    del content["compiled"]
+    path.write_text(json.dumps(content))
+    assert layouts.read(store, run) == Layout(4, True, 10.0, 0.1, compiled=False)
 
 
 @pytest.mark.slow
@@ -93,24 +125,18 @@ def test_a_slot_that_cannot_train_says_why_and_goes_on():
     slots.close()
 
 
-def test_hours_of_a_network_that_does_not_fit_are_refused(gpu, monkeypatch):
+def test_hours_of_a_network_that_does_not_fit_are_refused(gpu):
     gpu(lambda size, grouped: None)
-    monkeypatch.setattr(calibration, "engine", lambda: Engine("cuda", "bf16", 1, 1))
     with pytest.raises(InputError, match="width 4 with batches of 16 needs more memory"):
         calibration.seconds_per_step(runs(1))
 
 
-def test_a_shape_is_measured_once_for_a_store_and_again_where_that_is_damaged(gpu, store):
-    asked = gpu(lambda size, grouped: 100)
-    first = fitted(store, runs())
-    before = len(asked)
-    assert before and fitted(store, runs()) == first and len(asked) == before
-    fitted(store, runs(2, "width=8"))
-    assert len(asked) > before
+def test_where_what_was_measured_is_damaged_the_table_is_followed(gpu, store):
+    gpu(lambda size, grouped: 100)
+    assert sizes(measured(store, runs())) == {1}
     for path in (store.folder / ".layouts").iterdir():
         path.write_text("{")
-    fitted(store, runs())
-    assert layouts.read(store, runs()[0]) is not None
+    assert layouts.fitted(plans.plan(runs()), store)[1](runs()[0]) == layouts.default(runs()[0])
 
 
 def test_of_two_machines_that_measure_the_first_is_followed(store):
@@ -119,14 +145,128 @@ def test_of_two_machines_that_measure_the_first_is_followed(store):
     assert layouts.keep(store, run, Layout(8, False, 20.0, 0.1)) == Layout(4, True, 10.0, 0.1)
 
 
-def test_a_sweep_follows_what_was_measured_and_records_it(store, monkeypatch):
-    """As on a GPU, but for the device: its networks are trained side by side on the CPU."""
+def test_a_job_carries_the_layout_and_records_have_it(store):
     made = runs(4)
-    for run in made:
-        layouts.keep(store, run, Layout(4, False, 1.0, 0.1))
-    monkeypatch.setattr(workers, "_gpus", lambda device: 1)
-    real = worker.layouts.read
-    monkeypatch.setattr(worker, "_layout", lambda store, run, device: real(store, run))
-    assert workers.execute(plans.plan(made), store, precision="float32", slots=1) == workers.Outcome()
+    sweep = workers.Sweep(
+        plans.plan(made, lambda run: 4),
+        store,
+        Progress(),
+        "cpu",
+        "float32",
+        lambda run: Layout(4, grouped=False),
+    )
+    while (job := sweep.next()) is not None:
+        sweep.settle(job, *worker.train_batch(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
-    assert {(record["population"], record["grouped"]) for record in records} == {(4, False)}
+    found = {(record["population"], record["grouped"], record["compiled"]) for record in records}
+    assert found == {(4, False, False)}
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, ["0", "1"]),
+        ("", ["0", "1"]),
+        ("5,3", ["5", "3"]),
+        ("GPU-8932f937, GPU-1f", ["GPU-8932f937", "GPU-1f"]),
+    ],
+)
+def test_a_child_gets_the_gpu_at_its_place_among_those_it_may_use(named, expected, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert [children.visible(0), children.visible(1)] == expected
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Sets the error with which training ends in a process that takes itself to have a GPU."""
+
+    def make(error):
+        def train(*_, **__):
+            raise error
+
+        monkeypatch.setattr(worker, "choose_device", lambda name: (name, 1))
+        monkeypatch.setattr(worker, "device_name", lambda device: "a GPU")
+        monkeypatch.setattr(worker, "_memory", lambda device: 2**36)
+        monkeypatch.setattr(worker, "train_population", train)
+
+    return make
+
+
+def swept(store, compiled=False):
+    layout = Layout(4, grouped=False, compiled=compiled)
+    return workers.Sweep(
+        plans.plan(runs(4), lambda run: 4), store, Progress(), "cuda", "bf16", lambda run: layout
+    )
+
+
+def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu, store):
+    as_on_a_gpu(torch.OutOfMemoryError("CUDA out of memory"))
+    sweep = swept(store)
+    job = sweep.next()
+    assert len(job.batch.trajectories) == 4
+    with pytest.warns(UserWarning, match="need more memory than there is; now 2 at a time"):
+        end = worker.train_batch(job, sweep.hear, lambda: False)
+    assert end == ("split", "2") and end[0] in children.LAST
+    sweep.settle(job, *end)
+    half = sweep.next()
+    assert len(half.batch.trajectories) == 2 and half.batch.whole == job.batch.whole
+    assert sweep.next() is None, "the other half waits: a planned batch has one lease"
+    sweep.settle(half, "lacking", "")
+    assert len(sweep.next().batch.trajectories) == 2, "it is remembered"
+
+
+def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(store, monkeypatch):
+    """As on a GPU, but for the device, and children that work while they are given a job."""
+    made = []
+
+    class Here:
+        def __init__(self, threads, gpu):
+            made.append(gpu)
+            self.pipe, self.far = Pipe()
+            self.job = None
+
+        def start(self, job):
+            self.job = job
+            self.far.send(worker.train_batch(job, lambda **news: self.far.send(news), lambda: False))
+
+        def heard(self):
+            return self.pipe.recv()
+
+        def close(self):
+            self.far.close()
+
+    def train(members, device, precision, **settings):
+        if len(members) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return training.train_population(members, torch.device("cpu"), "float32", **settings)
+
+    for name, value in {
+        "choose_device": lambda name: (name, 1),
+        "device_name": lambda device: "a GPU",
+        "_memory": lambda device: 2**36,
+        "train_population": train,
+    }.items():
+        monkeypatch.setattr(worker, name, value)
+    monkeypatch.setattr(workers, "_gpus", lambda device: 1)
+    monkeypatch.setattr(workers, "Child", Here)
+    wanted = runs(4)
+    with pytest.warns(UserWarning, match="now 2 at a time"):
+        assert workers.execute(plans.plan(wanted), store) == workers.Outcome()
+    assert store.ids() == {run.id for run in wanted}
+    assert {store.read(run.id)["population"] for run in wanted} == {2}
+    assert made == [0] * 4, "one, and one after each that was spoilt by 4, 8 and 4 networks at once"
+
+
+def test_after_an_error_on_a_gpu_its_process_ends(as_on_a_gpu, store, capfd):
+    as_on_a_gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    sweep, ends = swept(store, compiled=True), []
+    with pytest.warns(UserWarning) as told:
+        while (job := sweep.next()) is not None:
+            ends.append(worker.train_batch(job, sweep.hear, lambda: False))
+            sweep.settle(job, *ends[-1])
+    assert "now without a compiler" in str(told[0].message) and "now 1 at a time" in str(told[1].message)
+    assert [end for end, _ in ends[:3]] == ["eager", "split", "spoilt"]
+    assert {end for end, _ in ends} <= set(children.LAST)
+    assert len(sweep.outcome.failures) >= 1 and not sweep.left

@@ -1,0 +1,67 @@
+"""Steps that come from a compiler, on the CPU; on a GPU in tests/test_gpu.py."""
+
+import shutil
+
+import pytest
+import torch
+
+from repro import tiles
+from repro.config import Dataset, Model, Run, Stage
+from repro.populations import Member, Population
+from repro.training import train_population
+
+DIGITS = Dataset("digits", 160, 96, 0.1)  # 5 steps an epoch
+EPOCHS = 4
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def without_tiles(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(tiles, "kernels", None)
+
+
+def members(count):
+    return [Member(Run(DIGITS, Model(2, 1), (Stage(EPOCHS),), 32, s, s, s)) for s in range(count)]
+
+
+def losses(population):
+    return torch.tensor([population.train_epoch()[0] for _ in range(EPOCHS)])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a compiler of C++")
+@pytest.mark.parametrize(("count", "grouped"), [(3, True), (3, False)], ids=["grouped", "apart"])
+def test_twenty_compiled_steps_are_the_eager_ones(count, grouped):
+    from torch._dynamo.utils import counters
+
+    before = counters["stats"]["unique_graphs"]
+    population = Population(members(count), CPU, "float32", grouped, compiled=True)
+    assert population.compiled
+    eager = Population(members(count), CPU, "float32", grouped)
+    assert not eager.compiled
+    found, expected = losses(population), losses(eager)
+    population.test_accuracy()
+    population.train_epoch()
+    assert counters["stats"]["unique_graphs"] == before + 1, "networks of a shape share what is compiled"
+    # Sums are taken in another order, and twenty steps of Adam make the difference larger.
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+    assert (found[-1] < found[0]).all(), "it learns"
+    for a, b in zip(population.networks, eager.networks, strict=True):
+        assert a.state_dict().keys() == b.state_dict().keys()
+
+
+def test_where_nothing_can_be_compiled_training_is_eager_and_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    begun = []
+    settings = {"layout": "contiguous", "on_begin": begun.append}  # a layout without a compiler so far
+    with pytest.warns(UserWarning, match="not compiled, so slower: no compiler here") as told:
+        ends = list(train_population(members(2), CPU, "float32", compiled=True, **settings))
+    assert len(told) == 1
+    assert not begun[0].compiled
+    eager = train_population(members(2), CPU, "float32", **settings)
+    for (*_, found), (*_, expected) in zip(ends, eager, strict=True):
+        assert found.curves == expected.curves
