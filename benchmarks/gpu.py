@@ -1,0 +1,476 @@
+"""All that a GPU has to show, in one command: `python -m benchmarks.gpu --minutes 8 --out DIR`.
+
+Its parts are the tests, the checks, the table of speeds, and training the runs that say most, in the
+populations that were fastest; each runs in processes of its own for a time of its own. What is found is
+printed and kept in DIR as it comes: `gpu.json`, a log of each part, `records.tar.gz`. Without a GPU the
+same happens at toy size. `--figures` names the `gpu.json` of an earlier call, whose table `train` needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from repro import files, layouts, profiles, studies
+from repro.config import Run
+from repro.layouts import Layout
+from repro.records import ROOT, Store
+
+LIMITS = {"tests": 60.0, "checks": 100.0, "table": 150.0, "train": 150.0}  # seconds; of `train` a weight
+PATIENCE = 60.0  # seconds without a finding, after which a process is taken to hang
+PACK, TELL = 15.0, 20.0  # seconds between two archives of the records, and two lines on them
+LEAVE = 20.0  # seconds before its end at which training is asked to stop, and keep where it is
+NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
+LOG = 8 * 2**20  # bytes of a log that are kept
+PLAIN = ({"way": "float32"}, {"way": "bf16"}, {"way": "bf16", "compiled": True})
+TESTS = "tests/test_gpu.py"
+
+
+class Bench:
+    """Where findings go, and until when there is time for more."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.out = options, options.out
+        self.deadline = time.monotonic() + 60 * options.minutes
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.figures: dict = {}
+        for path in (options.figures, self.out / "gpu.json"):
+            if path is not None and path.exists():
+                self.figures = json.loads(path.read_bytes())
+        self.compilers: list[tuple[subprocess.Popen, Path, list[dict]]] = []
+
+    def keep(self) -> None:
+        files.replace(self.out / "gpu.json", (json.dumps(self.figures, indent=1) + "\n").encode())
+
+    def check(self, name: str, found: dict) -> None:
+        self.figures.setdefault("checks", {})[name] = found
+        self.keep()
+        words = ", ".join(f"{k} {v}" for k, v in found.items() if k != "longest")
+        say(f"{name}: {words}")
+
+    def log(self, part: str) -> Path:
+        return self.out / f"{part}.log"
+
+
+def say(text: str) -> None:
+    print(text[:400], flush=True)
+
+
+def task(name: str, **settings: object) -> list[str]:
+    return tasks({name: settings})
+
+
+def tasks(named: dict[str, dict]) -> list[str]:
+    """The command that does these tasks one after another in one process."""
+    return [sys.executable, "-m", "benchmarks.gpu_tasks", json.dumps(named)]
+
+
+def started(command: list[str], out: int | io.IOBase, log: io.IOBase, **environment: str) -> subprocess.Popen:
+    env = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_LOGS": "recompiles"} | environment
+    env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each process; some compile at the same time
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a process and its children: kindly, and after five seconds in any case."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+
+
+@contextlib.contextmanager
+def listening(
+    commands: dict[str, list[str]], log: Path, until: float, **environment: str
+) -> Iterator[Iterator[tuple[str, dict | str | int | None]]]:
+    """What processes that run at the same time say: (name, a finding, a line, or at its end its status).
+
+    After each second of silence comes ("", None). All of them are ended with the block, and nothing more
+    comes after `until`. Lines are logged.
+    """
+    said: queue.Queue = queue.Queue()
+    with log.open("ab") as errors:
+        running = {n: started(c, subprocess.PIPE, errors, **environment) for n, c in commands.items()}
+
+        def read(name: str, process: subprocess.Popen) -> None:
+            for line in process.stdout:
+                text = line.decode(errors="replace").rstrip()
+                with contextlib.suppress(ValueError):
+                    if text.startswith("{"):
+                        said.put((name, json.loads(text)))
+                        continue
+                errors.write(line)
+                errors.flush()
+                said.put((name, text))
+            said.put((name, process.wait()))
+
+        def lines() -> Iterator[tuple[str, dict | str | int | None]]:
+            left = len(running)
+            while left and (rest := until - time.monotonic()) > 0:
+                try:
+                    name, what = said.get(timeout=min(1.0, rest))
+                except queue.Empty:
+                    name, what = "", None
+                left -= isinstance(what, int)
+                yield name, what
+
+        readers = [threading.Thread(target=read, args=item, daemon=True) for item in running.items()]
+        for reader in readers:
+            reader.start()
+        try:
+            yield lines()
+        finally:
+            for process in running.values():
+                end(process)
+            for reader in readers:
+                reader.join(1)
+    if log.stat().st_size > LOG:
+        log.write_bytes(log.read_bytes()[-LOG:])
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log, in one line."""
+    return " | ".join(log.read_text(errors="replace").split("\n")[-4:])[-300:] if log.exists() else ""
+
+
+# ---- the parts ----
+
+
+def machine(bench: Bench) -> None:
+    with listening({"": task("machine")}, bench.log("table"), time.monotonic() + 90) as lines:
+        for _, what in lines:
+            if isinstance(what, dict):
+                bench.figures["machine"] = what
+                bench.keep()
+                say(f"{what['device']}, {what['versions']}, {what['matrix_rate'] / 1e12:,.2f} TFLOP/s")
+                return
+    raise SystemExit(f"the machine could not be asked: {last_lines(bench.log('table'))}")
+
+
+def tests(bench: Bench, until: float) -> str:
+    counts, found = Counter(), {}
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--durations=5", TESTS]
+    with listening({"": command}, bench.log("tests"), until) as lines:
+        for _, what in lines:
+            if isinstance(what, str):
+                if outcome := re.search(r"::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)", what):
+                    counts[outcome[1].lower()] += 1
+                if re.match(r"(FAILED|ERROR) ", what) and len(found) < 12:
+                    found[f"failure {len(found) + 1}"] = what[:300]
+                if re.fullmatch(r"=+ .* in [\d.]+s.* =+", what):
+                    found["summary"] = what.strip("= ")
+            elif isinstance(what, int):
+                found["status"] = what
+    bench.check("tests", {**counts, **found})
+    return "done" if found.get("status") == 0 else "time is up" if "status" not in found else "failed"
+
+
+def checks(bench: Bench, until: float) -> str:
+    cuda, (narrow, _) = bench.figures["machine"]["cuda"], _widths(bench)
+    specs = [spec for spec in _specs(bench)[-1] if cuda or spec["width"] == narrow]
+    with tempfile.TemporaryDirectory(prefix="repro-cache-") as folder:
+        at_once = {
+            f"repeats {copy}{', compiled' * compiled}": task(
+                "repeats", compiled=compiled, copy=copy, cache=f"{folder}/{copy}"
+            )
+            for compiled in (False, True)[: 1 + cuda]
+            for copy in "ab"
+        }
+        alone = {"profiled": {"specs": specs}, "test_rates": {}}
+        if cuda:
+            at_once |= {name: task(name) for name in ("graphs", "short_of_memory")}
+        else:
+            alone |= {"graphs": {}, "short_of_memory": {}}
+        share = time.monotonic() + 0.6 * (until - time.monotonic())
+        ended = _asked(bench, at_once, share)
+    return "done" if _asked(bench, {", ".join(alone): tasks(alone)}, until) and ended else "time is up"
+
+
+def _asked(bench: Bench, commands: dict[str, list[str]], until: float) -> bool:
+    """Keep what processes that run at the same time find; whether all came to an end, of whatever kind."""
+    left, log = set(commands), bench.log("checks")
+    with listening(commands, log, until) as lines:
+        for name, what in lines:
+            if isinstance(what, dict) and what["check"] == "bits":
+                _compare(bench, what)
+            elif isinstance(what, dict):
+                bench.check(what.pop("check"), what)
+            elif isinstance(what, int):
+                left.discard(name)
+                if what:
+                    bench.check(name, {"failed": f"status {what}: {last_lines(log)}"})
+    for name in left:
+        bench.check(name, {"failed": "time is up"})
+    return not left
+
+
+def _compare(bench: Bench, bits: dict) -> None:
+    """What of a way to train has the same bits as what else, once all of it is known."""
+    digests, way = bench.figures.setdefault("bits", {}), bits["way"] + ", compiled" * bits["compiled"]
+    digests[f"{way}, {bits['name']}, {bits['copy']}"] = bits
+    names = [f"{way}, {name}, {copy}" for name in ("whole", "resumed") for copy in "ab"]
+    if any(name not in digests for name in names):
+        return
+    whole, again, resumed, _ = (digests[name]["digest"] for name in names)
+    found = {"twice": whole == again, "resumed": whole == resumed}
+    others = {"as alone": way.replace(bits["way"], "alone"), "as eager": way.removesuffix(", compiled")}
+    for name, other in others.items():
+        if other != way and (first := digests.get(f"{other}, whole, a")):
+            found[name] = whole == first["digest"]
+    bench.check(f"same bits, {way}", found)
+
+
+def _widths(bench: Bench) -> tuple[int, int]:
+    return (16, 64) if bench.figures["machine"]["cuda"] else (4, 8)
+
+
+def _specs(bench: Bench) -> list[list[dict]]:
+    """What the table measures, what says most first, by process; last, what is compiled and profiled."""
+    cuda, (narrow, wide) = bench.figures["machine"]["cuda"], _widths(bench)
+
+    def ours(width: int, members: int, **way: object) -> dict:
+        spec = {"way": "ours", "width": width, "members": members, "grouped": False, **way}
+        spec["name"] = (
+            f"w{width} P={members} {'grouped' if spec['grouped'] else 'streams'}"
+            f"{', NCHW' * ('layout' in spec)}{', compiled' * ('compiled' in spec)}"
+            f"{', free' * ('free' in spec)}"
+        )
+        return spec
+
+    grouped = {"grouped": True}
+    nchw, fast = grouped | {"layout": "contiguous"}, {"compiled": True}
+    many, rest, few = ((10, 20), (5, 1, 40), (3, 6, 1, 2)) if cuda else ((2,), (1, 3), (2, 1))
+    best = [ours(narrow, n, **way, **fast, tests=True) for n in many for way in ({}, grouped, nchw)]
+    plain = [
+        {"width": width, "members": 1, **way, "name": f"w{width} {_plain_name(way)}"}
+        for width in (narrow, wide)
+        for way in PLAIN
+    ]
+    best_wide = [ours(wide, n, **fast, tests=True) for n in few]
+    eager = [ours(narrow, n, **way, tests=True) for n in many for way in (grouped, {}, nchw)]
+    eager_wide = [ours(wide, n, tests=True) for n in few]
+    more = [ours(narrow, n, **way, **fast) for n in rest for way in ({}, grouped, nchw)[: 3 if n > 1 else 1]]
+    more += [ours(narrow, n, **way) for n in rest for way in ({}, grouped, nchw)[: 3 if n > 1 else 1]]
+    first = [ours(w, n, **way, **fast) for w, n, way in ((narrow, many[0], {}), (narrow, many[0], grouped))]
+    first += [ours(wide, few[0], **fast), ours(narrow, many[0], **grouped), ours(wide, few[0])]
+    toy = [*best, *plain, *best_wide, *eager, *eager_wide]
+    free = [ours(narrow, many[0], **way, **fast, free=True) for way in ({}, grouped)]
+    groups = [best, plain, best_wide, eager, eager_wide, free, more] if cuda else [toy]
+    return [*groups, first]
+
+
+def _plain_name(way: dict) -> str:
+    return f"plain {way['way']}{', compiled' * bool(way.get('compiled'))}"
+
+
+def compile_ahead(bench: Bench) -> None:
+    """Compile what the table begins with in the background, while tests and checks are at work."""
+    best, plain, wide, *_ = _specs(bench)
+    kinds = [best[::3], *([spec] for spec in best if spec["grouped"]), wide[:1], [plain[2], plain[5]]]
+    for i, specs in enumerate(kinds):
+        path = bench.options.results / f"compiled-{i}.jsonl"
+        with path.open("wb") as out, bench.log("table").open("ab") as log:
+            bench.compilers.append((started(task("table", specs=specs, seconds=0.0), out, log), path, specs))
+
+
+def table(bench: Bench, until: float) -> str:
+    patience = time.monotonic() + 0.2 * (until - time.monotonic())
+    while any(process.poll() is None for process, *_ in bench.compilers) and time.monotonic() < patience:
+        time.sleep(0.2)
+    for process, path, specs in bench.compilers:
+        end(process)
+        for spec, line in zip(specs, path.read_text().splitlines(), strict=False):
+            with contextlib.suppress(ValueError):  # cut
+                found = json.loads(line)
+                bench.figures.setdefault("cold", {})[spec["name"]] = found.get("first", found.get("failed"))
+    say(f"seconds until the first replay, nothing compiled before: {bench.figures.get('cold')}")
+    rows = bench.figures["table"] = {}
+    *groups, _ = _specs(bench)
+    for group in groups:
+        pending = list(group)
+        while pending and time.monotonic() < until - 5:
+            heard, status = time.monotonic(), None
+            with listening({"": task("table", specs=pending)}, bench.log("table"), until) as lines:
+                for _, what in lines:
+                    if isinstance(what, dict):
+                        spec, heard = pending.pop(0), time.monotonic()
+                        rows[spec["name"]] = spec | what
+                        bench.keep()
+                        say(_row(spec | what))
+                    status = what if isinstance(what, int) else status
+                    if time.monotonic() > heard + PATIENCE:
+                        break
+            if status != 0 and pending and time.monotonic() < until:
+                spec, cause = pending.pop(0), "no answer" if status is None else f"status {status}"
+                rows[spec["name"]] = spec | {"failed": f"{cause}: {last_lines(bench.log('table'))}"}
+                say(_row(rows[spec["name"]]))
+        for spec in pending:
+            rows[spec["name"]] = spec | {"failed": "not measured"}
+    bench.figures["best"] = {str(w): row for w in _widths(bench) if (row := best(rows, w))}
+    bench.keep()
+    for line in summary(bench.figures):
+        say(line)
+    return "time is up" if any(row.get("failed") == "not measured" for row in rows.values()) else "done"
+
+
+def _row(row: dict) -> str:
+    if "failed" in row:
+        return f"{row['name']}: {row['failed']}"
+    extra = f", {row['tests']:,} tests/s" if "tests" in row else ""
+    extra += f", {row['graphs']} graphs compiled" * ("graphs" in row) + ", not captured" * ("eager" in row)
+    return f"{row['name']}: {row['rate']:,.0f} img/s, {row['memory']} GiB, {row['first']} s first{extra}"
+
+
+def summary(figures: dict) -> Iterator[str]:
+    """The table: speeds, their ratios to the plain ways and their shares of the matrix rate."""
+    known, rows = figures["machine"], figures["table"]
+    yield "images a second; ratio to plain float32, bf16 in a graph, compiled in a graph; % of matrix rate"
+    for row in sorted(rows.values(), key=lambda row: (row["width"], -row.get("rate", 0))):
+        if "rate" not in row:
+            continue
+        plain = [rows[f"w{row['width']} {_plain_name(way)}"].get("rate") for way in PLAIN]
+        ratios = " ".join(f"{row['rate'] / rate:6.2f}" if rate else "     -" for rate in plain)
+        share = 100 * row["rate"] * known["operations"][str(row["width"])] / known["matrix_rate"]
+        yield f"{row['name']:32} {row['rate']:10,.0f}  {ratios}  {share:5.1f}"
+    for width, row in figures["best"].items():
+        yield f"best at width {width}: {row['name']}"
+
+
+def best(rows: dict[str, dict], width: int) -> dict | None:
+    """The smallest population near the fastest, of those that a layout can name."""
+    able = {field.name for field in fields(Layout)}
+    found = [
+        {"compiled": False, "layout": "channels_last", **row}
+        | {"population": row["members"], "evaluation": 1 / row.get("tests", 3 * row["rate"])}
+        for row in rows.values()
+        if row["way"] == "ours" and row["width"] == width and "rate" in row
+        if {key for key in ("compiled", "layout", "free") if row.get(key)} <= able
+    ]
+    near = NEAR * max((row["rate"] for row in found), default=0.0)
+    return min(
+        (r for r in found if r["rate"] >= near), key=lambda r: (r["members"], -r["rate"]), default=None
+    )
+
+
+def keep_layouts(figures: dict, runs: list[Run], store: Store) -> int:
+    """Keep in the store what was measured as best for networks of these runs; how many kinds there are."""
+    kept = 0
+    for run in {layouts.shape(run): run for run in runs}.values():
+        row, depth = figures.get("best", {}).get(str(run.model.width)), figures["machine"]["depth"]
+        if row and run.model.depth == depth:
+            known = {field.name for field in fields(Layout)}
+            layouts.keep(store, run, Layout(**{k: v for k, v in row.items() if k in known}))
+            kept += 1
+    return kept
+
+
+def train(bench: Bench, until: float) -> str:
+    options, device = bench.options, "cuda" if bench.figures["machine"]["cuda"] else "cpu"
+    chosen = profiles.profile(options.profile, options.set or (), options.seeds)
+    store = Store(options.results / options.profile)
+    runs = [case.run for study in studies.studies() for case in study.cases(chosen)]
+    say(f"layouts kept: {keep_layouts(bench.figures, runs, store)}; records in {store.folder}")
+    command = [sys.executable, "-m", "repro", "run", *options.studies, "--profile", options.profile]
+    command += [part for setting in options.set or () for part in ("--set", setting)]
+    command += ["--seeds", str(options.seeds)] if options.seeds else []
+    left = until - time.monotonic()
+    command += ["--device", device, "--time-limit", f"{max(1, left - LEAVE):.0f}s"]
+    packed = told = time.monotonic()
+    status, log = None, bench.log("train")
+    try:
+        with listening({"": command}, log, until, REPRO_RESULTS=str(options.results)) as lines:
+            for _, what in lines:
+                status, now = what if isinstance(what, int) else status, time.monotonic()
+                if now - packed > PACK:
+                    pack(store, bench.out)
+                    packed = now
+                if now - told > TELL:
+                    say(f"{len(store.ids())} runs recorded; {last_lines(log)[-150:]}")
+                    told = now
+    finally:
+        pack(store, bench.out)
+    there = len(store.ids())
+    bench.figures["train"] = {"recorded": there, "status": status, "command": command[1:]}
+    say(f"{there} runs recorded, status {status}: {last_lines(log)}")
+    return {0: "done", 3: "time is up", None: "time is up"}.get(status, "failed")
+
+
+def pack(store: Store, out: Path) -> None:
+    """Put all records so far, and the layouts that they were trained in, into DIR/records.tar.gz."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for path in sorted([*store.folder.glob("[0-9a-f]*.json"), *store.folder.glob(".layouts/*.json")]):
+            archive.add(path, path.relative_to(store.folder.parent))
+    files.replace(out / "records.tar.gz", content.getvalue())
+
+
+PARTS = {"tests": tests, "checks": checks, "table": table, "train": train}
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures, logs and records")
+    parser.add_argument("--parts", default=",".join(PARTS), help="some of these, in the order to run them")
+    parser.add_argument("--figures", type=Path, help="gpu.json of an earlier call")
+    parser.add_argument("--results", type=Path, default=Path(tempfile.gettempdir(), "repro-gpu-results"))
+    parser.add_argument("--profile", default="cifar10")
+    parser.add_argument("--set", action="append", metavar="FIELD=VALUE", help="as `repro run` takes it")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("studies", nargs="*", help="to train; what is worth most first where none is named")
+    found = parser.parse_args()
+    found.parts = found.parts.split(",")
+    if unknown := set(found.parts) - PARTS.keys():
+        parser.error(f"parts are {', '.join(PARTS)}, not {', '.join(unknown)}")
+    return found
+
+
+def main() -> None:
+    bench = Bench(options())
+    bench.options.results.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    try:
+        machine(bench)
+        if "table" in bench.options.parts and bench.figures["machine"]["cuda"]:
+            compile_ahead(bench)
+        for i, part in enumerate(bench.options.parts):
+            start = time.monotonic()
+            later = sum(LIMITS[name] for name in bench.options.parts[i:])
+            limit = max(5.0, (bench.deadline - start) * LIMITS[part] / later)
+            limit = limit if part == "train" else min(limit, LIMITS[part])
+            try:
+                ended = PARTS[part](bench, start + limit)
+            except Exception as error:
+                ended = f"failed: {type(error).__name__}: {error}"
+            seconds = round(time.monotonic() - start, 1)
+            bench.figures.setdefault("parts", {})[part] = {"ended": ended, "seconds": seconds}
+            bench.keep()
+            say(f"{part}: {ended}, {seconds} s")
+    finally:
+        for process, *_ in bench.compilers:
+            end(process)
+        bench.keep()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The one command for a GPU, at toy size."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from repro import layouts, profiles, studies
+from repro.records import ROOT, Store, defect
+
+SMOKE = ("--profile", "smoke", "--seeds", "1", "warm_start")
+
+
+def started(out, results, *options):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(out), "--results", str(results), *options]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """What the whole command printed, its folder, and the folder of results."""
+    out, results = (tmp_path_factory.mktemp(name) for name in ("out", "results"))
+    process = started(out, results, "--minutes", "5", *SMOKE)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said[-2000:]
+    return said, out, results
+
+
+@pytest.fixture(scope="module")
+def figures(done):
+    return json.loads((done[1] / "gpu.json").read_bytes())
+
+
+@pytest.mark.slow
+def test_every_part_comes_to_its_end_and_leaves_few_small_files(done, figures):
+    ends = {part: found["ended"] for part, found in figures["parts"].items()}
+    assert ends.keys() == gpu.PARTS.keys()
+    assert {ends[part] for part in ("checks", "table", "train")} == {"done"}
+    assert len(list(done[1].iterdir())) <= 8
+    assert all(path.stat().st_size < 16 * 2**20 for path in done[1].iterdir())
+    assert len(done[0]) < 12_000
+
+
+@pytest.mark.slow
+def test_a_cpu_repeats_itself_bit_for_bit(figures):
+    for way in ("alone", "streams", "grouped"):
+        found = figures["checks"][f"same bits, {way}"]
+        assert (found["twice"], found["resumed"]) == (True, True)
+
+
+@pytest.mark.slow
+def test_what_was_measured_adds_up(figures):
+    rows = figures["table"]
+    measured = {name for name, row in rows.items() if row.get("rate", 0) > 0}
+    assert {f"w4 {gpu._plain_name(way)}" for way in gpu.PLAIN} <= measured
+    assert {"w4 P=2 grouped", "w4 P=2 streams", "w8 P=2 streams"} <= measured
+    assert all("failed" in rows[name] for name in rows.keys() - measured)
+    for width, best in figures["best"].items():
+        rates = [row["rate"] for row in rows.values() if row["way"] == "ours" and "rate" in row]
+        assert best["width"] == int(width) and best["rate"] in rates
+    [profiled] = [v for k, v in figures["checks"].items() if k == "profile of w4 P=2 grouped"]
+    assert sum(profiled["shares"].values()) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.slow
+def test_records_are_sound_and_trained_in_the_layout_measured(done, figures, tmp_path):
+    with tarfile.open(done[1] / "records.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    store = Store(tmp_path / "smoke")
+    runs = [case.run for case in studies.warm_start(profiles.profile("smoke", seeds=1))]
+    assert store.ids() == {run.id for run in runs}
+    assert all(defect(store.read(run.id), run.id) is None for run in runs)
+    assert layouts.read(store, runs[0]).population == figures["best"]["4"]["members"]
+
+
+def test_a_layout_is_the_smallest_population_near_the_fastest():
+    def row(members, rate, **way):
+        return {"way": "ours", "width": 16, "members": members, "grouped": True, "rate": rate, **way}
+
+    rows = {"a": row(5, 90), "b": row(10, 99), "c": row(20, 100), "d": row(10, 98, grouped=False)}
+    assert gpu.best(rows, 16)["members"] == 10
+    assert gpu.best(rows, 16)["grouped"]
+    assert gpu.best(rows | {"plain": {"way": "bf16", "width": 16, "rate": 900}}, 16)["rate"] == 99
+    assert gpu.best(rows | {"e": row(5, 200, free=True)}, 16)["rate"] == 99, "no sweep trains so"
+    assert gpu.best(rows, 64) is None
+
+
+def test_a_process_that_hangs_is_left_and_what_it_said_is_kept(tmp_path):
+    code = "import time; print('{\"found\": 1}', flush=True); print('a line', flush=True); time.sleep(60)"
+    start = time.monotonic()
+    with gpu.listening({"a": [sys.executable, "-c", code]}, tmp_path / "log", start + 3) as lines:
+        said = [what for _, what in lines if what is not None]
+    assert said == [{"found": 1}, "a line"]
+    assert time.monotonic() - start < 15
+    assert "a line" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_what_is_there(tmp_path):
+    process = started(tmp_path / "out", tmp_path / "results", "--minutes", "2", "--parts", "table")
+    for line in process.stdout:
+        if "img/s" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 128 + signal.SIGTERM
+    rows = json.loads(Path(tmp_path, "out", "gpu.json").read_bytes())["table"]
+    assert any(row.get("rate", 0) > 0 for row in rows.values())
