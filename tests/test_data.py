@@ -91,7 +91,7 @@ def test_digits_lie_whole_inside_the_canvas_and_splits_share_none():
 
 
 def test_digits_bases_are_a_partition():
-    bases = data._digit_bases(load_digits().target)
+    bases = data._digit_bases(load_digits().target, held_out=False)
     assert len(bases["train"]) == 1198
     assert sorted(np.concatenate(list(bases.values()))) == list(range(1797))
 

@@ -9,9 +9,19 @@ from torch.nn import functional as F
 from repro import probes
 from repro.config import MODULES, InputError, Model
 from repro.models import ResNet
-from repro.probes import gradient_noise, largest_hessian_eigenvalue, measure, noise_to_signal, sharpness
+from repro.probes import (
+    gradient_noise,
+    largest_hessian_eigenvalue,
+    mean_loss,
+    measure,
+    noise,
+    noise_to_signal,
+    sharpness,
+    trace_and_signal,
+)
 
 TINY = Model(1, 1)
+OLD = torch.arange(20) < 10  # of twenty images, those that a pretraining had
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +66,41 @@ def regression_gradients(batch, count, members=((0.5, 0.0),), scale=1.0, seed=0)
         loss = (w[:, None] + b[:, None] * rows - targets).square().mean(1).sum() / 2
         gradients.append(torch.autograd.grad(scale * loss, (w, b)))
     return gradients, x, y
+
+
+def test_trace_and_signal_are_unbiased_where_the_ratio_of_before_saturates():
+    """Gradients of mean m and variance s^2 in each of d directions: trace d s^2, squared norm d m^2."""
+    random, d, k = np.random.default_rng(0), 40, 20
+    found = []
+    for _ in range(400):
+        gradients = 0.1 + 3 * random.standard_normal((k, d))
+        found.append(trace_and_signal([torch.tensor(g)[None]] for g in gradients))
+    trace, signal = np.mean(found, 0)
+    assert trace == pytest.approx(9 * d, rel=0.01)
+    assert signal == pytest.approx(0.01 * d, abs=4 * np.std(found, 0)[1] / 20)
+    assert noise_to_signal([torch.tensor(g)[None]] for g in gradients)[0] < k  # 900 without bias
+
+
+def test_trace_and_signal_need_two_gradients():
+    assert all(map(math.isnan, trace_and_signal([[torch.ones(2)]])))
+
+
+def test_noise_of_old_and_of_new_images_is_that_of_these_images_alone():
+    x, y = examples(48)
+    old = torch.arange(48) % 2 == 0
+    found = noise(network(), x, y, old, batch_size=8)
+    assert list(found) == [f"noise_{n}{of}" for of in ("", "_old", "_new") for n in ("trace", "signal")]
+    assert found["noise_trace_old"] != pytest.approx(found["noise_trace_new"])
+    swapped = noise(network(), x, y, ~old, batch_size=8)
+    assert swapped["noise_trace_old"] == found["noise_trace_new"]
+    assert swapped["noise_trace"] == found["noise_trace"]
+
+
+def test_the_loss_beside_a_curvature_is_that_of_the_tested_network():
+    x, y = examples(20)
+    made = network()
+    expected = F.cross_entropy(made.eval()(x)[0], y)
+    assert mean_loss(made.train(), x, y) == pytest.approx(float(expected))
 
 
 def test_noise_to_signal_of_two_gradients_by_hand():
@@ -275,13 +320,13 @@ def test_measure_probes_the_network_of_a_state(dtype):
     alone = sharpness(network((5,), channels=3, dtype=dtype), x, y)
     state = {name: tensor.clone() for name, tensor in population.member(1).items()}
     allowed = torch.backends.cudnn.allow_tf32
-    found = measure(("sharpness", "gradient_noise"), state, TINY, x, y, classes=3, batch_size=8)
+    found = measure(("sharpness", "gradient_noise"), state, TINY, x, y, classes=3, batch_size=8, old=OLD)
     assert list(found) == ["sharpness", "gradient_noise"]
     rel = 1e-3 if dtype == torch.float32 else 1e-9
     assert found == pytest.approx({"sharpness": alone, "gradient_noise": noise}, rel=rel)
     assert torch.backends.cudnn.allow_tf32 is allowed
-    assert measure([], state, TINY, x, y, 3, 8) == {}
-    assert measure(probes.PROBES[:1], state, TINY, x, y, 3, 8).keys() == {"gradient_noise"}
+    assert measure([], state, TINY, x, y, 3, 8, OLD) == {}
+    assert measure(probes.PROBES[:1], state, TINY, x, y, 3, 8, OLD).keys() == {"gradient_noise"}
 
 
 def test_float64_weights_are_not_rounded_on_their_way():
@@ -289,7 +334,7 @@ def test_float64_weights_are_not_rounded_on_their_way():
     made = network()
     for tensor in made.member(0).values():
         tensor.mul_(math.pi / 3)  # no float32 any more, as the first weights are
-    found = measure(probes.PROBES, made.member(0), TINY, x, y, classes=3, batch_size=8)
+    found = measure(probes.PROBES[:2], made.member(0), TINY, x, y, classes=3, batch_size=8, old=OLD)
     assert tuple(found.values()) == probe_both(made, x, y)
 
 
@@ -297,10 +342,10 @@ def test_measure_of_a_diverged_network_is_nan():
     x, y = examples(20)
     state = network().member(0)
     state["module3.0.conv1.weight"][0] = math.nan
-    found = measure(probes.PROBES, state, TINY, x, y, classes=3, batch_size=8)
-    assert found.keys() == set(probes.PROBES) and all(map(math.isnan, found.values()))
+    found = measure(probes.PROBES, state, TINY, x, y, classes=3, batch_size=8, old=OLD)
+    assert len(found) == 2 + 6 + 2 and all(map(math.isnan, found.values()))
 
 
 def test_measure_refuses_an_unknown_probe():
     with pytest.raises(InputError, match="unknown probe 'slope': choose from gradient_noise, sharpness"):
-        measure(["sharpness", "slope"], network().member(0), TINY, *examples(4), 3, 2)
+        measure(["sharpness", "slope"], network().member(0), TINY, *examples(4), 3, 2, OLD[:4])

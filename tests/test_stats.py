@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from repro.stats import bootstrap_interval, generalisation_gap, mean_estimate, p_below
+from repro.stats import (
+    bootstrap_interval,
+    generalisation_gap,
+    mean_estimate,
+    noncentrality,
+    p_below,
+    two_way_residuals,
+)
 
 accuracies = st.lists(st.floats(0, 1), min_size=2, max_size=6)
 
@@ -51,7 +58,21 @@ def test_intervals_cover_the_true_mean_as_often_as_they_say():
 def test_the_t_test_is_that_of_scipy(bound):
     values = np.array([-12.0, -3.0, 8.0, -9.0, 4.0])
     expected = scipy_stats.ttest_1samp(values, bound, alternative="less").pvalue
-    assert p_below(values, bound) == pytest.approx(expected, rel=1e-12)
+    error = values.std(ddof=1) / len(values) ** 0.5
+    assert p_below(values.mean(), error, len(values) - 1, bound) == pytest.approx(expected, rel=1e-12)
+
+
+def test_residuals_lack_what_arms_and_seeds_have_in_common():
+    arms, seeds = np.array([1.0, 5.0, 9.0]), np.array([[0.0], [20.0], [3.0], [7.0]])
+    assert two_way_residuals(arms + seeds) == pytest.approx(np.zeros((4, 3)))
+    noise = np.random.default_rng(0).normal(size=(4, 3))
+    assert two_way_residuals(arms + seeds + noise) == pytest.approx(two_way_residuals(noise))
+
+
+def test_a_noncentrality_gives_the_power_it_was_asked_for():
+    found, freedom, level = noncentrality(8, 0.05, 0.9), 8, 0.05
+    critical = scipy_stats.t.ppf(1 - level, freedom)
+    assert scipy_stats.nct.sf(critical, freedom, found) == pytest.approx(0.9, abs=1e-6)
 
 
 def test_one_seed_has_no_interval():
