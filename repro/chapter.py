@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from repro import contributions, scorecard
-from repro.claims import ALPHA, FEWEST_SEEDS, Claim, Verdict
+from repro.claims import ALPHA, FEWEST_SEEDS, VERDICTS, Claim, Verdict
 from repro.config import MODULES
 from repro.profiles import Profile
 from repro.stats import Estimate, between, mean_estimate, signed, t_quantile
@@ -121,7 +121,7 @@ def readings(profile: Profile, study: str) -> dict[str, str]:
 
 def tally(verdicts: Iterable[Verdict]) -> dict[str, str]:
     """How many claims got each verdict, and which ones, as `reproduced` and `reproduced_claims`."""
-    found = {word: [] for word in ("reproduced", "contradicted", "inconclusive", "not run")}
+    found = {word: [] for word in VERDICTS}
     for verdict in verdicts:
         found[verdict.verdict].append(verdict.claim.words)
     words = {word.replace(" ", "_"): claims for word, claims in found.items()}

@@ -21,6 +21,7 @@ UNLIKE = 2.0  # times the spread of the others that an arm may have for all to b
 SMALLEST_P = 0.0001  # smaller p values print as < 0.0001
 LESS, MORE, SAME = "less", "more", "same"
 DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts from all planned seeds
+VERDICTS = (*DECIDED, "not tested", "exploratory", "incomplete", "not run")
 
 
 class NotFitted(Exception):

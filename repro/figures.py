@@ -365,6 +365,9 @@ VERDICTS = {  # symbol, colour, marker
     "reproduced": ("✓", "#1B6E3C", "o"),
     "contradicted": ("✗", "#A3195B", "X"),
     "inconclusive": ("?", "#595959", "D"),
+    "not tested": ("–", "#595959", ""),
+    "exploratory": ("~", "#595959", "d"),
+    "incomplete": ("…", "#595959", "d"),
     "not run": ("–", "#8A8A8A", ""),
 }
 FARTHEST = 100  # t value at which the axis ends
