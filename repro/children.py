@@ -36,6 +36,7 @@ class Job:
     precision: str
     grouped: bool = True
     compiled: bool = False
+    layout: str = "channels_last"
 
 
 class Child:

@@ -88,6 +88,7 @@ class Sweep:
                 precision=self.precision,
                 grouped=layout.grouped,
                 compiled=layout.compiled,
+                layout=layout.layout,
             )
             self.left += self._pieces(job)
         self._drop_lost()
