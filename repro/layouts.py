@@ -28,7 +28,7 @@ class Layout:
     rate: float = 0.0  # training images a second, of all members; 0 where nothing was measured
     evaluation: float = 0.0  # seconds to test one member on one image
     compiled: bool = False
-    layout: str = "channels_last"  # of images and weights in memory, see `fused.LAYOUTS`
+    layout: str = "channels_last"  # of images and weights in memory, one of `fused.LAYOUTS`
 
 
 # What is near the fastest up to a width, of batches of 128 images of 32 x 32 on an H200.

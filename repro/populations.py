@@ -276,7 +276,8 @@ class Population:
     def _engine(self) -> str:
         """What a checkpoint has to agree with, besides its runs."""
         apart = ", apart" * (self.size < len(self.members))
-        return f"{self.precision} on {self.device.type}{apart}" + ", compiled" * self.compiled
+        layout = f", {self.layout}" * (self.layout != "channels_last")
+        return f"{self.precision} on {self.device.type}{apart}" + ", compiled" * self.compiled + layout
 
     def checkpoint(self, path: Path, seconds: float) -> None:
         """Write all that going on from here takes."""

@@ -41,14 +41,14 @@ def test_twenty_compiled_steps_are_the_eager_ones(count, grouped):
     eager = Population(members(count), CPU, "float32", grouped)
     assert not eager.compiled
     found, expected = losses(population), losses(eager)
+    for a, b in zip(population.networks, eager.networks, strict=True):  # weights and statistics
+        torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=1e-2, atol=1e-2)
     population.test_accuracy()
     population.train_epoch()
     assert counters["stats"]["unique_graphs"] == before + 1, "networks of a shape share what is compiled"
     # Sums are taken in another order, and twenty steps of Adam make the difference larger.
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
     assert (found[-1] < found[0]).all(), "it learns"
-    for a, b in zip(population.networks, eager.networks, strict=True):
-        assert a.state_dict().keys() == b.state_dict().keys()
 
 
 def test_where_nothing_can_be_compiled_training_is_eager_and_says_so(monkeypatch):

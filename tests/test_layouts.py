@@ -111,7 +111,7 @@ def test_a_layout_kept_before_there_were_compiled_ones_is_read(store):
     layouts.keep(store, run, Layout(4, True, 10.0, 0.1))
     [path] = (store.folder / ".layouts").iterdir()
     content = json.loads(path.read_bytes())
-    del content["compiled"]
+    del content["compiled"], content["layout"]
     path.write_text(json.dumps(content))
     assert layouts.read(store, run) == Layout(4, True, 10.0, 0.1, compiled=False)
 
@@ -153,13 +153,13 @@ def test_a_job_carries_the_layout_and_records_have_it(store):
         Progress(),
         "cpu",
         "float32",
-        lambda run: Layout(4, grouped=False),
+        lambda run: Layout(4, grouped=False, layout="contiguous"),
     )
     while (job := sweep.next()) is not None:
         sweep.settle(job, *worker.train_batch(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
-    found = {(record["population"], record["grouped"], record["compiled"]) for record in records}
-    assert found == {(4, False, False)}
+    names = ("population", "grouped", "compiled", "layout")
+    assert {tuple(record[name] for name in names) for record in records} == {(4, False, False, "contiguous")}
 
 
 @pytest.mark.parametrize(
