@@ -40,6 +40,7 @@ NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
 LOG = 8 * 2**20  # bytes of a log that are kept
 PLAIN = ({"way": "float32"}, {"way": "bf16"}, {"way": "bf16", "compiled": True})
 TESTS = "tests/test_gpu.py"
+FEW_THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # where several processes compile at the same time
 
 
 class Bench:
@@ -83,7 +84,6 @@ def tasks(named: dict[str, dict]) -> list[str]:
 
 def started(command: list[str], out: int | io.IOBase, log: io.IOBase, **environment: str) -> subprocess.Popen:
     env = os.environ | {"PYTHONUNBUFFERED": "1", "TORCH_LOGS": "recompiles"} | environment
-    env.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each process; some compile at the same time
     return subprocess.Popen(
         command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=log, start_new_session=True
     )
@@ -201,14 +201,14 @@ def checks(bench: Bench, until: float) -> str:
         else:
             alone |= {"graphs": {}, "short_of_memory": {}}
         share = time.monotonic() + 0.6 * (until - time.monotonic())
-        ended = _asked(bench, at_once, share)
+        ended = _asked(bench, at_once, share, **FEW_THREADS)
     return "done" if _asked(bench, {", ".join(alone): tasks(alone)}, until) and ended else "time is up"
 
 
-def _asked(bench: Bench, commands: dict[str, list[str]], until: float) -> bool:
+def _asked(bench: Bench, commands: dict[str, list[str]], until: float, **environment: str) -> bool:
     """Keep what processes that run at the same time find; whether all came to an end, of whatever kind."""
     left, log = set(commands), bench.log("checks")
-    with listening(commands, log, until) as lines:
+    with listening(commands, log, until, **environment) as lines:
         for name, what in lines:
             if isinstance(what, dict) and what["check"] == "bits":
                 _compare(bench, what)
@@ -289,7 +289,8 @@ def compile_ahead(bench: Bench) -> None:
     for i, specs in enumerate(kinds):
         path = bench.options.results / f"compiled-{i}.jsonl"
         with path.open("wb") as out, bench.log("table").open("ab") as log:
-            bench.compilers.append((started(task("table", specs=specs, seconds=0.0), out, log), path, specs))
+            process = started(task("table", specs=specs, seconds=0.0), out, log, **FEW_THREADS)
+        bench.compilers.append((process, path, specs))
 
 
 def table(bench: Bench, until: float) -> str:

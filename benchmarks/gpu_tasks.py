@@ -7,6 +7,7 @@ same work is done at toy size.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import hashlib
@@ -30,10 +31,11 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import training
-from repro import calibration, data, layouts, plans, populations, profiles, studies, tiles, worker, workers
+from repro import calibration, data, plans, populations, profiles, studies, tiles, worker
 from repro.calibration import turn
+from repro.children import Job
 from repro.config import Dataset, Model, Run, Stage
-from repro.layouts import Layout
+from repro.plans import Batch, Plan
 from repro.populations import Member, Population
 from repro.records import Store, commit
 
@@ -227,40 +229,46 @@ def repeats(tell: Callable[..., None], compiled: bool, copy: str, cache: str) ->
     """A tiny sweep, each network alone, on streams and grouped: hashes of its curves, resumed and not."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing learned from another process
     os.environ.pop("TRITON_CACHE_DIR", None)
-    known = inspect.signature(Layout).parameters
-    if compiled and "compiled" not in known:
-        tell(check="same bits, compiled", failed="not available: Layout has no field compiled")
-        return
     with tempfile.TemporaryDirectory() as folder:
-        images, tests, batch = (640, 100, 64) if CUDA else (64, 64, 16)
+        images, tests, batch = (640, 100, 64) if CUDA else (32, 32, 8)
         path = calibration.noise(folder, images).path
         fields = {"dataset": path, "train": images, "test": tests, "batch_size": batch, "width": NARROW}
         fields |= {} if CUDA else {"pretraining_epochs": 1, "tuning_epochs": 2, "window": 1}
         chosen = profiles.profile("smoke", [f"{k}={v}" for k, v in fields.items()], 3)
         runs = [case.run for case in studies.warm_start(chosen)]
         for way, size, grouped in (("alone", 1, True), ("streams", 3, False), ("grouped", 3, True)):
-            asked = {"population": size, "grouped": grouped, "rate": 1.0, "evaluation": 1.0}
-            asked |= {"compiled": compiled, "layout": "channels_last"}
-            layout = Layout(**{key: value for key, value in asked.items() if key in known})
-            for name, pauses in (("whole", ()), ("resumed", (1, 3))):
-                curves = _curves(Path(folder, way, name), runs, layout, pauses)
+            for name, stops in (("whole", ()), ("resumed", (1, 3))):
+                settings = {"grouped": grouped, "compiled": compiled}
+                curves = _curves(
+                    Path(folder, way, name), plans.plan(runs, lambda _, n=size: n), stops, settings
+                )
                 digest = hashlib.sha256(json.dumps(curves).encode()).hexdigest()[:12]
                 loss = curves[runs[0].id][-1]["train_loss"][-1]
                 found = {"way": way, "compiled": compiled, "name": name, "copy": copy}
                 tell(check="bits", digest=digest, loss=loss, **found)
 
 
-def _curves(folder: Path, runs: list[Run], layout: Layout, pauses: Sequence[int]) -> dict[str, list]:
-    """Curves of a sweep that is stopped after so many epochs, and gone on with, each time."""
-    store, made = Store(folder), plans.plan(runs)
-    layouts.keep(store, runs[0], layout)
-    for epochs in (*pauses, math.inf):
-        polls = itertools.count()
-        stop = lambda polls=polls, epochs=epochs: next(polls) >= epochs  # noqa: E731
-        outcome = workers.execute(made, store, device=DEVICE.type, slots=1, stop=stop)
-        if outcome.failures:
-            raise RuntimeError(outcome.failures[0])
-    return {run.id: store.read(run.id)["curves"] for run in runs}
+def _curves(folder: Path, plan: Plan, stops: Sequence[int], settings: dict) -> dict[str, list]:
+    """Curves of a sweep in this process whose batches are stopped after so many epochs, and gone on with."""
+    store, engine = Store(folder), {"device": DEVICE.type, "precision": "auto", **settings}
+    able = {field.name for field in dataclasses.fields(Job)}
+    if settings["compiled"] and "compiled" not in able:
+        raise NotAvailable("not available: Job has no compiled")
+    for batch in plan.batches:
+        ids = frozenset(run.id for run in batch.runs)
+        job = {"batch": Batch(batch.trajectories, batch), "needed": ids, "folder": str(folder), **engine}
+        job |= {"wanted": ids & plan.wanted.keys(), "parents": ids & plan.parents}
+        job = Job(**{key: value for key, value in job.items() if key in able})
+        for epochs in (*stops, math.inf):
+            polls = itertools.count()
+            stop = lambda polls=polls, epochs=epochs: next(polls) >= epochs  # noqa: E731
+            end = worker.train_batch(job, lambda **news: print(news, file=sys.stderr), stop)
+            if end[0] not in ("done", "stopped"):
+                raise RuntimeError(f"a batch ended so: {end}")
+    records = {name: store.read(name) for name in plan.wanted}
+    if any(record.get("compiled", False) != settings["compiled"] for record in records.values()):
+        raise NotAvailable("not compiled: the log says why")
+    return {name: record["curves"] for name, record in records.items()}
 
 
 def graphs(tell: Callable[..., None]) -> None:
@@ -398,7 +406,10 @@ def main() -> None:
     if not CUDA:
         tiles.kernels = None  # as on a GPU; to compile them takes longer than all else
     for name, settings in json.loads(sys.argv[1]).items():
-        TASKS[name](tell, **settings)
+        try:
+            TASKS[name](tell, **settings)
+        except NotAvailable as error:
+            tell(check=f"{name}, compiled" if settings.get("compiled") else name, failed=str(error))
 
 
 if __name__ == "__main__":
