@@ -34,24 +34,18 @@ def _examine(network: ResNet, x: Tensor, y: Tensor, bf16: bool, layout: str) -> 
     return judged(logits.to(x.dtype), y)
 
 
-def _options(layout: str) -> dict[str, bool]:
-    """Settings of the compiler."""
-    from torch._inductor import config
-
-    # By a rule of its own it turns images to channels last, but not where convolutions are grouped.
-    chosen = {"layout_optimization": layout == "channels_last", "force_layout_optimization": True}
-    if hasattr(config, "deterministic"):
-        # Else the clock says in what order numbers are summed, and may say otherwise in another process.
-        chosen["deterministic"] = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") != "0"
-    return chosen
-
-
 @functools.cache
-def _compiler(layout: str) -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiler(layout: str, free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
     from torch._dynamo import config
+    from torch._inductor import config as inductor
 
     config.recompile_limit = SHAPES
-    return torch.compile(_examine, fullgraph=True, dynamic=False, options=_options(layout))
+    # By a rule of its own it turns images to channels last, but not where convolutions are grouped.
+    options = {"layout_optimization": layout == "channels_last", "force_layout_optimization": True}
+    if hasattr(inductor, "deterministic"):
+        # Else the clock says in what order numbers are summed, and may say otherwise in another process.
+        options["deterministic"] = not free
+    return torch.compile(_examine, fullgraph=True, dynamic=False, options=options)
 
 
 def compiled(
@@ -66,7 +60,7 @@ def compiled(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to programmers, such as on precisions
-            examine = _compiler(layout)
+            examine = _compiler(layout, os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "0")
             losses, _ = examine(trial, x, y, bf16, layout)
             losses.mean(1).sum().backward()
     except torch.OutOfMemoryError:
