@@ -340,7 +340,8 @@ def _row(row: dict) -> str:
     if "failed" in row:
         return f"{row['name']}: {row['failed']}"
     extra = f", {row['tests']:,} tests/s" if "tests" in row else ""
-    extra += f", {row['graphs']} graphs compiled" * ("graphs" in row) + ", not captured" * ("eager" in row)
+    extra += f", {row['graphs']} graphs compiled" if row.get("graphs") else ""
+    extra += ", not captured" if row.get("eager") else ""
     return f"{row['name']}: {row['rate']:,.0f} img/s, {row['memory']} GiB, {row['first']} s first{extra}"
 
 
