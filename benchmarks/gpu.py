@@ -3,7 +3,8 @@
 Its parts are the tests, the checks, the table of speeds, and training the runs that say most, in the
 populations that were fastest; each runs in processes of its own for a time of its own. What is found is
 printed and kept in DIR as it comes: `gpu.json`, a log of each part, `records.tar.gz`. Without a GPU the
-same happens at toy size. `--figures` names the `gpu.json` of an earlier call, whose table `train` needs.
+same happens at toy size. A later call on the same machine goes on with figures and records of earlier
+ones; elsewhere, `--figures` names the `gpu.json` whose table is to say how `train` trains.
 """
 
 from __future__ import annotations
@@ -49,15 +50,17 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, options.out
         self.deadline = time.monotonic() + 60 * options.minutes
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.figures: dict = {}
-        for path in (options.figures, self.out / "gpu.json"):
+        for folder in (self.out, options.results):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.figures: dict = {}  # with those of an earlier call, if there are any
+        for path in (options.figures, options.results / "gpu.json", self.out / "gpu.json"):
             if path is not None and path.exists():
-                self.figures = json.loads(path.read_bytes())
+                self.figures |= json.loads(path.read_bytes())
         self.compilers: list[tuple[subprocess.Popen, Path, list[dict]]] = []
 
     def keep(self) -> None:
-        files.replace(self.out / "gpu.json", (json.dumps(self.figures, indent=1) + "\n").encode())
+        for folder in (self.out, self.options.results):  # that of results is there in a later call, too
+            files.replace(folder / "gpu.json", (json.dumps(self.figures, indent=1) + "\n").encode())
 
     def check(self, name: str, found: dict) -> None:
         self.figures.setdefault("checks", {})[name] = found
@@ -337,7 +340,8 @@ def _row(row: dict) -> str:
     if "failed" in row:
         return f"{row['name']}: {row['failed']}"
     extra = f", {row['tests']:,} tests/s" if "tests" in row else ""
-    extra += f", {row['graphs']} graphs compiled" * ("graphs" in row) + ", not captured" * ("eager" in row)
+    extra += f", {row['graphs']} graphs compiled" if row.get("graphs") else ""
+    extra += ", not captured" if row.get("eager") else ""
     return f"{row['name']}: {row['rate']:,.0f} img/s, {row['memory']} GiB, {row['first']} s first{extra}"
 
 
@@ -447,7 +451,6 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     bench = Bench(options())
-    bench.options.results.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:

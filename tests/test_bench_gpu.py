@@ -1,5 +1,6 @@
 """The one command for a GPU, at toy size."""
 
+import argparse
 import json
 import os
 import signal
@@ -114,3 +115,28 @@ def test_a_signal_leaves_what_is_there(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 128 + signal.SIGTERM
     assert not json.loads(Path(tmp_path, "out", "gpu.json").read_bytes())["machine"]["cuda"]
+
+
+def test_a_measurement_that_kills_its_process_takes_no_other_with_it(tmp_path, monkeypatch):
+    code = (
+        "import json, os, sys\n"
+        "for spec in json.loads(sys.argv[1])['table']['specs']:\n"
+        "    if spec['name'] == 'w16 P=10 streams': os.abort()\n"
+        "    failed = {'failed': 'too large'} if spec['members'] == 20 else {}\n"
+        "    print(json.dumps(failed or {'rate': 100.0, 'memory': 1, 'first': 1.0}), flush=True)\n"
+        "    if failed: sys.exit()\n"
+    )
+    monkeypatch.setattr(gpu, "tasks", lambda named: [sys.executable, "-c", code, json.dumps(named)])
+    bench = gpu.Bench(
+        argparse.Namespace(out=tmp_path / "out", results=tmp_path / "results", figures=None, minutes=1)
+    )
+    known = {"cuda": True, "matrix_rate": 1e12, "operations": {"16": 1e8, "64": 1e9}}
+    bench.figures = {"machine": known}
+    gpu.compile_ahead(bench)
+    assert gpu.table(bench, time.monotonic() + 60) == "done"
+    rows = bench.figures["table"]
+    assert {name for name, row in rows.items() if "failed" in row} == {
+        name for name, row in rows.items() if name == "w16 P=10 streams" or row["members"] == 20
+    }
+    assert bench.figures["cold"]["w16 P=20 streams, compiled"] == "too large"
+    assert {row["rate"] for row in bench.figures["best"].values()} == {100.0}
