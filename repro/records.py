@@ -45,13 +45,18 @@ def results_folder() -> Path:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of the code, `+` appended where `repro/` differs from it; `REPRO_COMMIT` where git is absent."""
+    """Commit of the code, `+` appended where `repro/` differs from it; `REPRO_COMMIT` where that is set.
+
+    A copy of the code may lie in a repository whose last commit is an older one.
+    """
+    if named := os.environ.get("REPRO_COMMIT"):
+        return named
     git = ["git", "-C", str(ROOT)]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         dirty = subprocess.run([*git, "status", "--porcelain", "repro"], capture_output=True, text=True)
         return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-    return os.environ.get("REPRO_COMMIT")
+    return None
 
 
 def _checksum(record: dict) -> str:
