@@ -178,7 +178,7 @@ def _state(profile: str) -> str:
 
     tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
     digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
-    for path in sorted((ROOT / "repro").glob("*.py")):
+    for path in sorted((ROOT / "repro").rglob("*.py")):
         digest.update(path.read_bytes())
     for path in sorted(Store.of(profile).folder.glob("*.json")):
         digest.update(f"{path.name} {path.stat().st_mtime_ns} {path.stat().st_size}\n".encode())
