@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repro import data, files, tiles
+from repro import cpu, data, files
 from repro.config import MODULES, PRECISIONS, InputError, Optimizer, Run
 from repro.graphs import Captured
 from repro.models import ResNet
@@ -131,8 +131,8 @@ class Population:
     def _logits(self, network: ResNet, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if tiles.fit(len(x), self.device, self.precision):
-                logits = network(tiles.tile(x, network.members))
+            if self.device.type == "cpu":
+                logits = cpu.forward(network, x)
             else:
                 logits = network(x.contiguous(memory_format=torch.channels_last))
         return logits.to(self.dtype)
