@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import training
-from repro import calibration, data, plans, populations, profiles, studies, tiles, worker
+from repro import calibration, cpu, data, plans, populations, profiles, studies, worker
 from repro.calibration import turn
 from repro.children import Job
 from repro.config import Dataset, Model, Run, Stage
@@ -170,7 +170,10 @@ def plain(spec: dict, _: str) -> Callable[[], int]:
         captured = torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
             step()
-        call = captured.replay
+
+        def call(kept: Callable[[], None] = step) -> None:
+            """Replays on the memory of `kept`, which holds images, labels, weights and optimiser."""
+            captured.replay()
 
     def epoch() -> int:
         for batch in torch.randperm(len(x), device=DEVICE).view(-1, BATCH):
@@ -404,7 +407,7 @@ def main() -> None:
             print(json.dumps(finding), file=out, flush=True)
 
     if not CUDA:
-        tiles.kernels = None  # as on a GPU; to compile them takes longer than all else
+        cpu.tiles = None  # as on a GPU; to compile them takes longer than all else
     for name, settings in json.loads(sys.argv[1]).items():
         try:
             TASKS[name](tell, **settings)

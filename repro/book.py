@@ -181,7 +181,7 @@ def _state() -> str:
 
     tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
     digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
-    for path in sorted((ROOT / "repro").glob("*.py")):
+    for path in sorted((ROOT / "repro").rglob("*.py")):
         digest.update(path.read_bytes())
     for path in sorted(results_folder().glob("*/*.json")):
         found = path.stat()

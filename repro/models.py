@@ -1,10 +1,12 @@
-"""The paper's ResNet (appendix A.4), and populations of them as one grouped network.
+"""The paper's ResNet (appendix A.4), and populations of it as one grouped network.
 
 P networks of one shape, each with its own weights, are exactly one network
 whose convolutions have P groups: batch norm works per channel, so per member,
 and the gradient of a summed loss keeps members apart. P = 1 is the ordinary
 ResNet. The first dimension of every parameter and buffer is a multiple of P, in
 member order.
+
+Letters in shapes: P members, B images, C channels of a member, H rows, W columns.
 """
 
 from __future__ import annotations
@@ -16,67 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from repro import tiles
 from repro.config import MODULES, Model
 
-# Whether this processor multiplies bf16 in hardware. A build of PyTorch without oneDNN cannot be asked.
-CPU_HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
-
-class Convolution(nn.Conv2d):
-    """A convolution that is fast in bf16 on processors without it, too, where PyTorch takes six times longer.
-
-    Inputs, weights, results and gradients are rounded to bf16 and products summed
-    in float32, which is what hardware does. In tiles, all is float32.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if tiles.tiled(x):
-            return tiles.convolve(x, self.weight, self.stride[0])
-        if CPU_HAS_BF16 or not torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            x, weight = (tensor.bfloat16().float() for tensor in (x, self.weight))
-            return F.conv2d(x, weight, None, self.stride, self.padding, groups=self.groups).bfloat16()
-
-
-def _convolution(inputs: int, outputs: int, members: int, stride: int = 1) -> Convolution:
+def _convolution(inputs: int, outputs: int, size: int, stride: int, members: int) -> nn.Conv2d:
     channels = members * inputs, members * outputs
-    return Convolution(*channels, 3, stride=stride, padding=1, groups=members, bias=False)
+    return nn.Conv2d(*channels, size, stride, padding=size // 2, groups=members, bias=False)
 
 
-class Norm(nn.BatchNorm2d):
-    """Batch norm, then whatever is to be added, then ReLU."""
-
-    def __init__(self, channels: int, relu: bool = True) -> None:
-        super().__init__(channels)
-        self.num_batches_tracked = None  # a count shared by members; only a momentum of None reads it
-        self.relu = relu
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if tiles.tiled(x):
-            return tiles.normalise(x, self, self.relu, residual)
-        y = super().forward(x)
-        if residual is not None:
-            y = y + residual
-        return F.relu(y, inplace=True) if self.relu else y
-
-
-class Projection(Convolution):
-    """A 1 x 1 convolution of the first of every `step` pixels in a row and a column.
-
-    Images lose the other pixels first: in a convolution with a stride oneDNN writes beyond its memory
-    for fewer than eight channels on AVX2 processors (its issue 6035). It is faster, too.
-    """
-
-    def __init__(self, inputs: int, outputs: int, step: int, members: int) -> None:
-        super().__init__(members * inputs, members * outputs, 1, groups=members, bias=False)
-        self.step = step
-
-    def forward(self, x: Tensor) -> Tensor:
-        if tiles.tiled(x):
-            return tiles.convolve(x, self.weight, self.step)
-        return super().forward(F.avg_pool2d(x, 1, self.step))
+def _norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    norm.num_batches_tracked = None  # it could not be cut into members, and only momentum=None reads it
+    return norm
 
 
 class Block(nn.Module):
@@ -84,19 +37,28 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int, members: int) -> None:
         super().__init__()
-        self.conv1 = _convolution(inputs, outputs, members, stride=stride)
-        self.norm1 = Norm(members * outputs)
-        self.conv2 = _convolution(outputs, outputs, members)
-        self.norm2 = Norm(members * outputs)
+        self.conv1 = _convolution(inputs, outputs, 3, stride, members)
+        self.norm1 = _norm(members * outputs)
+        self.conv2 = _convolution(outputs, outputs, 3, 1, members)
+        self.norm2 = _norm(members * outputs)
         self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            # Numbered as in stored networks of before, which had a module 0, without weights.
-            self.shortcut.add_module("1", Projection(inputs, outputs, stride, members))
-            self.shortcut.add_module("2", Norm(members * outputs, relu=False))
+        if stride != 1:
+            # The pooling has the stride. In the projection it would be slower on a CPU, and narrow
+            # networks would crash: some 1 x 1 convolutions with a stride write beyond their memory.
+            self.shortcut.append(nn.AvgPool2d(1, stride))
+            self.shortcut.append(_convolution(inputs, outputs, 1, 1, members))
+            self.shortcut.append(_norm(members * outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(self.conv1(x))
-        return self.norm2(self.conv2(y), self.shortcut(x))
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.norm2(self.conv2(y)) + self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+def _group(inputs: int, outputs: int, stride: int, depth: int, members: int) -> nn.Sequential:
+    """`depth` blocks, of which the first changes the shape."""
+    first = Block(inputs, outputs, stride, members)
+    return nn.Sequential(first, *(Block(outputs, outputs, 1, members) for _ in range(depth - 1)))
 
 
 class Head(nn.Module):
@@ -109,38 +71,34 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        if tiles.tiled(x):
-            pooled = x.mean((2, 3)).transpose(2, 3).flatten(1, 2)  # [P, B, features]
-        else:
-            pooled = x.mean((2, 3)).unflatten(1, (self.members, -1)).transpose(0, 1)
-        return torch.baddbmm(self.bias[:, None], pooled, self.weight.transpose(1, 2))
+        x = x.mean((2, 3)).unflatten(1, (self.members, -1))  # [B, P * C, H, W] to [B, P, C]
+        return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.transpose(1, 2))
 
 
 class ResNet(nn.Module):
     """ResNet for small images: w, 2w, 4w, 8w channels in four groups of d blocks, times P members.
 
-    Maps [B, P * channels, H, W], or the same in tiles (`repro.tiles`), to logits
-    [P, B, classes]. Weights are undefined until `initialise` or `load_member` has
-    filled every member.
+    Maps images [B, P * C, H, W] to logits [P, B, classes]. Weights are undefined
+    until `initialise` or `load_member` has filled every member.
     """
 
     def __init__(self, model: Model, channels: int, classes: int, members: int = 1) -> None:
         super().__init__()
         self.members = members
-        w = model.width
-        self.module1 = nn.Sequential(_convolution(channels, w, members), Norm(members * w))
-        widths = (w, w, 2 * w, 4 * w, 8 * w)
-        for i in range(4):
-            strides = [1 if i == 0 else 2] + [1] * (model.depth - 1)
-            inputs = [widths[i]] + [widths[i + 1]] * (model.depth - 1)
-            blocks = (Block(n, widths[i + 1], s, members) for n, s in zip(inputs, strides, strict=True))
-            setattr(self, f"module{i + 2}", nn.Sequential(*blocks))
+        w, d = model.width, model.depth
+        self.module1 = nn.Sequential(
+            _convolution(channels, w, 3, 1, members), _norm(members * w), nn.ReLU(inplace=True)
+        )
+        self.module2 = _group(w, w, 1, d, members)
+        self.module3 = _group(w, 2 * w, 2, d, members)
+        self.module4 = _group(2 * w, 4 * w, 2, d, members)
+        self.module5 = _group(4 * w, 8 * w, 2, d, members)
         self.module6 = Head(8 * w, classes, members)
 
     def forward(self, x: Tensor) -> Tensor:
-        for number in MODULES:
-            x = self.get_submodule(f"module{number}")(x)
-        return x
+        for module in (self.module1, self.module2, self.module3, self.module4, self.module5):
+            x = module(x)
+        return self.module6(x)
 
     def member(self, p: int) -> dict[str, Tensor]:
         """Parameters and batch-norm statistics of member p, as views: writing to them writes to it."""

@@ -85,7 +85,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
     files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
     sources = chapters(root)
     shown = [p for p in (root / "book").rglob("*") if p.is_file() and p not in sources]
-    for path in [*shown, *(root / "repro").glob("*.py")]:  # the package, for literalinclude
+    for path in [*shown, *(root / "repro").rglob("*.py")]:  # the package, for literalinclude
         files[path.relative_to(root).as_posix()] = path.read_bytes()
     without = []
     for source in sources:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repro import data, files, fused, tiles
+from repro import cpu, data, files, fused
 from repro.config import MODULES, PRECISIONS, InputError, Optimizer, Run
 from repro.graphs import Captured
 from repro.models import ResNet
@@ -163,8 +163,8 @@ class Population:
     def _logits(self, network: ResNet, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if tiles.fit(len(x), self.device, self.precision):
-                logits = network(tiles.tile(x, network.members))
+            if self.device.type == "cpu":
+                logits = cpu.forward(network, x)
             else:
                 logits = network(x.contiguous(memory_format=fused.LAYOUTS[self.layout]))
         return logits.to(self.dtype)

@@ -63,7 +63,13 @@ def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
             continue
         problems += [f"{path}: {reason}" for reason in found]
         shown = {name: record.get(name) for name in (*SHOWN, "seconds", "finished")}
-        rows.append(shown | {"torch": record["versions"]["torch"], "commit": str(landed.get(record["commit"], record["commit"]))[:10]})
+        rows.append(
+            shown
+            | {
+                "torch": record["versions"]["torch"],
+                "commit": str(landed.get(record["commit"], record["commit"]))[:10],
+            }
+        )
     return pd.DataFrame(rows, columns=[*SHOWN, "seconds", "finished"]), problems
 
 

@@ -12,14 +12,13 @@ import traceback
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy
 import torch
 
-from repro import data, files, leases, probes, records, tiles
+from repro import cpu, data, files, leases, probes, records
 from repro.children import LAST, Job
 from repro.config import HALF, InputError, Run, check_engine
 from repro.costs import training_bytes
@@ -42,7 +41,7 @@ def choose_device(name: str) -> tuple[str, int]:
 
 
 def choose_precision(device: str, name: str) -> str:
-    """The precision asked for; for `auto` bf16 on a GPU, and float32 on a CPU (`repro.tiles`)."""
+    """The precision asked for; for `auto` bf16 on a GPU, and float32 on a CPU (`repro.cpu`)."""
     check_engine("auto", name)
     return name if name != "auto" else "bf16" if device == "cuda" else "float32"
 
@@ -327,9 +326,7 @@ def _outcome(snapshot: Snapshot) -> dict:
 def versions() -> dict[str, str]:
     """Versions of what a result can depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
-    if tiles.kernels is not None:
-        found["llvmlite"] = metadata.version("llvmlite")
-    return found
+    return found | cpu.versions()
 
 
 def device_name(device: torch.device) -> str:

@@ -58,8 +58,8 @@ def tiny(tmp_path: Path) -> Path:
     (root / "book" / "index.md").write_text(
         "# Tiny\n\nSee {cite:t}`ash2020warm`.\n\n```{bibliography}\n```\n"
     )
-    (root / "repro").mkdir()
-    (root / "repro" / "shown.py").write_text("def shown():\n    return 'literally included'\n")
+    (root / "repro" / "room").mkdir(parents=True)
+    (root / "repro" / "room" / "shown.py").write_text("def shown():\n    return 'literally included'\n")
     names = ("01_one", "02_two", "03_three")
     (root / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nchapters:\n"
@@ -70,7 +70,7 @@ def tiny(tmp_path: Path) -> Path:
         "01_one",
         "glue('value', f'{41 + 1 + shift:.3f}', display=False)",
         "The value is {glue:text}`value`, $x$ of {eq}`square`.\n\n$$\nx^2\n$$ (square)\n\n"
-        "```{literalinclude} /repro/shown.py\n:pyobject: shown\n```",
+        "```{literalinclude} /repro/room/shown.py\n:pyobject: shown\n```",
     )
     write_chapter(root, "02_two", "raise ValueError('no luck\\nat all')")
     write_chapter(root, "03_three", "glue('value', profile, display=False)")
