@@ -338,6 +338,13 @@ def scorecard(profile: Profile) -> dict[str, Verdict]:
     return {v.claim.id: v for v in verdicts((claim, results[claim.study]) for claim in CLAIMS)}
 
 
+def at_each_scale() -> dict[str, dict[str, Verdict]]:
+    """The scorecard of every named profile of which something is recorded, the largest first."""
+    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
+    cards = {name: scorecard(PROFILES[name]) for name in names}
+    return {name: card for name, card in cards.items() if any(v.effect.n for v in card.values())}
+
+
 def best() -> dict[str, Verdict]:
     """The verdict on every claim at the largest scale of which all planned seeds are recorded.
 
@@ -346,8 +353,10 @@ def best() -> dict[str, Verdict]:
     cards = [scorecard(PROFILES[name]) for name in LARGEST_FIRST]
     chosen = []
     for claim in CLAIMS:
-        whole = (card[claim.id] for card in cards if card[claim.id].verdict in DECIDED)
-        profile = next(whole, cards[-1][claim.id]).profile
+        found = [card[claim.id] for card in cards]
+        whole = [verdict for verdict in found if verdict.verdict in DECIDED]
+        begun = [verdict for verdict in found if verdict.effect.n or verdict.verdict == "not tested"]
+        profile = next(iter([*whole, *begun, *found])).profile
         study = STUDIES[claim.study]
         chosen.append((claim, sweep.results(study, PROFILES[profile]) if profile else None))
     return {v.claim.id: v for v in verdicts(chosen)}

@@ -47,8 +47,8 @@ def between(interval: tuple[float, float]) -> str:
     return f"{signed(interval[0])} to {signed(interval[1])}"
 
 
-def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.DataFrame:
-    """Gap of each pretrained run, in percentage points, paired by seed (paper, section 1).
+def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:
+    """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
     Takes `records.table`; pretrained minus fresh test accuracy, so negative
     where pretraining hurt. Both runs of a pair share first weights, test images
@@ -59,9 +59,9 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Dat
     if table.empty:
         return table.assign(fresh_accuracy=[], gap=[])
     keys = ["seed", *pairs]
-    fresh = table[table.condition == FRESH][[*keys, "test_accuracy"]]
+    fresh = table[table.condition == against][[*keys, "test_accuracy"]]
     fresh = fresh.rename(columns={"test_accuracy": "fresh_accuracy"})
-    pretrained = table[table.condition != FRESH].merge(fresh, on=keys)
+    pretrained = table[table.condition != against].merge(fresh, on=keys)
     return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.fresh_accuracy))
 
 

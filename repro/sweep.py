@@ -36,6 +36,10 @@ class Results:
         """How many seeds the study has at this profile."""
         return len({case.seed for case in self.study.cases(self.profile)})
 
+    def gaps_to(self, condition: str) -> pd.DataFrame:
+        """All other runs with their `gap` to this condition at the same seed, in percentage points."""
+        return generalisation_gap(self.table, self.study.pairs, condition)
+
     @cached_property
     def gaps(self) -> pd.DataFrame:
         """The pretrained runs with their `gap` to the fresh run of the same seed, in percentage points."""
