@@ -28,7 +28,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[STUDY]...", help="studies; all where none is named")
 ]
-ProfileName = Annotated[str, typer.Option("--profile", help="smoke, quick, laptop, cifar10 or paper")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help="smoke, quick, cifar10-small, cifar10, paper, ...")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="change a field of the profile")
 ]
