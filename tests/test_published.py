@@ -1,6 +1,5 @@
 """Published records agree with each other, with the repository, and with training anew."""
 
-import dataclasses
 import json
 import math
 import re
@@ -128,16 +127,14 @@ def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing(
 
 def test_what_says_most_is_trained_first():
     chosen = profiles.profile("cifar10")
-    order = studies.by_value(chosen)
-    of_all = {case.run.id for study in studies.studies() for case in study.cases(chosen)}
-    assert of_all <= {run.id for run in order} and len(order) == len({run.id for run in order})
-    first = {case.run.id for case in studies.optimizers(chosen)}
-    assert {run.id for run in order[: len(first)]} == first
-    rank = {run.id: i for i, run in enumerate(order)}
-    two = dataclasses.replace(chosen, study_seeds=2)
-    early = max(rank[case.run.id] for case in studies.reset(two))
-    other_widths = [c for c in studies.capacity(chosen) if c.factors["width"] != chosen.width]
-    assert early < min(rank[case.run.id] for case in other_widths)
+    order = [run.id for run in studies.by_value(chosen)]
+    cases = [case for study in studies.studies() for case in study.cases(chosen)]
+    assert set(order) == {case.run.id for case in cases} and len(order) == len(set(order))
+    first = {case.run.id for case in studies.warm_start(chosen)}
+    assert set(order[: len(first)]) == first
+    rank = {run_id: place for place, run_id in enumerate(order)}
+    wanted = {case.run.id for case in cases if case.priority < studies.LAST}
+    assert max(rank[name] for name in wanted) < min(rank[name] for name in set(order) - wanted)
 
 
 # Records did not name a processor's vectors at first.
