@@ -76,7 +76,6 @@ def population(runs: Sequence[Run], way: dict) -> Population:
     asked = {key: way[key] for key in WAYS if key in way}
     if lacking := asked.keys() - inspect.signature(Population).parameters.keys():
         raise NotAvailable(f"not available: Population takes no {', '.join(lacking)}")
-    torch.backends.cudnn.deterministic = True  # as in a sweep
     made = Population([Member(run) for run in runs], DEVICE, PRECISION, **asked)
     if way.get("compiled") and not made.compiled:
         raise NotAvailable("not compiled: the log says why")
