@@ -445,7 +445,8 @@ def train(bench: Bench, until: float) -> str:
     finally:
         pack(store, bench.out)
     there = len(store.ids())
-    bench.figures["train"] = {"before": before, "recorded": there, "status": status, "command": command[1:]}
+    found = {"profile": options.profile, "before": before, "recorded": there, "status": status}
+    bench.figures["train"] = found | {"command": command[1:]}
     say(f"{there} runs recorded, status {status}: {last_lines(log)}")
     return {0: "done", 3: "time is up", None: "time is up"}.get(status, "failed")
 

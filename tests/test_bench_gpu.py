@@ -16,7 +16,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_tasks
+from benchmarks import gpu, gpu_tasks, pages
 from repro import layouts, profiles, studies
 from repro.records import ROOT, Store, defect
 
@@ -77,6 +77,18 @@ def test_what_was_measured_adds_up(figures):
         assert best["width"] == int(width) and best["rate"] in rates
     [profiled] = [v for k, v in figures["checks"].items() if k == "profile of w4 P=2 grouped"]
     assert sum(profiled["shares"].values()) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.slow
+def test_what_was_found_becomes_tables(figures):
+    shown = pages.gpu_section(pages.published(figures))
+    assert "plain bf16, compiled" in shown and "w4" not in shown
+    assert shown.count("| width 4: 2 grouped |") == 3, "its speed, its cost and its profile"
+    assert "Then 2 runs of `smoke` were trained" in shown and "†" not in shown
+
+
+def test_the_page_shows_what_was_measured():
+    assert pages.TABLES.read_text() == pages.markdown()
 
 
 @pytest.mark.slow
