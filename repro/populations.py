@@ -63,23 +63,24 @@ def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.
     capturable = device.type == "cuda"  # counts its steps on the GPU
     if capturable:  # the first steps are not captured, as it wants to say
         warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)
-    if spec.name == "rmsprop":
-        return torch.optim.RMSprop(network.parameters(), lr=spec.learning_rate, capturable=capturable)
     rate = spec.learning_rate
-    if spec.schedule != "constant":  # a number that kernels read, and no graph holds
+    if spec.schedule != "constant" and (capturable or spec.name != "rmsprop"):
+        # A number that kernels read, and no graph holds. On a CPU that of RMSprop has none.
         rate = torch.tensor(rate, dtype=torch.float32 if capturable else torch.float64, device=device)
+    if spec.name == "rmsprop":
+        return torch.optim.RMSprop(network.parameters(), lr=rate, capturable=capturable)
     if spec.name == "adam":
         return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=capturable)
     return torch.optim.SGD(network.parameters(), lr=rate, momentum=spec.momentum, fused=True)
 
 
-def _repeatable(device: torch.device) -> None:
-    """Let the same training on a GPU give the same bits."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
-        torch.backends.cudnn.deterministic = True
-        if device.index is not None:
-            torch.cuda.set_device(device)  # graphs are captured on the current one
+def _repeatable(device: torch.device, precision: str) -> None:
+    """Let the same training on a GPU give the same bits, in the precision that was asked for."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = precision == "bf16"  # else float32 would be TF32 in convolutions
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # graphs are captured on the current one
 
 
 def resident(
@@ -123,7 +124,7 @@ class Population:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-        _repeatable(device)
+        _repeatable(device, precision)
         self.members = list(members)
         self.device, self.precision, self.epoch = device, precision, 0
         run = members[0].run
@@ -229,7 +230,6 @@ class Population:
                     group["lr"].fill_(rate)
                 else:
                     group["lr"] = rate
-                    self.step.renew()
         self.batches.copy_(self._examples(self.epoch))
         for tensor in (self.at, self.loss_sum, self.correct):
             tensor.zero_()
