@@ -28,6 +28,7 @@ LARGEST_FIRST = (
     "cifar10-wide",
     "cifar10",
     "cifar10-small",
+    "laptop",
     "quick",
 )  # a claim is told at the first that is whole
 
