@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import weakref
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -155,6 +156,31 @@ def test_where_training_happens_kernels_are_repeatable_and_float32_is_no_tf32(pr
         monkeypatch.setattr(torch.backends.cudnn, name, value)
     populations.Population(members(Optimizer()), torch.device("cpu"), precision)
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == (True, tf32)
+
+
+def test_a_population_makes_its_gpu_the_current_one_before_it_puts_anything_there(monkeypatch):
+    class Chosen(Exception):
+        pass
+
+    def choose(device):
+        raise Chosen(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    with pytest.raises(Chosen, match="cuda:1"):
+        populations.Population(members(Optimizer()), torch.device("cuda", 1), "bf16")
+
+
+def test_streams_part_before_any_of_them_has_work(monkeypatch):
+    """Two may be one, and what is forked behind another's work waits for it."""
+    population = populations.Population(members(Optimizer()), torch.device("cpu"), "float32", grouped=False)
+    done = []
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", MagicMock())
+    population.streams = [MagicMock(wait_stream=lambda main: done.append("fork")) for _ in range(3)]
+    for network in population.networks:
+        network.register_forward_pre_hook(lambda *_: done.append("work"))
+    population.train_epoch()
+    assert done == (["fork"] * 3 + ["work"] * 3) * 5
 
 
 def test_networks_apart_are_those_trained_alone():

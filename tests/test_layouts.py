@@ -237,7 +237,7 @@ def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu,
 
 def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(store, monkeypatch):
     """As on a GPU, but for the device, and children that work while they are given a job."""
-    made = []
+    made, devices = [], set()
 
     class Here:
         def __init__(self, threads, gpu):
@@ -247,6 +247,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
 
         def start(self, job):
             self.job = job
+            devices.add(job.device)
             self.far.send(worker.train_batch(job, lambda **news: self.far.send(news), lambda: False))
 
         def heard(self):
@@ -274,6 +275,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         assert workers.execute(plans.plan(wanted), store) == workers.Outcome()
     assert store.ids() == {run.id for run in wanted}
     assert {store.read(run.id)["population"] for run in wanted} == {2}
+    assert devices == {"cuda"}, "a child is not to choose"
     assert made == [0] * 4, "one, and one after each that was spoilt by 4, 8 and 4 networks at once"
 
 

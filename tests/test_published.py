@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from repro.records import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 MOSAICS = ROOT.parent / "shared" / "data"
-PUBLISHED = re.findall(r"^!(results/\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+PUBLISHED = re.findall(r"^!(results/[\w-]+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
 FOLDERS = [ROOT / name for name in sorted(PUBLISHED) if any((ROOT / name).glob("*.json"))]
 
 
@@ -117,6 +118,30 @@ def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder)
     page = (ROOT / "results" / "README.md").read_text()
     for row in published.summary(rows).itertuples():
         assert re.search(rf"^{row.device} .*{row.commit} .* {row.records} ", page, re.MULTILINE), row
+
+
+def test_pretraining_compiled_and_not_differs_by_what_the_page_says():
+    accuracies = {
+        "585f4d61001a36512c5f2dbad6b9649ed8681eeb": {},
+        "585f4d61001a36512c5f2dbad6b9649ed8681eeb+": {},
+    }
+    for path in sorted((ROOT / "results" / "cifar10").glob("*.json")):
+        record = json.loads(path.read_text())
+        first, seeds = record["run"]["stages"][0], accuracies.get(record["commit"])
+        if seeds is not None and first["data"]["parts"] == 2:
+            mean = 100 * statistics.mean(record["curves"][0]["test_accuracy"][-10:])
+            assert mean == seeds.setdefault(record["run"]["init_seed"], mean), (
+                "trained once for all conditions"
+            )
+    eager, compiled = accuracies.values()
+    assert eager.keys() == compiled.keys() == set(range(5))
+    differences = [compiled[seed] - eager[seed] for seed in eager]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    means = [statistics.mean(values.values()) for values in accuracies.values()]
+    page = " ".join((ROOT / "results" / "README.md").read_text().split())
+    assert f"is {means[0]:.2f} % and {means[1]:.2f} %" in page
+    difference = f"{statistics.mean(differences):.2f}".replace("-", "−")
+    assert f"is {difference} points (standard error {error:.2f})" in page
 
 
 def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing():
