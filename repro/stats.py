@@ -50,7 +50,7 @@ def between(interval: tuple[float, float]) -> str:
 def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:
     """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
-    Takes `records.table`; pretrained minus fresh test accuracy, so negative
+    Takes `tables.table`; pretrained minus fresh test accuracy, so negative
     where pretraining hurt. Both runs of a pair share first weights, test images
     and, where each seed has its own, training images; that helps as far as these
     make the difference between seeds. `pairs` names factors in which the two must
