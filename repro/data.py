@@ -11,11 +11,12 @@ import functools
 import importlib.util
 from pathlib import Path
 
-import numpy as np
-
 from repro.config import Dataset, InputError
 from repro.downloads import SIDE, SOURCES, cache, named
+from repro.lazy import Lazy
 from repro.npz import Images, pack, read
+
+np = Lazy("numpy")  # a plan counts images without it
 
 CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
 DIGITS = 1000  # images in each split of `digits`, where no number is given

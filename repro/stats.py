@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from scipy import special  # scipy.stats takes a second to import
+from repro.lazy import Lazy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Together half a second, and claims are listed without them; scipy.stats would take another second.
+np, special = Lazy("numpy"), Lazy("scipy.special")
 
 FRESH = "fresh"
 

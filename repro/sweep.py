@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from repro import profiles, tables, workers
 from repro.plans import plan
@@ -14,6 +13,9 @@ from repro.progress import shown
 from repro.records import Store
 from repro.stats import generalisation_gap
 from repro.studies import Study, studies
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)

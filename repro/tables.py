@@ -6,9 +6,10 @@ import math
 import statistics
 from collections.abc import Iterable
 
-import pandas as pd
-
+from repro.lazy import Lazy
 from repro.records import COPIED, CURVES, Store
+
+pd = Lazy("pandas")  # as in `repro.stats`
 
 COLUMNS = (  # of a table, besides factors and probes
     *("condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"),
