@@ -6,13 +6,12 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-from scipy import special
-
 from repro import data
+from repro.lazy import Lazy
 from repro.stats import Estimate, holm, largest_spread, p_below, two_way_residuals
 from repro.sweep import Results
+
+np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")  # as in `repro.stats`
 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
 FITTED = 0.99  # mean train accuracy from which an arm counts as trained to the end, as the paper's are
@@ -81,7 +80,7 @@ class Arms:
         )
 
 
-Contrast = Callable[[Arms], pd.Series | Mapping[object, pd.Series]]
+Contrast = Callable[[Arms], "pd.Series | Mapping[object, pd.Series]"]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from a checkpoint goes on as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import math
 import os
 import warnings
@@ -59,6 +61,17 @@ class Member:
         return len(self.curve["train_loss"]) == epoch > 0 and (self.ended or epoch in self.keep)
 
 
+@functools.cache
+def _plain(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The optimiser, its methods without what keeps a compiler out of them.
+
+    That imports the compiler, for whose import one waits nearly as long as for PyTorch's own.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.optim.Optimizer:
     capturable = device.type == "cuda"  # counts its steps on the GPU
     if capturable:  # the first steps are not captured, as it wants to say
@@ -68,10 +81,10 @@ def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.
         # A number that kernels read, and no graph holds. On a CPU that of RMSprop has none.
         rate = torch.tensor(rate, dtype=torch.float32 if capturable else torch.float64, device=device)
     if spec.name == "rmsprop":
-        return torch.optim.RMSprop(network.parameters(), lr=rate, capturable=capturable)
+        return _plain(torch.optim.RMSprop)(network.parameters(), lr=rate, capturable=capturable)
     if spec.name == "adam":
-        return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=capturable)
-    return torch.optim.SGD(network.parameters(), lr=rate, momentum=spec.momentum, fused=True)
+        return _plain(torch.optim.Adam)(network.parameters(), lr=rate, fused=True, capturable=capturable)
+    return _plain(torch.optim.SGD)(network.parameters(), lr=rate, momentum=spec.momentum, fused=True)
 
 
 def _repeatable(device: torch.device, precision: str) -> None:

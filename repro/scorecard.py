@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-
-import numpy as np
-import pandas as pd
 
 from repro import sweep
 from repro.claims import DECIDED, MORE, SAME, Arms, Claim, NotFitted, Verdict, slope, verdicts
 from repro.config import MODULES
+from repro.lazy import Lazy
 from repro.profiles import PROFILES, Profile
 from repro.studies import FRESH, LONGER, REPLACED, STUDIES, WARM, noise_epochs, reset_condition
 from repro.sweep import Results
+
+np, pd = Lazy("numpy"), Lazy("pandas")  # as in `repro.stats`
 
 EARLY = (5, 10)  # epochs of pretraining after which, the paper says, a gap is there
 LENGTHS = (1, 5, 10, 20)  # of pretraining, along which the gap is said to grow
@@ -289,7 +290,7 @@ CLAIMS = (
         "Figure 11",
         "reset",
         direction=SAME,
-        margin=float(np.log(1.1)),
+        margin=math.log(1.1),
         unit="log ratio of epochs",
         effect=_speed_with_first_modules,
     ),

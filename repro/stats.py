@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from scipy import special  # scipy.stats takes a second to import
+from repro.lazy import Lazy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Together half a second, and claims are listed without them; scipy.stats would take another second.
+np, special = Lazy("numpy"), Lazy("scipy.special")
 
 FRESH = "fresh"
 
@@ -50,7 +55,7 @@ def between(interval: tuple[float, float]) -> str:
 def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:
     """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
-    Takes `records.table`; pretrained minus fresh test accuracy, so negative
+    Takes `tables.table`; pretrained minus fresh test accuracy, so negative
     where pretraining hurt. Both runs of a pair share first weights, test images
     and, where each seed has its own, training images; that helps as far as these
     make the difference between seeds. `pairs` names factors in which the two must

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from repro import profiles, records, workers
+from repro import profiles, tables, workers
 from repro.plans import plan
 from repro.profiles import Profile
 from repro.progress import shown
 from repro.records import Store
 from repro.stats import generalisation_gap
 from repro.studies import Study, studies
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Results:
 
     study: Study
     profile: Profile
-    table: pd.DataFrame  # a row per run, see `records.table`
-    curves: pd.DataFrame  # a row per epoch, see `records.curves`
+    table: pd.DataFrame  # a row per run, see `tables.table`
+    curves: pd.DataFrame  # a row per epoch, see `tables.curves`
     missing: int  # runs not recorded
 
     @property
@@ -49,8 +51,8 @@ class Results:
 def results(study: Study, profile: Profile) -> Results:
     """The recorded part of a study; trains nothing."""
     cases, store = study.cases(profile), Store.of(profile.name)
-    table = records.table(cases, store, profile.window, profile.median)
-    return Results(study, profile, table, records.curves(cases, store), len(cases) - len(table))
+    table = tables.table(cases, store, profile.window, profile.median)
+    return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))
 
 
 def scale(profile: str, seeds: int | None = None, settings: str = "") -> Profile:

@@ -56,7 +56,7 @@ def changed(store, **changes):
 def test_sound_records_have_no_problems(store):
     rows, problems = published.verify(store.folder)
     assert problems == [] and len(rows) == 6
-    [row] = published.summary(rows).itertuples()
+    [row] = published.summary(rows)
     assert row.records == 6 and row.precision in PRECISIONS and row.hours < 1
 
 
@@ -116,7 +116,7 @@ def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder)
     rows, problems = published.verify(folder)
     assert problems == []
     page = (ROOT / "results" / "README.md").read_text()
-    for row in published.summary(rows).itertuples():
+    for row in published.summary(rows):
         assert re.search(rf"^{row.device} .*{row.commit} .* {row.records} ", page, re.MULTILINE), row
 
 
