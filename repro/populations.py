@@ -80,11 +80,14 @@ def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.
     if spec.schedule != "constant" and (capturable or spec.name != "rmsprop"):
         # A number that kernels read, and no graph holds. On a CPU that of RMSprop has none.
         rate = torch.tensor(rate, dtype=torch.float32 if capturable else torch.float64, device=device)
-    if spec.name == "rmsprop":
-        return _plain(torch.optim.RMSprop)(network.parameters(), lr=rate, capturable=capturable)
-    if spec.name == "adam":
-        return _plain(torch.optim.Adam)(network.parameters(), lr=rate, fused=True, capturable=capturable)
-    return _plain(torch.optim.SGD)(network.parameters(), lr=rate, momentum=spec.momentum, fused=True)
+    kind, settings = {
+        "adam": (torch.optim.Adam, {"fused": True, "capturable": capturable}),
+        "rmsprop": (torch.optim.RMSprop, {"capturable": capturable}),
+        "sgd": (torch.optim.SGD, {"fused": True, "momentum": spec.momentum}),
+    }[spec.name]
+    if not capturable:  # on a GPU nothing but PyTorch's own has run
+        kind = _plain(kind)
+    return kind(network.parameters(), lr=rate, **settings)
 
 
 def _repeatable(device: torch.device, precision: str) -> None:
