@@ -250,7 +250,7 @@ def _clean(store: Store) -> None:
     """Remove what killed processes left behind; raises `OSError` where nothing can be written."""
     store.leases.mkdir(parents=True, exist_ok=True)
     files.time_here(store.leases)
-    leases.sweep(store.leases)
+    leases.remove_abandoned(store.leases)
     for folder in (store.folder, store.snapshot("").parent, store.checkpoint("").parent):
         files.sweep_partials(folder)
 
