@@ -7,7 +7,6 @@ same work is done at toy size.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import gc
 import hashlib
@@ -33,8 +32,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import training
 from repro import calibration, cpu, data, plans, populations, profiles, studies, worker
 from repro.calibration import turn
-from repro.children import Job
 from repro.config import Dataset, Model, Run, Stage
+from repro.layouts import Layout
+from repro.messages import End, Job
 from repro.plans import Batch, Plan
 from repro.populations import Member, Population
 from repro.records import Store, commit
@@ -257,21 +257,18 @@ def repeats(tell: Callable[..., None], compiled: bool, copy: str, cache: str) ->
 
 def _curves(folder: Path, plan: Plan, stops: Sequence[int], settings: dict) -> dict[str, list]:
     """Curves of a sweep in this process whose batches are stopped after so many epochs, and gone on with."""
-    store, engine = Store(folder), {"device": DEVICE.type, "precision": "auto", **settings}
-    able = {field.name for field in dataclasses.fields(Job)}
-    if settings["compiled"] and "compiled" not in able:
-        raise NotAvailable("not available: Job has no compiled")
+    store = Store(folder)
     for batch in plan.batches:
-        ids = frozenset(run.id for run in batch.runs)
-        job = {"batch": Batch(batch.trajectories, batch), "needed": ids, "folder": str(folder), **engine}
-        job |= {"wanted": ids & plan.wanted.keys(), "parents": ids & plan.parents}
-        job = Job(**{key: value for key, value in job.items() if key in able})
+        ids, whole = frozenset(run.id for run in batch.runs), Batch(batch.trajectories, batch)
+        layout = Layout(len(batch.trajectories), **settings)
+        wanted, parents = ids & plan.wanted.keys(), ids & plan.parents
+        job = Job(whole, ids, wanted, parents, str(folder), DEVICE.type, "auto", layout)
         for epochs in (*stops, math.inf):
             polls = itertools.count()
             stop = lambda polls=polls, epochs=epochs: next(polls) >= epochs  # noqa: E731
-            end = worker.train_batch(job, lambda **news: print(news, file=sys.stderr), stop)
-            if end[0] not in ("done", "stopped"):
-                raise RuntimeError(f"a batch ended so: {end}")
+            ended = worker.train_batch(job, lambda message: print(message, file=sys.stderr), stop)
+            if ended.end not in (End.DONE, End.STOPPED):
+                raise RuntimeError(f"a batch ended so: {ended}")
     records = {name: store.read(name) for name in plan.wanted}
     if any(record.get("compiled", False) != settings["compiled"] for record in records.values()):
         raise NotAvailable("not compiled: the log says why")

@@ -12,31 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from multiprocessing import Pipe
 
-from repro.plans import Batch
+from repro.messages import End, Ended, Job, Message
 from repro.records import ROOT
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Ends of a job that are the end of its process, too: after an error a GPU may do nothing right in it.
-LAST = ("killed", "stopped", "split", "eager", "spoilt")
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What a child needs to know to train a batch."""
-
-    batch: Batch
-    needed: frozenset[str]  # ids of its runs of which something is lacking
-    wanted: frozenset[str]  # ids of runs to record
-    parents: frozenset[str]  # ids of runs whose network to keep
-    folder: str  # of the store
-    device: str
-    precision: str
-    grouped: bool = True
-    compiled: bool = False
-    layout: str = "channels_last"
 
 
 class Child:
@@ -69,12 +50,12 @@ class Child:
         with contextlib.suppress(OSError):  # it died: the next look at the pipe tells
             self.pipe.send(job)
 
-    def heard(self) -> dict | tuple[str, str]:
-        """The next that it tells: news of its job, or how that ended; waits for it."""
+    def heard(self) -> Message | Ended:
+        """The child's next message; waits for it."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            return "killed", _death(self.process.wait())
+            return Ended(End.KILLED, _death(self.process.wait()))
 
     def stop(self) -> None:
         with contextlib.suppress(OSError):

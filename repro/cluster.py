@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import queue
 import shlex
 import shutil
@@ -24,9 +25,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.children import LAST, Child, Job
+from repro.children import Child
 from repro.config import InputError
-from repro.plans import left
+from repro.messages import LAST, End, Ended, Job
 from repro.records import ROOT, Store, results_folder
 from repro.workers import BEAT, Outcome, Sweep
 
@@ -111,7 +112,7 @@ def _slurm():
 def run(sweep: Sweep, client: Client, stopping: Callable[[], bool]) -> Outcome:
     """Train what is left on the workers of a cluster, however many there are at a time."""
     token, news, futures = uuid.uuid4().hex, queue.SimpleQueue(), {}
-    client.subscribe_topic(token, lambda event: news.put(event[1][0]))
+    client.subscribe_topic(token, lambda event: news.put(pickle.loads(event[1])))
     stopped = False
     while client.status in ("running", "connecting"):
         if not stopped and stopping():
@@ -120,20 +121,18 @@ def run(sweep: Sweep, client: Client, stopping: Callable[[], bool]) -> Outcome:
         while not stopped and (job := sweep.next()) is not None:
             key = f"{job.batch.id}-{uuid.uuid4().hex[:8]}"
             futures[client.submit(train, job, token, key=key, pure=False)] = job
-        for future in [future for future in futures if future.done()]:
-            job = futures.pop(future)
-            if future.status == "finished":
-                sweep.settle(job, *future.result())
-            else:
-                sweep.settle(job, "killed", f"its worker was lost ({future.status})")
-        while not news.empty():
-            sweep.hear(**news.get())
+        done = [future for future in futures if future.done()]
+        while not news.empty():  # what a job told before it was done is there by now
+            sweep.hear(news.get())
+        for future in done:
+            lost = Ended(End.KILLED, f"its worker was lost ({future.status})")
+            sweep.settle(futures.pop(future), future.result() if future.status == "finished" else lost)
         if not futures and (stopped or not sweep.left):
             break
         if stopped:  # what is not in training yet need not begin
             at_work = {key for keys in client.processing().values() for key in keys}
             for future in [future for future in futures if future.key not in at_work]:
-                sweep.settle(futures.pop(future), "stopped")
+                sweep.settle(futures.pop(future), Ended(End.STOPPED))
         time.sleep(BEAT)
     else:
         warnings.warn("the scheduler is gone", stacklevel=1)
@@ -147,22 +146,15 @@ def stop(token: str) -> None:
     _stopping.add(token)
 
 
-def train(job: Job, token: str) -> tuple[str, str]:
-    """On a worker: how the training of a job ended in this thread's child, after a look at the store."""
+def train(job: Job, token: str) -> Ended:
+    """On a worker: how the training of a job ended in this thread's child."""
     from distributed import get_worker
 
-    worker, store = get_worker(), Store(Path(job.folder))
+    worker, leases = get_worker(), Store(Path(job.folder)).leases
     if token in _stopping:
-        return "stopped", ""
-    if not store.leases.is_dir():
-        return "lacking", f"{store.folder} is not there on {worker.address}: workers must share it"
-    lacking = {
-        name
-        for name in job.needed
-        if not (store.path(name) if name in job.wanted else store.snapshot(name)).exists()
-    }
-    if left(job.batch.whole, store, lacking) is None:
-        return "done", ""
+        return Ended(End.STOPPED)
+    if not leases.is_dir():
+        return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
     child = getattr(_own, "child", None)
     if child is None or child.process.poll() is not None:
         child = _own.child = Child(max(1, _cores() // worker.state.nthreads))
@@ -175,10 +167,10 @@ def train(job: Job, token: str) -> tuple[str, str]:
         if not child.pipe.poll(BEAT):
             continue
         message = child.heard()
-        if isinstance(message, dict):
-            worker.log_event(token, [message])  # to a dictionary Dask adds its own keys
+        if not isinstance(message, Ended):
+            worker.log_event(token, pickle.dumps(message))
             continue
-        if message[0] in LAST:
+        if message.end in LAST:
             child.close()
             _own.child = None
         return message

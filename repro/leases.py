@@ -6,6 +6,10 @@ tells at once that it is gone; elsewhere the age of the file does. Ages are
 differences of times that one file system gave, so that clocks need not agree.
 Two holders at once, after a machine slept, cost time but no result: records
 are written once, and a second one is compared.
+
+filelock's SoftFileLease (4.2) is no substitute: it never takes over a lease on
+NFS and the like, which cannot exchange two names in one step, nor one that is
+empty, as a kill or a power failure can leave it. That run would never be trained.
 """
 
 from __future__ import annotations
@@ -56,8 +60,8 @@ def held(folder: Path, names: Iterable[str]) -> Iterator[None]:
             os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the leases of the dead."""
+def remove_abandoned(folder: Path) -> None:
+    """Remove the leases of processes that are gone."""
     for path in folder.glob("[!.]*"):
         with contextlib.suppress(Busy, OSError):
             _clear(path)
@@ -92,12 +96,11 @@ def _clear(path: Path) -> None:
         return
     try:
         holder = os.read(handle, 200).decode(errors="replace")
-        unlocked = True
         try:  # only one of those that find it abandoned gets this lock, and may remove the file
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone = holder.startswith(machine() + " ")
         except OSError:
-            unlocked = False
-        gone = unlocked and holder.startswith(machine() + " ")
+            gone = False
         if not gone and time_here(path.parent) - os.fstat(handle).st_mtime <= EXPIRY:
             host, _, process = (holder or "- - -").partition(" ")
             raise Busy(f"process {process.rpartition(' ')[2]} on {host}")

@@ -21,10 +21,10 @@ class Progress:
     accuracy: float = 0.0  # mean train accuracy of that population, fraction
     show: Callable[[Progress], None] = lambda progress: None
 
-    def update(self, *, steps_done: int = 0, epoch: str = "", accuracy: float = 0.0) -> None:
-        """Add to the steps, take over what is said of the population, and show it."""
-        self.steps_done += steps_done
-        self.epoch, self.accuracy = epoch or self.epoch, accuracy or self.accuracy
+    def update(self, steps: int, epoch: str, accuracy: float) -> None:
+        """Add the steps of an epoch that a population trained for, and show it."""
+        self.steps_done += steps
+        self.epoch, self.accuracy = epoch, accuracy
         self.show(self)
 
     @property

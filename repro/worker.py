@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy
 import torch
 
-from repro import cpu, data, files, leases, probes, records
-from repro.children import LAST, Job
+from repro import cpu, data, files, leases, messages, probes, records
 from repro.config import HALF, InputError, Run, check_engine
 from repro.costs import training_bytes
+from repro.messages import LAST, End, Ended, Job, Message, Report
 from repro.models import ResNet
 from repro.plans import Batch, Trajectory, left
 from repro.populations import Member, Population, resident
@@ -53,30 +53,27 @@ def serve(descriptor: int) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     pipe = Connection(descriptor)
 
-    def tell(**news: object) -> None:
+    def tell(message: Message) -> None:
         with contextlib.suppress(OSError):  # the parent is gone: `poll` says so at the end of the epoch
-            pipe.send(news)
+            pipe.send(message)
 
-    warnings.showwarning = lambda message, *_, **__: tell(warning=str(message))
+    warnings.showwarning = lambda message, *_, **__: tell(messages.Warned(str(message)))
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while (job := pipe.recv()) is not None:
             try:
-                end = train_batch(job, tell, pipe.poll)
+                ended = train_batch(job, tell, pipe.poll)
             except InputError as error:
-                tell(failure=str(error), runs=[run.id for run in job.batch.runs])
-                end = ("failed", "")
-            pipe.send(end)
-            if end[0] in LAST:
+                ended = _failed(job.batch, str(error), tell)
+            pipe.send(ended)
+            if ended.end in LAST:
                 return
 
 
-def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool]) -> tuple[str, str]:
+def train_batch(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
     """Train what is left of a batch; leaves records of wanted runs and snapshots of parents.
 
-    Gives how it ended, done, failed, stopped, busy, lacking, or on a GPU one of
-    the `LAST`, and a word on it. `report` is told what `Sweep.hear` takes. Runs
-    that fail together are tried again apart: each by itself after an error, by
-    halves where memory was short. On a GPU another process is to do that.
+    Runs that fail together are to be tried again apart: each by itself after an
+    error, by halves where memory was short.
     """
     store = Store(Path(job.folder))
     device, _ = choose_device(job.device)
@@ -85,62 +82,49 @@ def train_batch(job: Job, report: Callable[..., None], stop: Callable[[], bool])
         with leases.held(store.leases, (run.id for run in job.batch.whole.runs)):
             return _train_leased(job, store, report, stop)
     except leases.Busy as busy:
-        return "busy", str(busy)
+        return Ended(End.BUSY, str(busy))
     except OSError as error:  # of the leases
         return _failed(job.batch, error, report)
 
 
-def _train_leased(
-    job: Job, store: Store, report: Callable[..., None], stop: Callable[[], bool]
-) -> tuple[str, str]:
+def _train_leased(job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
     needed = {name for name in job.needed if not _there(name, job, store)}  # no other sweep was faster
-    part, spoils = left(job.batch.whole, store, needed), job.device == "cuda"
-    parts, end = [part] if part else [], ("done", "")
-    while parts:
-        part = parts.pop(0)
-        together = len(part.trajectories)
-        try:
-            if (unfinished := _train(part, job, store, report, stop)) is not None:
-                return unfinished
-        except InputError:
-            raise
-        except OSError as error:
-            end = _failed(part, error, report)
-        except Exception as error:
-            starved = out_of_memory(error)
-            if not starved and together == 1:
-                traceback.print_exc()
-            traceback.clear_frames(error.__traceback__)  # they hold the networks
-            size = -(-together // 2) if starved else 1
-            if job.compiled and not starved and spoils:
-                store.checkpoint(part.id).unlink(missing_ok=True)
-                warnings.warn(f"batch {part.id}: {line(error)}; now without a compiler", stacklevel=2)
-                return "eager", ""
-            if together > 1:
-                store.checkpoint(part.id).unlink(missing_ok=True)
-                what = f"{together} networks at once need more memory than there is" if starved else error
-                warnings.warn(f"batch {part.id}: {line(what)}; now {size} at a time", stacklevel=2)
-                if spoils:
-                    return "split", str(size)
-                parts[:0] = part.pieces(size)
-                continue
-            run, device = part.trajectories[0].longest, torch.device(job.device)
-            end = _failed(part, _too_large(run, device) if starved else error, report)
-            if spoils:
-                return "spoilt", ""
+    ended, part = Ended(End.DONE), left(job.batch.whole, store, needed)
+    try:
+        if part is not None and (unfinished := _train(part, job, store, report, stop)) is not None:
+            return unfinished
+    except InputError:
+        raise
+    except OSError as error:
+        ended = _failed(part, error, report)
+    except Exception as error:
+        starved, together = out_of_memory(error), len(part.trajectories)
+        if not starved and together == 1:
+            traceback.print_exc()
+        traceback.clear_frames(error.__traceback__)  # they hold the networks
+        eager, size = job.layout.compiled and not starved, -(-together // 2) if starved else 1
+        if eager or together > 1:
+            store.checkpoint(part.id).unlink(missing_ok=True)
+            what = f"{together} networks at once need more memory than there is" if starved else error
+            way = "without a compiler" if eager else f"{size} at a time"
+            warnings.warn(f"batch {part.id}: {line(what)}; now {way}", stacklevel=2)
+            return Ended(End.EAGER) if eager else Ended(End.SPLIT, size=size)
+        run, device = part.trajectories[0].longest, torch.device(job.device)
+        _failed(part, _too_large(run, device) if starved else error, report)
+        return Ended(End.SPOILT)
     left(job.batch.whole, store, set())  # removes checkpoints that this made useless
-    return end
+    return ended
 
 
 def _there(name: str, job: Job, store: Store) -> bool:
     return store.sound(name) is not None if name in job.wanted else store.snapshot(name).exists()
 
 
-def _failed(part: Batch, error: object, report: Callable[..., None]) -> tuple[str, str]:
+def _failed(part: Batch, error: object, report: Report) -> Ended:
     if isinstance(error, OSError):
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    report(failure=line(error), runs=[run.id for run in part.runs])
-    return "failed", ""
+    report(messages.Failed(line(error), tuple(run.id for run in part.runs)))
+    return Ended(End.FAILED)
 
 
 def line(error: object) -> str:
@@ -193,16 +177,14 @@ def _memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _train(
-    batch: Batch, job: Job, store: Store, report: Callable[..., None], stop: Callable[[], bool]
-) -> tuple[str, str] | None:
+def _train(batch: Batch, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended | None:
     """Train the batch from its parents' snapshots; None, or why it could not come to its end."""
     device, images = torch.device(job.device), data.images(batch.trajectories[0].longest.dataset)
     environment = {
         "population": len(batch.trajectories),
-        "grouped": job.grouped,
+        "grouped": job.layout.grouped,
         "compiled": False,
-        "layout": job.layout,
+        "layout": job.layout.layout,
         "precision": job.precision,
         "device": device_name(device),
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
@@ -221,16 +203,17 @@ def _train(
                 if run.id in job.wanted:
                     outcome, measured = _outcome(own), _measured(run, own, device)
                     if store.write(run, **outcome, **measured, **environment):
-                        report(recorded=run.id)
+                        report(messages.Recorded(run.id))
                         if (last := outcome["diverged"]) is not None:
                             where = f"epoch {last} of stage {len(outcome['curves'])}"
-                            report(warning=f"run {run.id} diverged: no finite loss in {where}; recorded so")
+                            told = f"run {run.id} diverged: no finite loss in {where}; recorded so"
+                            report(messages.Warned(told))
                     elif found := store.difference(run, outcome["diverged"], outcome["curves"]):
-                        report(difference=found)
+                        report(messages.Differs(found))
 
     starts = {name: _start(name, batch, store) for name in batch.starts}
     if lacking := sorted(name for name, start in starts.items() if start is None):
-        return "lacking", f"the network in which run {lacking[0]} ended is not there"
+        return Ended(End.LACKING, f"the network in which run {lacking[0]} ended is not there")
     trained, members = [], []
     for trajectory in batch.trajectories:
         parent = trajectory.longest.parent
@@ -253,7 +236,7 @@ def _train(
 
         def on_epoch(epoch: int, accuracies: list[float]) -> None:
             mean = sum(accuracies) / len(accuracies)
-            report(steps_done=steps, epoch=f"{epoch}/{last}", accuracy=mean)
+            report(messages.EpochDone(steps, f"{epoch}/{last}", mean))
 
         def on_begin(population: Population) -> None:
             environment["compiled"] = population.compiled
@@ -262,9 +245,9 @@ def _train(
             members,
             device,
             job.precision,
-            grouped=job.grouped,
-            compiled=job.compiled,
-            layout=job.layout,
+            grouped=job.layout.grouped,
+            compiled=job.layout.compiled,
+            layout=job.layout.layout,
             checkpoint=checkpoint,
             stop=stop,
             on_begin=on_begin,
@@ -274,7 +257,7 @@ def _train(
             for p, epoch, snapshot in training:
                 keep(trained[p], snapshot, members[p].ended, epoch)
         except Stopped:
-            return "stopped", ""
+            return Ended(End.STOPPED)
     checkpoint.unlink(missing_ok=True)
     return None
 

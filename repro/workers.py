@@ -16,14 +16,16 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from typing import assert_never
 
-from repro import data, files, layouts, leases
-from repro.children import LAST, STOP_SIGNALS, Child, Job
+from repro import data, files, layouts, leases, messages
+from repro.children import STOP_SIGNALS, Child
 from repro.config import InputError, Run, check_engine
 from repro.layouts import Layout
+from repro.messages import LAST, End, Ended, Job, Message
 from repro.plans import Plan, missing, unfinished
 from repro.progress import Progress
 from repro.records import Store
@@ -77,7 +79,6 @@ class Sweep:
         for part, needed in unfinished(self.plan, self.store, absent):
             if part.whole.id in busy:
                 continue
-            layout = self.layout(part.trajectories[0].longest)
             job = Job(
                 batch=part,
                 needed=needed,
@@ -86,9 +87,7 @@ class Sweep:
                 folder=str(self.store.folder),
                 device=self.device,
                 precision=self.precision,
-                grouped=layout.grouped,
-                compiled=layout.compiled,
-                layout=layout.layout,
+                layout=self.layout(part.trajectories[0].longest),
             )
             self.left += self._pieces(job)
         self._drop_lost()
@@ -120,20 +119,23 @@ class Sweep:
                 return job
         return None
 
-    def hear(self, **news: object) -> None:
-        """Take in what a child tells while it trains."""
-        if "warning" in news:
-            warnings.warn(news["warning"], stacklevel=1)
-        elif "difference" in news:
-            self.outcome.differences.append(news["difference"])
-        elif "failure" in news:
-            self.fail(news["failure"], news["runs"])
-        elif "recorded" in news:
-            self.count()
-        else:
-            self.progress.update(**news)
+    def hear(self, message: Message) -> None:
+        """Take in what is told of a job in training."""
+        match message:
+            case messages.EpochDone():
+                self.progress.update(message.steps, message.epoch, message.accuracy)
+            case messages.Recorded():
+                self.count()
+            case messages.Warned():
+                warnings.warn(message.text, stacklevel=1)
+            case messages.Differs():
+                self.outcome.differences.append(message.line)
+            case messages.Failed():
+                self.fail(message.line, message.runs)
+            case _:
+                assert_never(message)
 
-    def fail(self, line: str, runs: list[str]) -> None:
+    def fail(self, line: str, runs: Sequence[str]) -> None:
         """Give up runs and all that start from them."""
         some = f"run {runs[0]}" + (f" and {len(runs) - 1} that train with it" if runs[1:] else "")
         self.outcome.failures.append(f"{some}: {line}")
@@ -149,27 +151,28 @@ class Sweep:
         kept = [(job, job.needed - self.lost) for job in self.left]
         self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
 
-    def settle(self, job: Job, end: str, said: str = "") -> None:
-        """Take in how the training of a job ended: as `worker.train_batch` says, or killed."""
+    def settle(self, job: Job, ended: Ended) -> None:
+        """Take in how the training of a job ended."""
         self.training.remove(job)
-        name = job.batch.whole.id
-        if end in ("stopped", "busy", "killed"):
+        name, end = job.batch.whole.id, ended.end
+        if end in (End.STOPPED, End.BUSY, End.KILLED):
             self.left.insert(0, job)
-        elif end == "eager":
-            self.left.insert(0, dataclasses.replace(job, compiled=False))
-        elif end == "split":
-            self.most[name] = int(said)
+        elif end is End.EAGER:
+            layout = dataclasses.replace(job.layout, compiled=False)
+            self.left.insert(0, dataclasses.replace(job, layout=layout))
+        elif end is End.SPLIT:
+            self.most[name] = ended.size
             self.left = [piece for other in [job, *self.left] for piece in self._pieces(other)]
-        if end == "busy":
+        if end is End.BUSY:
             if name not in self.rests:
-                warnings.warn(f"batch {name} is in training by {said}: waiting for it", stacklevel=1)
+                warnings.warn(f"batch {name} is in training by {ended.said}: waiting for it", stacklevel=1)
             self.rests[name] = time.monotonic() + PAUSE
-        if end in ("killed", "lacking"):
+        if end in (End.KILLED, End.LACKING):
             self.tries[name] += 1
             if self.tries[name] == TRIES:
                 self.left = [other for other in self.left if other is not job]
-                self.fail(f"tried {TRIES} times: {said}", [run.id for run in job.batch.runs])
-            elif end == "lacking":
+                self.fail(f"tried {TRIES} times: {ended.said}", [run.id for run in job.batch.runs])
+            elif end is End.LACKING:
                 self.look()
         self.count()
 
@@ -250,7 +253,7 @@ def _clean(store: Store) -> None:
     """Remove what killed processes left behind; raises `OSError` where nothing can be written."""
     store.leases.mkdir(parents=True, exist_ok=True)
     files.time_here(store.leases)
-    leases.sweep(store.leases)
+    leases.remove_abandoned(store.leases)
     for folder in (store.folder, store.snapshot("").parent, store.checkpoint("").parent):
         files.sweep_partials(folder)
 
@@ -259,11 +262,12 @@ def _here(sweep: Sweep, stopping: Callable[[], bool]) -> Outcome:
     """Train what is left in this process."""
     from repro import worker
 
-    end = ""
-    while sweep.left and end != "stopped":
+    stopped = False
+    while sweep.left and not stopped:
         if (job := sweep.next()) is not None:
-            end, said = worker.train_batch(job, sweep.hear, stopping)
-            sweep.settle(job, end, said)
+            ended = worker.train_batch(job, sweep.hear, stopping)
+            sweep.settle(job, ended)
+            stopped = ended.end is End.STOPPED
         elif stopping():
             break
         else:
@@ -294,12 +298,12 @@ def _in_children(sweep: Sweep, slots: int, threads: int, gpus: bool, stopping: C
             for pipe in wait(list(busy), timeout=BEAT):
                 child = children[busy[pipe]]
                 message = child.heard()
-                if isinstance(message, dict):
-                    sweep.hear(**message)
+                if not isinstance(message, Ended):
+                    sweep.hear(message)
                     continue
-                sweep.settle(child.job, *message)
+                sweep.settle(child.job, message)
                 child.job = None
-                if message[0] in LAST and not stopped:
+                if message.end in LAST and not stopped:
                     child.close()
                     children[busy[pipe]] = Child(threads, busy[pipe] if gpus else None)
     finally:

@@ -7,12 +7,14 @@ from multiprocessing import Pipe
 import pytest
 import torch
 
-from repro import calibration, children, layouts, plans, profiles, studies, training, worker, workers
+from repro import calibration, children, layouts, plans, profiles, training, worker, workers
 from repro.calibration import Engine, Speed
 from repro.config import InputError
 from repro.layouts import Layout
+from repro.messages import LAST, End, Ended
 from repro.progress import Progress
 from repro.records import Store
+from repro.studies import STUDIES
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def store(tmp_path):
 
 def runs(seeds=12, *settings):
     chosen = profiles.profile("smoke", settings, seeds)
-    return [case.run for case in studies.STUDIES["warm_start"].cases(chosen)]
+    return [case.run for case in STUDIES["warm_start"].cases(chosen)]
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ def test_a_job_carries_the_layout_and_records_have_it(store):
         lambda run: Layout(4, grouped=False, layout="contiguous"),
     )
     while (job := sweep.next()) is not None:
-        sweep.settle(job, *worker.train_batch(job, sweep.hear, lambda: False))
+        sweep.settle(job, worker.train_batch(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
     names = ("population", "grouped", "compiled", "layout")
     assert {tuple(record[name] for name in names) for record in records} == {(4, False, False, "contiguous")}
@@ -226,12 +228,12 @@ def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu,
     assert len(job.batch.trajectories) == 4
     with pytest.warns(UserWarning, match="need more memory than there is; now 2 at a time"):
         end = worker.train_batch(job, sweep.hear, lambda: False)
-    assert end == ("split", "2") and end[0] in children.LAST
-    sweep.settle(job, *end)
+    assert end == Ended(End.SPLIT, size=2) and end.end in LAST
+    sweep.settle(job, end)
     half = sweep.next()
     assert len(half.batch.trajectories) == 2 and half.batch.whole == job.batch.whole
     assert sweep.next() is None, "the other half waits: a planned batch has one lease"
-    sweep.settle(half, "lacking", "")
+    sweep.settle(half, Ended(End.LACKING))
     assert len(sweep.next().batch.trajectories) == 2, "it is remembered"
 
 
@@ -248,7 +250,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         def start(self, job):
             self.job = job
             devices.add(job.device)
-            self.far.send(worker.train_batch(job, lambda **news: self.far.send(news), lambda: False))
+            self.far.send(worker.train_batch(job, self.far.send, lambda: False))
 
         def heard(self):
             return self.pipe.recv()
@@ -285,8 +287,8 @@ def test_after_an_error_on_a_gpu_its_process_ends(as_on_a_gpu, store, capfd):
     with pytest.warns(UserWarning) as told:
         while (job := sweep.next()) is not None:
             ends.append(worker.train_batch(job, sweep.hear, lambda: False))
-            sweep.settle(job, *ends[-1])
+            sweep.settle(job, ends[-1])
     assert "now without a compiler" in str(told[0].message) and "now 1 at a time" in str(told[1].message)
-    assert [end for end, _ in ends[:3]] == ["eager", "split", "spoilt"]
-    assert {end for end, _ in ends} <= set(children.LAST)
+    assert [ended.end for ended in ends[:3]] == [End.EAGER, End.SPLIT, End.SPOILT]
+    assert {ended.end for ended in ends} <= LAST
     assert len(sweep.outcome.failures) >= 1 and not sweep.left

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import config, plans, profiles, snapshots, sweep, worker, workers
+from repro import config, messages, plans, profiles, snapshots, sweep, worker, workers
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.models import ResNet
 from repro.progress import Progress
@@ -537,6 +537,14 @@ def test_another_precision_does_not_go_on_from_a_checkpoint(store):
 
 
 # Other processes
+
+
+def test_what_no_process_may_tell_is_refused_and_not_passed_over(store):
+    sweeping = workers.Sweep(plans.plan(warm_start()), store, Progress(), "cpu", "float32")
+    with pytest.raises(AssertionError):
+        sweeping.hear({"recorded": "0123456789abcdef"})
+    with pytest.raises(TypeError):
+        messages.EpochDone(step=1, epoch="1/1", accuracy=0.1)
 
 
 @pytest.fixture
