@@ -5,6 +5,7 @@ No source is executed in place: papermill writes executed copies to `_build/exec
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -27,6 +28,7 @@ from rich.table import Table
 import repro
 from repro import pages
 from repro.config import InputError
+from repro.records import ROOT, results_folder
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
 PAPERMILL = """
@@ -88,9 +90,10 @@ def select(root: Path, names: Iterable[str] | None) -> list[Path]:
 
 def check_parameters(chapter: Path, parameters: dict) -> None:
     """Refuse names that the chapter's parameters cell does not define; papermill would only warn."""
-    import papermill
-
-    allowed = papermill.inspect_notebook(str(chapter))
+    cells = pages.read(chapter)["cells"]
+    tagged = (pages.source_of(c) for c in cells if "parameters" in c["metadata"].get("tags", ()))
+    assigned = (node for node in ast.parse("\n".join(tagged)).body if isinstance(node, ast.Assign))
+    allowed = [target.id for node in assigned for target in node.targets]
     for name in parameters:
         if name not in allowed:
             raise InputError(
@@ -130,7 +133,7 @@ def _execute_one(
 ) -> ChapterResult:
     done, failed = folder / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
     stamp = folder / f"{notebook.stem}.state"
-    for path in (done, failed, stamp):
+    for path in (done, failed, stamp, folder / f"{notebook.stem}.csv"):
         path.unlink(missing_ok=True)
     call = {"input_path": str(notebook), "output_path": str(failed), "cwd": str(folder)}
     call["parameters"] = parameters
@@ -177,8 +180,6 @@ def _state() -> str:
 
     Records of every profile, as a chapter may set its own beside those of a larger one.
     """
-    from repro.records import ROOT, results_folder
-
     tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
     digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
     for path in sorted((ROOT / "repro").rglob("*.py")):
@@ -199,8 +200,8 @@ def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool
 def _first_error(notebook: Path) -> str | None:
     if not notebook.exists():
         return None
-    outputs = (o for cell in pages.read(notebook).cells for o in cell.get("outputs", ()))
-    errors = (f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error")
+    outputs = (o for cell in pages.read(notebook)["cells"] for o in cell.get("outputs", ()))
+    errors = (f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error")
     return next(errors, "").strip().split("\n")[0] or None
 
 

@@ -19,8 +19,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
+from repro import profiles, studies, sweep
+from repro.lazy import Lazy
 
+pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
 
@@ -46,26 +48,30 @@ def chapters(root: Path) -> list[Path]:
     return sorted((root / "book" / "chapters").glob("*.ipynb"))
 
 
-def read(path: Path):
-    import nbformat
+def read(path: Path) -> dict:
+    """A notebook as it is stored; the library for it takes longer to import than all chapters to read."""
+    return json.loads(path.read_bytes())
 
-    return nbformat.read(path, as_version=4)
+
+def source_of(cell: dict) -> str:
+    return "".join(cell["source"])  # a string, or one for each line
 
 
-def executed_page(source: Path, executed: Path, parameters: dict):
+def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None:
     """The executed notebook without what names this machine and hour; None if it is of another version."""
     if not executed.exists():
         return None
     page, now = read(executed), read(source)
-    own = [cell for cell in page.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
-    used = page.metadata.get("papermill", {}).get("parameters")
-    if [c.source for c in own] != [c.source for c in now.cells] or used != json.loads(json.dumps(parameters)):
+    own = [cell for cell in page["cells"] if "injected-parameters" not in cell["metadata"].get("tags", ())]
+    used = page["metadata"].get("papermill", {}).get("parameters")
+    sources, known = ([source_of(cell) for cell in cells] for cells in (own, now["cells"]))
+    if sources != known or used != json.loads(json.dumps(parameters)):
         return None
-    page.metadata.pop("papermill", None)
-    page.metadata.pop("widgets", None)  # an explorer brings its own page; with these comes a widget manager
-    for cell in page.cells:
+    page["metadata"].pop("papermill", None)
+    page["metadata"].pop("widgets", None)  # an explorer brings its own page; these would bring a manager
+    for cell in page["cells"]:
         for volatile in ("papermill", "execution"):
-            cell.metadata.pop(volatile, None)
+            cell["metadata"].pop(volatile, None)
     return page
 
 
@@ -76,8 +82,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
     Its records as CSV and its first figure as PNG go with it. Files keep their
     time unless their content changes.
     """
-    import nbformat
-    import yaml
+    import yaml  # part of the book's tools, which only this command needs
 
     config = published(yaml.safe_load((root / "_config.yml").read_text()))
     config.setdefault("execute", {})["execute_notebooks"] = "off"
@@ -92,11 +97,12 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
         name = f"book/chapters/{source.stem}"
         page = executed_page(source, executed / source.name, parameters)
         if page:
-            files[f"{name}.ipynb"] = nbformat.writes(page).encode()
-            files |= _downloads(source.stem, page, parameters)
+            text = json.dumps(page, ensure_ascii=False, indent=1, sort_keys=True)  # as Jupyter stores it
+            files[f"{name}.ipynb"] = text.encode()
+            files |= _downloads(source.stem, page, executed, parameters)
         else:
             without.append(source.stem)
-            title = re.match(r"(\(.+\)=\n)?# .+", read(source).cells[0].source)
+            title = re.match(r"(\(.+\)=\n)?# .+", source_of(read(source)["cells"][0]))
             files[f"{name}.md"] = f"{title[0] if title else '# ' + source.stem}\n{NOT_RUN}".encode()
     for path in sorted(stage.rglob("*"), reverse=True):
         if path.is_file() and path.relative_to(stage).as_posix() not in files:
@@ -125,27 +131,29 @@ def published(config: dict) -> dict:
     return config
 
 
-def _downloads(chapter: str, page, parameters: dict) -> dict[str, bytes]:
+def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> dict[str, bytes]:
     """The records of a chapter as CSV and its first figure as PNG, by their place in the stage."""
-    from repro import profiles, studies, sweep
-
-    profile = parameters.get("profile")
-    if profile not in profiles.PROFILES:
-        return {}
-    chosen = sweep.scale(profile, parameters.get("seeds"), parameters.get("settings", ""))
-    tables = [
-        sweep.results(study, chosen).table.assign(study=study.name)
-        for study in studies.studies()
-        if study.chapter == chapter
-    ]
-    files = {}
-    if tables:
-        files[f"book/_static/records/{chapter}.csv"] = pd.concat(tables).to_csv(index=False).encode()
-    outputs = (output.get("data", {}) for cell in page.cells for output in cell.get("outputs", ()))
+    files, csv = {}, executed / f"{chapter}.csv"
+    if not csv.exists():  # since the chapter was executed
+        csv.write_bytes(_records(chapter, parameters))
+    if records := csv.read_bytes():
+        files[f"book/_static/records/{chapter}.csv"] = records
+    outputs = (output.get("data", {}) for cell in page["cells"] for output in cell.get("outputs", ()))
     pictures = (data[kind] for data in outputs for kind in data if kind.endswith("image/png"))
     if figure := next(pictures, None):
-        files[f"book/_static/cards/{chapter}.png"] = base64.b64decode(figure)
+        files[f"book/_static/cards/{chapter}.png"] = base64.b64decode("".join(figure))
     return files
+
+
+def _records(chapter: str, parameters: dict) -> bytes:
+    """What is recorded of a chapter's studies as CSV, empty where it has none."""
+    profile = parameters.get("profile")
+    asked = [study for study in studies.studies() if study.chapter == chapter]
+    if profile not in profiles.PROFILES or not asked:
+        return b""
+    chosen = sweep.scale(profile, parameters.get("seeds"), parameters.get("settings", ""))
+    tables = [sweep.results(study, chosen).table.assign(study=study.name) for study in asked]
+    return pd.concat(tables).to_csv(index=False).encode()
 
 
 def build(stage: Path, out: Path) -> Path:
