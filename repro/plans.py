@@ -26,7 +26,7 @@ CACHED = 2**20  # numbers in a layer of a population, beyond which a core slows 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Runs that are one training: they differ in the epochs of the last stage, or in what is measured."""
+    """Runs that are one training: they differ in the epochs of the last stage, or in what is probed."""
 
     runs: tuple[Run, ...]  # by epochs
 
@@ -131,7 +131,9 @@ def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> P
     families = defaultdict(list)
     for run in needed.values():
         unmeasured = dataclasses.replace(run, probes=())
-        families[with_epochs(unmeasured, 1) if run.stages[-1].prefixed else unmeasured].append(run)
+        # Probes take longer than training, and are worth less: what is measured is trained by itself.
+        begun = with_epochs(unmeasured, 1) if run.stages[-1].prefixed else unmeasured
+        families[begun, bool(run.probes)].append(run)
     shapes = defaultdict(list)
     for family in families.values():
         trajectory = Trajectory(tuple(sorted(family, key=lambda r: r.stages[-1].epochs)))

@@ -177,11 +177,12 @@ def training_of(made):
     """What is the same for all runs that are one training: their configuration but for the last epochs.
 
     These count where the stage depends on their number: through the schedule of
-    gamma or of the learning rate, or as it may end before them.
+    gamma or of the learning rate, or as it may end before them. What is probed is
+    trained by itself.
     """
     last = made.stages[-1]
     whole = last.data.gamma is not None or last.until is not None or last.optimizer.schedule != "constant"
-    return plans.with_epochs(replace(made, probes=()), last.epochs if whole else 99)
+    return plans.with_epochs(replace(made, probes=()), last.epochs if whole else 99), bool(made.probes)
 
 
 @given(forests())
