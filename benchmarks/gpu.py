@@ -1,8 +1,9 @@
 """All that a GPU has to show, in one command: `python -m benchmarks.gpu --minutes 8 --out DIR`.
 
-Its parts are the tests, the checks, the table of speeds, and training the runs that say most, in the
-populations that were fastest; each runs in processes of its own for a time of its own. What is found is
-printed and kept in DIR as it comes: `gpu.json`, a log of each part, `records.tar.gz`. Without a GPU the
+Its parts are the tests, the checks, the table of speeds, the tests that wait for a compiler, and training
+the runs that say most, in the populations that were fastest; each runs in processes of its own for a time of
+its own. What is found is printed and kept in DIR as it comes: `gpu.json`, a log of each part,
+`records.tar.gz`. Without a GPU the
 same happens at toy size. A later call on the same machine goes on with figures and records of earlier
 ones; elsewhere, `--figures` names the `gpu.json` whose table is to say how `train` trains.
 """
@@ -26,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 
 from repro import files, layouts, profiles, studies
@@ -33,7 +35,8 @@ from repro.config import Run
 from repro.layouts import Layout
 from repro.records import ROOT, Store
 
-LIMITS = {"tests": 60.0, "checks": 100.0, "table": 150.0, "train": 150.0}  # seconds; of `train` a weight
+# Seconds; of `train` a weight.
+LIMITS = {"tests": 45.0, "checks": 90.0, "table": 110.0, "compiled": 45.0, "train": 150.0}
 PATIENCE = 60.0  # seconds without a finding, after which a process is taken to hang
 PACK, TELL = 15.0, 20.0  # seconds between two archives of the records, and two lines on them
 LEAVE = 20.0  # seconds before its end at which training is asked to stop, and keep where it is
@@ -42,6 +45,7 @@ LOG = 8 * 2**20  # bytes of a log that are kept
 PLAIN = ({"way": "float32"}, {"way": "bf16"}, {"way": "bf16", "compiled": True})
 TESTS = "tests/test_gpu.py"
 FEW_THREADS = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}  # where several processes compile at the same time
+KINDLY = ("nice", "-n", "10")  # what compiles ahead leaves the cores to tests and checks
 
 
 class Bench:
@@ -162,16 +166,17 @@ def machine(bench: Bench) -> None:
     with listening({"": task("machine")}, bench.log("table"), time.monotonic() + 90) as lines:
         for _, what in lines:
             if isinstance(what, dict):
-                bench.figures["machine"] = what
+                bench.figures["machine"] = what | {"day": datetime.now(UTC).date().isoformat()}
                 bench.keep()
                 say(f"{what['device']}, {what['versions']}, {what['matrix_rate'] / 1e12:,.2f} TFLOP/s")
                 return
     raise SystemExit(f"the machine could not be asked: {last_lines(bench.log('table'))}")
 
 
-def tests(bench: Bench, until: float) -> str:
+def tests(bench: Bench, until: float, name: str = "tests", which: str = "not compiled") -> str:
     counts, found = Counter(), {}
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--durations=5", TESTS]
+    command += ["-k", which]
     with listening({"": command}, bench.log("tests"), until) as lines:
         for _, what in lines:
             if isinstance(what, str):
@@ -183,8 +188,13 @@ def tests(bench: Bench, until: float) -> str:
                     found["summary"] = what.strip("= ")
             elif isinstance(what, int):
                 found["status"] = what
-    bench.check("tests", {**counts, **found})
+    bench.check(name, {**counts, **found})
     return "done" if found.get("status") == 0 else "time is up" if "status" not in found else "failed"
+
+
+def compiled_tests(bench: Bench, until: float) -> str:
+    """Those that take a compiler half a minute; by then the figures are there."""
+    return tests(bench, until, "compiled tests", "compiled")
 
 
 def checks(bench: Bench, until: float) -> str:
@@ -227,19 +237,30 @@ def _asked(bench: Bench, commands: dict[str, list[str]], until: float, **environ
 
 
 def _compare(bench: Bench, bits: dict) -> None:
-    """What of a way to train has the same bits as what else, once all of it is known."""
-    digests, way = bench.figures.setdefault("bits", {}), bits["way"] + ", compiled" * bits["compiled"]
-    digests[f"{way}, {bits['name']}, {bits['copy']}"] = bits
-    names = [f"{way}, {name}, {copy}" for name in ("whole", "resumed") for copy in "ab"]
-    if any(name not in digests for name in names):
-        return
-    whole, again, resumed, _ = (digests[name]["digest"] for name in names)
-    found = {"twice": whole == again, "resumed": whole == resumed}
-    others = {"as alone": way.replace(bits["way"], "alone"), "as eager": way.removesuffix(", compiled")}
-    for name, other in others.items():
-        if other != way and (first := digests.get(f"{other}, whole, a")):
-            found[name] = whole == first["digest"]
-    bench.check(f"same bits, {way}", found)
+    known, way = bench.figures.setdefault("bits", {}), bits["way"] + ", compiled" * bits["compiled"]
+    known[f"{way}, {bits['name']}, {bits['copy']}"] = bits
+    name, same = f"same bits, {way}", same_bits(known)[way]
+    if same != bench.figures.get("checks", {}).get(name, {}):
+        bench.check(name, same)
+
+
+def same_bits(bits: dict[str, dict]) -> dict[str, dict[str, bool]]:
+    """Of each way to train, whether its curves have the bits of what else, as far as both are known."""
+    found = {}
+    for way in dict.fromkeys(name.rsplit(", ", 2)[0] for name in bits):
+        first, compiled = f"{way}, whole, a", ", compiled" * way.endswith("compiled")
+        others = {
+            "twice": f"{way}, whole, b",
+            "resumed": f"{way}, resumed, a",
+            "as alone": f"alone{compiled}, whole, a",
+            "as eager": f"{way.removesuffix(compiled)}, whole, a",
+        }
+        found[way] = {
+            name: bits[first]["digest"] == bits[other]["digest"]
+            for name, other in others.items()
+            if other != first and {first, other} <= bits.keys()
+        }
+    return found
 
 
 def _widths(bench: Bench) -> tuple[int, int]:
@@ -259,41 +280,50 @@ def _specs(bench: Bench) -> list[list[dict]]:
         )
         return spec
 
-    grouped = {"grouped": True}
-    nchw, fast = grouped | {"layout": "contiguous"}, {"compiled": True}
-    many, rest, few = ((10, 20), (5, 1, 40), (3, 6, 1, 2)) if cuda else ((2,), (1, 3), (2, 1))
-    best = [ours(narrow, n, **way, **fast, tests=True) for n in many for way in ({}, grouped, nchw)]
+    grouped, fast = {"grouped": True}, {"compiled": True}
+    ways = (grouped, {}, grouped | {"layout": "contiguous"})
+    many, few = ((20, 10), (3, 6, 1, 2)) if cuda else ((2,), (2, 1))
     plain = [
-        {"width": width, "members": 1, **way, "name": f"w{width} {_plain_name(way)}"}
+        {"width": width, "members": 1, **way, "name": f"w{width} {plain_name(way)}"}
         for width in (narrow, wide)
         for way in PLAIN
     ]
     best_wide = [ours(wide, n, **fast, tests=True) for n in few]
-    eager = [ours(narrow, n, **way, tests=True) for n in many for way in (grouped, {}, nchw)]
+    best = [ours(narrow, n, **way, **fast, tests=True) for way in ways[:2] for n in many]
+    eager = [ours(narrow, n, **way, tests=True) for n in many for way in ways]
     eager_wide = [ours(wide, n, tests=True) for n in few]
-    more = [ours(narrow, n, **way, **fast) for n in rest for way in ({}, grouped, nchw)[: 3 if n > 1 else 1]]
-    more += [ours(narrow, n, **way) for n in rest for way in ({}, grouped, nchw)[: 3 if n > 1 else 1]]
-    first = [ours(w, n, **way, **fast) for w, n, way in ((narrow, many[0], {}), (narrow, many[0], grouped))]
-    first += [ours(wide, few[0], **fast), ours(narrow, many[0], **grouped), ours(wide, few[0])]
-    toy = [*best, *plain, *best_wide, *eager, *eager_wide]
-    free = [ours(narrow, many[0], **way, **fast, free=True) for way in ({}, grouped)]
-    groups = [best, plain, best_wide, eager, eager_wide, free, more] if cuda else [toy]
-    return [*groups, first]
+    large = [ours(narrow, 2 * many[0], **grouped, **fast)]
+    free = [ours(narrow, many[0], **way, **fast, free=True) for way in ways[:2]]
+    more = [ours(narrow, n, **ways[2], **fast) for n in many]
+    more += [
+        ours(narrow, n, **way, **kind) for kind in (fast, {}) for n, way in ((5, grouped), (5, {}), (1, {}))
+    ]
+    same = [*eager[:2], eager_wide[0]]  # as compiled above
+    last = [*eager[2:], *eager_wide[1:], *more]
+    groups = (
+        [plain, best_wide, best, same, large, free, last] if cuda else [[*plain, *best_wide, *best, *same]]
+    )
+    profiled = [best[0], best_wide[0], eager[0], eager_wide[0], ours(narrow, many[0], **fast)]
+    return [*groups, profiled]
 
 
-def _plain_name(way: dict) -> str:
+def plain_name(way: dict) -> str:
     return f"plain {way['way']}{', compiled' * bool(way.get('compiled'))}"
 
 
 def compile_ahead(bench: Bench) -> None:
-    """Compile what the table begins with in the background, while tests and checks are at work."""
-    best, plain, wide, *_ = _specs(bench)
-    kinds = [best[::3], *([spec] for spec in best if spec["grouped"]), wide[:1], [plain[2], plain[5]]]
-    for i, specs in enumerate(kinds):
+    """Compile what the table begins with in the background, while tests and checks are at work.
+
+    A few processes do, each one thing after another, for more of them took the time of the tests.
+    """
+    plain, wide, best, *_ = _specs(bench)
+    streams = [spec for spec in best if not spec["grouped"]]
+    groups = [spec for spec in best if spec["grouped"]]
+    for i, specs in enumerate(([plain[2], plain[5]], [wide[0], *streams], groups)):
         path = bench.options.results / f"compiled-{i}.jsonl"
         with path.open("wb") as out, bench.log("table").open("ab") as log:
-            process = started(task("table", specs=specs, seconds=0.0), out, log, **FEW_THREADS)
-        bench.compilers.append((process, path, specs))
+            command = [*KINDLY, *task("table", specs=specs, seconds=0.0)]
+            bench.compilers.append((started(command, out, log, **FEW_THREADS), path, specs))
 
 
 def table(bench: Bench, until: float) -> str:
@@ -352,7 +382,7 @@ def summary(figures: dict) -> Iterator[str]:
     for row in sorted(rows.values(), key=lambda row: (row["width"], -row.get("rate", 0))):
         if "rate" not in row:
             continue
-        plain = [rows[f"w{row['width']} {_plain_name(way)}"].get("rate") for way in PLAIN]
+        plain = [rows[f"w{row['width']} {plain_name(way)}"].get("rate") for way in PLAIN]
         ratios = " ".join(f"{row['rate'] / rate:6.2f}" if rate else "     -" for rate in plain)
         share = 100 * row["rate"] * known["operations"][str(row["width"])] / known["matrix_rate"]
         yield f"{row['name']:32} {row['rate']:10,.0f}  {ratios}  {share:5.1f}"
@@ -394,6 +424,7 @@ def train(bench: Bench, until: float) -> str:
     store = Store(options.results / options.profile)
     runs = [case.run for study in studies.studies() for case in study.cases(chosen)]
     say(f"layouts kept: {keep_layouts(bench.figures, runs, store)}; records in {store.folder}")
+    before = len(store.ids())
     command = [sys.executable, "-m", "repro", "run", *options.studies, "--profile", options.profile]
     command += [part for setting in options.set or () for part in ("--set", setting)]
     command += ["--seeds", str(options.seeds)] if options.seeds else []
@@ -414,7 +445,8 @@ def train(bench: Bench, until: float) -> str:
     finally:
         pack(store, bench.out)
     there = len(store.ids())
-    bench.figures["train"] = {"recorded": there, "status": status, "command": command[1:]}
+    found = {"profile": options.profile, "before": before, "recorded": there, "status": status}
+    bench.figures["train"] = found | {"command": command[1:]}
     say(f"{there} runs recorded, status {status}: {last_lines(log)}")
     return {0: "done", 3: "time is up", None: "time is up"}.get(status, "failed")
 
@@ -428,7 +460,7 @@ def pack(store: Store, out: Path) -> None:
     files.replace(out / "records.tar.gz", content.getvalue())
 
 
-PARTS = {"tests": tests, "checks": checks, "table": table, "train": train}
+PARTS = {"tests": tests, "checks": checks, "table": table, "compiled": compiled_tests, "train": train}
 
 
 def options() -> argparse.Namespace:

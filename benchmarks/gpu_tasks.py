@@ -50,6 +50,7 @@ CLASSES = {  # of kernels, by the first pattern that their name holds
     "optimiser": "multi_tensor|adam|foreach",
     "compiled": "^triton_",
     "batch norm": "batch_?norm|bn_fw|bn_bw|cudnn::bn",
+    "around convolutions": "slicec|tensortransform|converttensor|splitk<",  # cuDNN's copies and last sums
     "convolutions": "conv|xmma|cudnn|grad2d|implicit|cutlass|fprop|wgrad|dgrad|gemm|nvjet",
     "elementwise": "elementwise|vectorized|relu|threshold|reduce|softmax|nll|index|gather|fill|sum|pool",
 }
@@ -76,7 +77,6 @@ def population(runs: Sequence[Run], way: dict) -> Population:
     asked = {key: way[key] for key in WAYS if key in way}
     if lacking := asked.keys() - inspect.signature(Population).parameters.keys():
         raise NotAvailable(f"not available: Population takes no {', '.join(lacking)}")
-    torch.backends.cudnn.deterministic = True  # as in a sweep
     made = Population([Member(run) for run in runs], DEVICE, PRECISION, **asked)
     if way.get("compiled") and not made.compiled:
         raise NotAvailable("not compiled: the log says why")
@@ -138,6 +138,25 @@ def plain_network(width: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
+def replayed(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph; keeps all memory that the step works on, which the graph alone does not."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    gc.collect()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def call(kept: Callable[[], None] = step) -> None:
+        graph.replay()
+
+    return call
+
+
 def plain(spec: dict, _: str) -> Callable[[], int]:
     """An epoch of one network by an ordinary loop, its data on the device; gives the images it saw."""
     bf16, compiled = spec["way"] != "float32", bool(spec.get("compiled"))
@@ -158,22 +177,7 @@ def plain(spec: dict, _: str) -> Callable[[], int]:
         loss.backward()
         optimizer.step()
 
-    call = step
-    if graph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        gc.collect()
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            step()
-
-        def call(kept: Callable[[], None] = step) -> None:
-            """Replays on the memory of `kept`, which holds images, labels, weights and optimiser."""
-            captured.replay()
+    call = replayed(step) if graph else step
 
     def epoch() -> int:
         for batch in torch.randperm(len(x), device=DEVICE).view(-1, BATCH):

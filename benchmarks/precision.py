@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import plans, profiles, records, studies, worker, workers
+from repro import plans, profiles, studies, tables, worker, workers
 from repro.claims import SAME, Claim, Sample, p_values
 from repro.records import Store
 from repro.stats import mean_estimate
@@ -34,7 +34,7 @@ def accuracies(precision: str, seeds: int) -> np.ndarray:
     outcome = workers.execute(plans.plan(c.run for c in cases), store, precision=precision)
     if not outcome.finished or outcome.failures:
         sys.exit(outcome.failures[0] if outcome.failures else "stopped; the same command goes on")
-    table = records.table(cases, store, chosen.window)
+    table = tables.table(cases, store, chosen.window)
     return 100 * table.set_index("seed").test_accuracy.sort_index().to_numpy()
 
 

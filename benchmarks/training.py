@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import store
+from benchmarks import pages, store
 from repro import calibration, data, profiles, studies, worker
 from repro.calibration import Engine, Slots, turn
 from repro.config import MODULES, Dataset, Run
@@ -33,17 +32,8 @@ from repro.models import ResNet
 from repro.populations import TEST_BATCH, resident
 from repro.records import commit
 
-FOLDER = Path(__file__).parent / "results"
-TABLES = Path(__file__).parent.parent / "book" / "speed.inc"  # shown by the page on speed
 TURNS = 3
 EPOCHS = 20  # of a run
-COSTS = (  # columns of a table of their own
-    "plain, tests/s",
-    "repro, tests/s",
-    "of matrix rate, %",
-    "memory of a slot, GiB",
-    "start-up, s",
-)
 SIZES = (1, 4, 16)  # of populations
 SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size, batches of 128
     "quick": {},
@@ -159,38 +149,11 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
                 "plain, runs/h": float(f"{base_runs:.3g}"),
                 "repro, runs/h": float(f"{best_runs:.3g}"),
                 "ratio of runs": round(best_runs / base_runs, 2),
-                **dict(zip(COSTS, costs, strict=True)),
+                **dict(zip(pages.COSTS, costs, strict=True)),
             }
         )
         print(rows[-1], file=sys.stderr, flush=True)
     return rows
-
-
-def section(path: Path) -> str:
-    """What was measured on a device, in Markdown: tables, each narrow enough for a page.
-
-    Files of before have no tests a second and no costs of a store.
-    """
-    found = json.loads(path.read_text())
-    rows = pd.DataFrame(found["rows"])
-    rows["shape"] = rows["shape"].str.replace(" ", "\N{NO-BREAK SPACE}")
-    costs = [name for name in COSTS if name in rows]
-    tables = [_table(rows.drop(columns=costs)), _table(rows[["shape", "population", *costs]])]
-    tables += [_table(pd.DataFrame([found["store"]]))] if "store" in found else []
-    text = "\n\n".join(tables)
-    day, commit_, torch_ = found["finished"][:10], found["commit"][:10], found["versions"]["torch"]
-    return (
-        f"## {found['device']}, {found['cores']} cores\n\n"
-        f"{day}, commit {commit_}, torch {torch_}. Sweeps, processes by threads: {found['slots']} x "
-        f"{found['threads']}, {found['precision']}; plain loop: 1 x {found['plain_threads']}, float32.\n\n"
-        f"{text}\n"
-    )
-
-
-def _table(rows: pd.DataFrame) -> str:
-    text = rows.map(lambda v: f"{v:g}" if isinstance(v, int | float) else v)
-    lines = [list(rows), ["---", *["---:"] * (rows.shape[1] - 1)], *text.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
@@ -209,10 +172,9 @@ def main() -> None:
         "rows": rows,
         "store": store.costs(),
     }
-    FOLDER.mkdir(exist_ok=True)
     stem = re.sub(r"[^a-z0-9]+", "-", f"{name} {made.slots}".lower()).strip("-")
-    (FOLDER / f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")
-    TABLES.write_text("\n".join(map(section, sorted(FOLDER.glob("*.json")))))
+    (pages.FOLDER / f"{stem}.json").write_text(json.dumps(found, indent=1) + "\n")
+    pages.main([])
     print(f"{name}, {made.slots} processes of {made.threads} threads, {made.precision}")
     print(pd.DataFrame(rows).to_string(index=False))
     print(found["store"])

@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from repro import contributions, scorecard
+from repro import contributions, power, scorecard
 from repro.claims import ALPHA, FEWEST_SEEDS, VERDICTS, Claim, Verdict
 from repro.config import MODULES
-from repro.profiles import Profile
+from repro.profiles import PROFILES, Profile
 from repro.stats import Estimate, between, mean_estimate, signed, t_quantile
 from repro.studies import FRESH, STUDIES, WARM, reset_condition
 from repro.sweep import Results
@@ -137,12 +137,37 @@ def claims_table(verdicts: Iterable[Verdict]):
             "claim": f"{v.claim.words} {_source(v.claim)}",
             "verdict": v.verdict,
             "effect, 95 % interval": _with_unit(v.effect, v.claim.unit),
-            "seeds": v.effect.n or "",
+            "seeds": f"{v.effect.n} of {v.planned}, {_unbroken(v.profile)}" if v.effect.n else "",
             "p": _unbroken(escape(v.p_text)),
         }
         for v in verdicts
     ]
     return whole(pd.DataFrame(rows), classes="claims")
+
+
+def claims_by_scale(cards: Mapping[str, Mapping[str, Verdict]]):
+    """A row per claim and a column per profile: verdict, effect with its interval, and seeds."""
+    rows = [
+        {"claim": claim.words} | {name: _brief(card[claim.id]) for name, card in cards.items()}
+        for claim in scorecard.CLAIMS
+    ]
+    return whole(pd.DataFrame(rows), classes="claims")
+
+
+def _brief(verdict: Verdict) -> str:
+    if not verdict.effect.n:
+        return verdict.verdict
+    return f"{verdict.verdict}: {_with_unit(verdict.effect, verdict.claim.unit)}, n = {verdict.effect.n}"
+
+
+def power_table():
+    """The smallest effect that the planned seeds of each scale find, a row per claim on accuracies."""
+    rows = {}
+    for name in ("cifar10-small", "cifar10"):
+        for row in power.table(PROFILES[name]).itertuples():
+            found = f"{row.detectable:.2f} {row.unit} ({row.seeds} seeds)"
+            rows.setdefault(row.claim, {"claim": row.claim})[f"smallest effect found, {name}"] = found
+    return whole(pd.DataFrame(list(rows.values())))
 
 
 def _source(claim: Claim) -> str:
@@ -304,11 +329,11 @@ def half_way(results: Results) -> str:
     return enumerated([f"{found[g]:.2g} epochs (γ = {g:g})" for g in (min(found), max(found))])
 
 
-def fitting(curves: pd.DataFrame, *by: str) -> str:
-    """How many of the stages before the last, of runs told apart by factors, reached 100 %: `12 of 18`."""
+def fitting(curves: pd.DataFrame, level: float, *by: str) -> str:
+    """How many stages before the last, of runs told apart by factors, reached this accuracy: `12 of 18`."""
     run = ["condition", "seed", *by]
     early = curves[~scorecard.in_last_stage(curves, run)]
-    reached = early.groupby([*run, "stage"]).train_accuracy.max() >= 1
+    reached = early.groupby([*run, "stage"]).train_accuracy.max() >= level
     return f"{reached.sum()} of {len(reached)}"
 
 

@@ -6,13 +6,12 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import pandas as pd
-from scipy import special
-
 from repro import data
+from repro.lazy import Lazy
 from repro.stats import Estimate, holm, largest_spread, p_below, two_way_residuals
 from repro.sweep import Results
+
+np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")  # as in `repro.stats`
 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
 FITTED = 0.99  # mean train accuracy from which an arm counts as trained to the end, as the paper's are
@@ -37,6 +36,7 @@ class Arms:
         table["arm"] = table.groupby(["condition", *factors], dropna=False).ngroup()
         held_out = table.held_out.astype(bool) if "held_out" in results.factors else table.seed < 0
         self.table, self.held_out = table[~held_out], table[held_out]
+        self.used: set[int] = set()  # arms that were asked for
         self.planned = [case.factors for case in results.study.cases(results.profile)]  # recorded or not
 
     def only(self, arm: int) -> Arms:
@@ -57,6 +57,7 @@ class Arms:
             raise NotFitted(
                 f"{words}: {100 * chosen.train_accuracy.mean():.1f} % of the training images fitted"
             )
+        self.used.update(chosen.arm)
         return chosen.set_index("seed").accuracy
 
     def best_rate(self, condition: str) -> object:
@@ -79,7 +80,7 @@ class Arms:
         )
 
 
-Contrast = Callable[[Arms], pd.Series | Mapping[object, pd.Series]]
+Contrast = Callable[[Arms], "pd.Series | Mapping[object, pd.Series]"]
 
 
 @dataclass(frozen=True)
@@ -208,8 +209,10 @@ def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tu
 
 def weights(contrast: Contrast, arms: Arms) -> np.ndarray:
     """Weights [arm, number] in a contrast: what it makes of 1 for one arm and 0 for all others."""
-    found = [pd.DataFrame(contrast(arms.only(arm))).dropna().iloc[0] for arm in arms.table.arm.unique()]
-    return np.array(found, float)
+    contrast(arms)
+    return np.array(
+        [pd.DataFrame(contrast(arms.only(arm))).dropna().iloc[0] for arm in sorted(arms.used)], float
+    )
 
 
 def p_values(claim: Claim, found: Sample) -> tuple[float, float]:

@@ -28,7 +28,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 Names = Annotated[
     list[str] | None, typer.Argument(metavar="[STUDY]...", help="studies; all where none is named")
 ]
-ProfileName = Annotated[str, typer.Option("--profile", help="smoke, quick, laptop, cifar10 or paper")]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help="smoke, quick, cifar10-small, cifar10, paper, ...")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="change a field of the profile")
 ]
@@ -293,10 +295,9 @@ def verify(
     wrong = False
     for folder in results.folders(names or []):
         rows, problems = results.verify(folder)
-        summary = results.summary(rows)
-        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in summary))
-        for row in summary.itertuples(index=False):
-            table.add_row(*map(str, row))
+        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in results.Made._fields))
+        for made in results.summary(rows):
+            table.add_row(*map(str, made))
         console.print(f"{folder}: {len(rows)} sound records, {len(problems)} problems")
         console.print(table)
         for problem in problems:

@@ -192,7 +192,7 @@ class Run:
         object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "probes", tuple(sorted(set(self.probes))))
 
-    @property
+    @functools.cached_property
     def parent(self) -> Run | None:
         """The run that ends where this one's last stage begins, if there is an earlier stage."""
         before = self.stages[:-1]
@@ -219,11 +219,17 @@ class Run:
         return run_id(self)
 
 
+@functools.cache
+def _fields(kind: type) -> list[tuple[str, object]]:
+    """Names and defaults of what a configuration is known by."""
+    return [(f.name, f.default) for f in dataclasses.fields(kind) if f.compare]
+
+
 def as_json(value: object, *, defaults: bool = True) -> object:
     """The configuration as plain JSON data, with or without fields at their default."""
     if dataclasses.is_dataclass(value):
-        pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value) if f.compare)
-        return {f.name: as_json(v, defaults=defaults) for f, v in pairs if defaults or v != f.default}
+        named = ((name, default, getattr(value, name)) for name, default in _fields(type(value)))
+        return {name: as_json(v, defaults=defaults) for name, default, v in named if defaults or v != default}
     if isinstance(value, tuple):
         return [as_json(v, defaults=defaults) for v in value]
     if isinstance(value, float) and value.is_integer():

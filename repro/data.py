@@ -8,13 +8,15 @@ convention of Keras, described by `npz_dataset`.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from pathlib import Path
-
-import numpy as np
 
 from repro.config import Dataset, InputError
 from repro.downloads import SIDE, SOURCES, cache, named
+from repro.lazy import Lazy
 from repro.npz import Images, pack, read
+
+np = Lazy("numpy")  # a plan counts images without it
 
 CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
 DIGITS = 1000  # images in each split of `digits`, where no number is given
@@ -94,13 +96,11 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     Training and test images come from different digits; a digit serves again, at
     another place, where more images are wanted than there are digits.
     """
-    from sklearn.datasets import load_digits  # takes a second to import
-
     n = getattr(dataset, split) or DIGITS
     if n > MOST_DIGITS:
         raise InputError(f"digits makes at most {MOST_DIGITS} {split} images, not {n}")
-    base = load_digits()
-    bases = _digit_bases(base.target, dataset.held_out)[split]
+    digits, labels = _handwritten()
+    bases = _digit_bases(labels, dataset.held_out)[split]
     # One split must not change with the size of the other, nor the test images with the sample.
     stream = ("train", "test").index(split), *(_sampled(dataset.sample) if split == "train" else ())
     if stream[1:]:
@@ -109,11 +109,22 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     corner = _random(PLACE, *stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
     rows, columns = (corner[:, axis, None] + np.arange(DIGIT) for axis in (0, 1))
     x = np.zeros((n, CANVAS, CANVAS))
-    x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = base.images[chosen] / 16
+    x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = digits[chosen] / 16
     x += dataset.noise * _random(NOISE, *stream).standard_normal(x.shape)
     # Bytes for -0.5 to 1.5: rounding hides differences of mathematics libraries in the last bit.
     x = np.rint(255 * (x + 0.5) / 2).clip(0, 255).astype(np.uint8)
-    return x[..., None], base.target[chosen].astype(np.int64)
+    return x[..., None], labels[chosen]
+
+
+@functools.cache
+def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits, from 0 to 16, float64 [n, side, side], and which they are, int64 [n].
+
+    From its file: to import the library takes a second.
+    """
+    [library] = importlib.util.find_spec("sklearn").submodule_search_locations
+    table = np.loadtxt(Path(library, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    return table[:, :-1].reshape(-1, DIGIT, DIGIT), table[:, -1].astype(np.int64)
 
 
 def _digit_bases(y: np.ndarray, held_out: bool) -> dict[str, np.ndarray]:

@@ -13,10 +13,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from repro.config import InputError
+from repro.lazy import Lazy
 from repro.npz import ARRAYS, Images, one_line, pack, read
+
+np = Lazy("numpy")  # as in `repro.data`
 
 SIDE = 32  # of an image of any of them, in pixels
 

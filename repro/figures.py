@@ -22,7 +22,7 @@ from repro.plots import GAP, GREY, STYLE, bar, blank, colour, estimate, known, l
 from repro.scorecard import epochs_to_reach as first_epochs
 from repro.scorecard import in_last_stage
 from repro.stats import t_quantile
-from repro.studies import WARM, reset_condition
+from repro.studies import FRESH, REPLACED, WARM, reset_condition
 from repro.subsets import p_full
 
 
@@ -44,6 +44,7 @@ def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
         axes, ("train_accuracy", "test_accuracy"), ("Train accuracy, %", "Test accuracy, %"), strict=True
     ):
         for (condition, _), part in curves.groupby(["condition", "last"], sort=False):
+            part = part.dropna(subset=column)  # epochs without a test
             for _, run in part.groupby("seed"):
                 ax.plot(run.x, 100 * run[column], color=colour(condition), alpha=0.25, lw=0.8)
             mean = 100 * part.groupby("x")[column].mean()
@@ -126,6 +127,14 @@ def gap_lines(
     return figure
 
 
+def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> Figure:
+    """Gap after smooth transitions to fresh networks and to those that draw with replacement (Figure 3)."""
+    there = [gap.assign(to=np.where(gap.gamma.notna(), FRESH, None))]
+    there += [to_control[to_control.condition == "smooth"].assign(to=REPLACED)] if len(to_control) else []
+    both = pd.concat(there, ignore_index=True)
+    return gap_lines(both, "gamma", "to", xlabel="γ (larger: smoother)")
+
+
 @mpl.rc_context(STYLE)
 def transition(gammas: Iterable[float], epochs: int) -> Figure:
     """Probability with which an example comes from all of the data, along the single stage (Figure 3)."""
@@ -145,24 +154,29 @@ def transition(gammas: Iterable[float], epochs: int) -> Figure:
 
 @mpl.rc_context(STYLE)
 def stage_gaps(gap: pd.DataFrame) -> Figure:
-    """Gap against the number of portions dealt at random, and against the ratio of two (Figure 4)."""
+    """Gap against the number of portions, dealt at random or by class, and the share of two (Figure 4)."""
     gap = known(gap, "parts", "ratio", "gap")
     if gap.empty:
         return message()
     figure, axes = blank(1, 2, height=3.8, sharey=True)
-    panels = (
-        (gap[gap.ratio == 1], "parts", "Number of portions,\nall dealt at random"),
-        (gap[gap.parts == 2], "ratio", "Share r dealt at random,\nthe rest by class, two portions"),
-    )
-    for ax, (part, x, label) in zip(axes, panels, strict=True):
+    ways = {
+        "at random": (gap[gap.ratio == 1], "stages"),
+        "by class": (gap[gap.ratio == 0], "stages by class"),
+    }
+    for label, (part, look) in ways.items():
+        if len(part):
+            line(axes[0], part, "parts", "gap", colour(look), marker(look), label)
+    line(axes[1], gap[gap.parts == 2], "ratio", "gap", colour("stages"), marker("stages"))
+    labels = "Number of portions", "Share r dealt at random,\nthe rest by class, two portions"
+    for ax, part, x, label in zip(axes, (gap, gap[gap.parts == 2]), ("parts", "ratio"), labels, strict=True):
         if part.empty:
             plots.notice(ax)
             continue
-        line(ax, part, x, "gap", colour("stages"), marker("stages"))
         ax.axhline(0, color=GREY, lw=1)
         plots.ticks(ax, part[x])
         ax.set_xlabel(label)
     axes[0].set_ylabel(GAP)
+    plots.legend(figure, axes[0])
     return figure
 
 
@@ -276,41 +290,55 @@ def epochs_to_reach(
     return figure
 
 
+NOISES = {"noise_trace": "all images", "noise_trace_old": "the old half", "noise_trace_new": "the new half"}
+NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # of records made before these
+
+
 @mpl.rc_context(STYLE)
 def noise(table: pd.DataFrame) -> Figure:
-    """Gradient noise along tuning, on a logarithmic scale: geometric means over seeds."""
-    table = known(table, "tuning_epochs", "gradient_noise")
-    table = table[table.gradient_noise > 0] if len(table) else table
-    if table.empty:
+    """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric means."""
+    asked = NOISES if NOISES.keys() <= set(table.columns) else NOISE_BEFORE
+    panels = [(c, label, known(table, "tuning_epochs", c)) for c, label in asked.items()]
+    panels = [(c, label, part[part[c] > 0]) for c, label, part in panels if len(part)]
+    if not panels:
         return message()
-    figure, ax = blank(height=3.9)
-    names = list(table.condition.unique())
-    for i, (name, look) in enumerate(zip(names, plots.looks(names), strict=True)):
-        part = table[table.condition == name]
-        at = plots.spread(i, len(names), table.tuning_epochs, log=True)[part.index]
-        line(ax, part, "tuning_epochs", "gradient_noise", *look, name, at=at, log=True)
-    plots.logarithmic(ax, "y")
-    plots.ticks(ax, table.tuning_epochs, log=True)
-    ax.set_xlabel("Epochs of tuning")
-    ax.set_ylabel("Gradient noise to signal")
-    plots.legend(figure, ax)
+    figure, axes = blank(1, len(panels), height=3.9, sharey=True, squeeze=False)
+    for ax, (column, label, part) in zip(axes[0], panels, strict=True):
+        names = list(part.condition.unique())
+        for i, (name, look) in enumerate(zip(names, plots.looks(names), strict=True)):
+            runs = part[part.condition == name]
+            at = plots.spread(i, len(names), part.tuning_epochs, log=True)[runs.index]
+            line(ax, runs, "tuning_epochs", column, *look, name, at=at, log=True)
+        plots.logarithmic(ax, "y")
+        plots.ticks(ax, part.tuning_epochs, log=True)
+        ax.set_title(label, fontsize="medium")
+        ax.set_xlabel("Epochs of tuning")
+    axes[0, 0].set_ylabel("Gradient noise")
+    plots.legend(figure, axes[0, 0])
     return figure
 
 
 @mpl.rc_context(STYLE)
-def sharpness(table: pd.DataFrame) -> Figure:
-    """Largest eigenvalue of the Hessian after tuning, on a logarithmic scale where all are positive."""
-    table = known(table, "sharpness")
+def curvature(table: pd.DataFrame) -> Figure:
+    """Sharpness against training loss along tuning, a line per seed, on logarithmic scales.
+
+    Where lines lie on each other, networks are as sharp at the same loss.
+    """
+    table = known(table, "curvature", "curvature_loss")
+    table = table[(table.curvature > 0) & (table.curvature_loss > 0)] if len(table) else table
     if table.empty:
         return message()
-    names, log = list(table.condition.unique()), bool((table.sharpness > 0).all())
-    figure, ax = blank(height=1.3 + 0.7 * len(names))
-    for y, name in enumerate(names):
-        plots.strip(ax, y, table[table.condition == name].sharpness, colour(name), log)
-    plots.rows(ax, names)
-    if log:
-        plots.logarithmic(ax, "x")
-    ax.set_xlabel("Largest eigenvalue of the Hessian")
+    figure, ax = blank(height=3.9)
+    for (condition, seed), run in table.sort_values("tuning_epochs").groupby(["condition", "seed"]):
+        label = condition if seed == table.seed.min() else None
+        look = {"color": colour(condition), "marker": marker(condition)}
+        ax.plot(run.curvature_loss, run.curvature, **look, alpha=0.7, lw=1.2, mec="white", label=label)
+    plots.logarithmic(ax, "x")
+    plots.logarithmic(ax, "y")
+    ax.invert_xaxis()
+    ax.set_xlabel("Mean training loss (training goes to the right)")
+    ax.set_ylabel("Largest eigenvalue\nof the Hessian")
+    plots.legend(figure, ax)
     return figure
 
 

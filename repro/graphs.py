@@ -47,10 +47,6 @@ class Captured:
         else:
             call()
 
-    def renew(self) -> None:
-        """Capture anew at the next call: a number that the graph holds has changed."""
-        self.graph = None
-
     def _capture(self, call: Callable[[], None]) -> None:
         try:
             with _uncollected():

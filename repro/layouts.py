@@ -15,7 +15,7 @@ from pathlib import Path
 
 from repro import data, files, plans
 from repro.config import Run, as_json
-from repro.plans import Plan
+from repro.plans import Batch, Plan
 from repro.records import Store
 
 
@@ -31,14 +31,21 @@ class Layout:
     layout: str = "channels_last"  # of images and weights in memory, one of `fused.LAYOUTS`
 
 
-# What is near the fastest up to a width, of batches of 128 images of 32 x 32 on an H200.
+# Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
+# (`benchmarks/results/gpu-h200.json`). At width 16 a compiled group of 20 led, 1.14 times as fast as one of
+# 10. At width 64 three networks on streams were within 2 % of six, not compiled; compiled, three steps of
+# the three took 18 ms instead of 24. Between the two nothing was measured compiled, but batch norm and
+# additions, which a compiler makes cheap, weigh in both. Above, nothing was measured.
 DEFAULTS = (
-    (24, Layout(10, grouped=True)),
-    (48, Layout(6, grouped=False)),
-    (96, Layout(3, grouped=False)),
+    (24, Layout(20, grouped=True, compiled=True)),
+    (48, Layout(6, grouped=False, compiled=True)),
+    (96, Layout(3, grouped=False, compiled=True)),
     (math.inf, Layout(1, grouped=True)),
 )
-COMPILING_PAYS = 10_000_000  # training images of a shape; of fewer, compiling takes longer than it saves
+# Training images of what is compiled once; of fewer, compiling takes longer than it saves. At width 16 it
+# took 35 s, then 1 / 224,000 s an image in a group of 20, where one of 10 had taken 1 / 152,000 s without:
+# 16 million images. At width 64 it took 32 s, then 16 microseconds an image instead of 21: 6 million.
+COMPILING_PAYS = 16_000_000
 
 
 def default(run: Run) -> Layout:
@@ -48,16 +55,25 @@ def default(run: Run) -> Layout:
 
 def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
     """The same runs in populations for a GPU, and how these train: as the store says, or the table."""
-    images: Counter[tuple] = Counter()
-    for trajectory in (t for batch in plan.batches for t in batch.trajectories):
-        images[shape(trajectory.longest)] += trajectory.steps * trajectory.longest.batch_size
     shapes = {shape(run): run for batch in plan.batches for run in batch.runs}
     found = {key: read(store, run) or default(run) for key, run in shapes.items()}
-    for key, layout in found.items():
-        found[key] = replace(layout, compiled=layout.compiled and images[key] >= COMPILING_PAYS)
-    return plans.plan(plan.wanted.values(), lambda run: found[shape(run)].population), lambda run: found[
-        shape(run)
-    ]
+    made = plans.plan(plan.wanted.values(), lambda run: found[shape(run)].population)
+
+    def compilation(batch: Batch) -> tuple:
+        """Equal for batches that share what is compiled; a group of another size is another network."""
+        key = shape(batch.trajectories[0].longest)
+        return key, len(batch.trajectories) if found[key].grouped else 1
+
+    images: Counter[tuple] = Counter()
+    for batch in made.batches:
+        images[compilation(batch)] += batch.steps * batch.trajectories[0].longest.batch_size
+    long = {run.id: images[compilation(b)] >= COMPILING_PAYS for b in made.batches for run in b.runs}
+
+    def layout(run: Run) -> Layout:
+        chosen = found[shape(run)]
+        return replace(chosen, compiled=chosen.compiled and long[run.id])
+
+    return made, layout
 
 
 def shape(run: Run) -> tuple:

@@ -7,9 +7,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from repro.config import InputError
+from repro.lazy import Lazy
+
+np = Lazy("numpy")  # as in `repro.data`
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 SMALLEST_SIDE = 4

@@ -10,6 +10,8 @@ from a checkpoint goes on as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import math
 import os
 import warnings
@@ -59,27 +61,42 @@ class Member:
         return len(self.curve["train_loss"]) == epoch > 0 and (self.ended or epoch in self.keep)
 
 
+@functools.cache
+def _plain(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The optimiser, its methods without what keeps a compiler out of them.
+
+    That imports the compiler, for whose import one waits nearly as long as for PyTorch's own.
+    """
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.optim.Optimizer:
     capturable = device.type == "cuda"  # counts its steps on the GPU
     if capturable:  # the first steps are not captured, as it wants to say
         warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)
-    if spec.name == "rmsprop":
-        return torch.optim.RMSprop(network.parameters(), lr=spec.learning_rate, capturable=capturable)
     rate = spec.learning_rate
-    if spec.schedule != "constant":  # a number that kernels read, and no graph holds
+    if spec.schedule != "constant" and (capturable or spec.name != "rmsprop"):
+        # A number that kernels read, and no graph holds. On a CPU that of RMSprop has none.
         rate = torch.tensor(rate, dtype=torch.float32 if capturable else torch.float64, device=device)
-    if spec.name == "adam":
-        return torch.optim.Adam(network.parameters(), lr=rate, fused=True, capturable=capturable)
-    return torch.optim.SGD(network.parameters(), lr=rate, momentum=spec.momentum, fused=True)
+    kind, settings = {
+        "adam": (torch.optim.Adam, {"fused": True, "capturable": capturable}),
+        "rmsprop": (torch.optim.RMSprop, {"capturable": capturable}),
+        "sgd": (torch.optim.SGD, {"fused": True, "momentum": spec.momentum}),
+    }[spec.name]
+    if not capturable:  # on a GPU nothing but PyTorch's own has run
+        kind = _plain(kind)
+    return kind(network.parameters(), lr=rate, **settings)
 
 
-def _repeatable(device: torch.device) -> None:
-    """Let the same training on a GPU give the same bits."""
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
-        torch.backends.cudnn.deterministic = True
-        if device.index is not None:
-            torch.cuda.set_device(device)  # graphs are captured on the current one
+def _repeatable(device: torch.device, precision: str) -> None:
+    """Let the same training on a GPU give the same bits, in the precision that was asked for."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = precision == "bf16"  # else float32 would be TF32 in convolutions
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # graphs are captured on the current one
 
 
 def resident(
@@ -123,7 +140,7 @@ class Population:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-        _repeatable(device)
+        _repeatable(device, precision)
         self.members = list(members)
         self.device, self.precision, self.epoch = device, precision, 0
         run = members[0].run
@@ -229,7 +246,6 @@ class Population:
                     group["lr"].fill_(rate)
                 else:
                     group["lr"] = rate
-                    self.step.renew()
         self.batches.copy_(self._examples(self.epoch))
         for tensor in (self.at, self.loss_sum, self.correct):
             tensor.zero_()

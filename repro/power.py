@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
@@ -9,7 +11,7 @@ from repro.claims import ALPHA, Arms, Claim, weights
 from repro.profiles import Profile
 from repro.scorecard import CLAIMS
 from repro.stats import noncentrality
-from repro.studies import FRESH, LAST, STUDIES, WARM
+from repro.studies import FRESH, LAST, STUDIES, WARM, Case
 from repro.sweep import Results
 
 # Standard deviation of a run's test accuracy, in points, once the means of its arm and its seed are taken
@@ -19,14 +21,21 @@ WANTED = 0.9  # power
 MOST_SEEDS = 12
 
 
-def planned(claim: Claim, profile: Profile, seed: int = 0, spread: float = 1.0) -> Results:
+def planned(
+    claim: Claim,
+    profile: Profile,
+    seed: int = 0,
+    draw: Callable[[np.random.Generator, Case], float] | None = None,
+) -> Results:
     """Results of the claim's study as if all of it were recorded, and no arm were better than another.
 
-    Accuracies vary by `spread` points from run to run, and ten times as much from seed to seed.
+    Accuracies vary by `draw` from run to run, in points (a standard normal, if none is
+    given), and by ten times a standard normal from seed to seed.
     """
     study, random = STUDIES[claim.study], np.random.default_rng(seed)
+    draw = draw or (lambda random, case: random.standard_normal())
     cases = study.cases(profile)
-    of_seed = {s: 10 * spread * random.standard_normal() for s in {case.seed for case in cases}}
+    of_seed = {s: 10 * random.standard_normal() for s in sorted({case.seed for case in cases})}
     rows = [
         {
             "condition": case.condition,
@@ -34,7 +43,7 @@ def planned(claim: Claim, profile: Profile, seed: int = 0, spread: float = 1.0) 
             **case.factors,
             "run_id": case.run.id,
             "train_accuracy": 1.0,
-            "test_accuracy": 0.5 + (of_seed[case.seed] + spread * random.standard_normal()) / 100,
+            "test_accuracy": 0.5 + (of_seed[case.seed] + draw(random, case)) / 100,
         }
         for case in cases
     ]
@@ -57,7 +66,7 @@ def detectable(claim: Claim, profile: Profile, spread: float) -> dict[int, float
 
 
 def table(profile: Profile) -> pd.DataFrame:
-    """A row per claim on test accuracies: planned seeds, what they find, and seeds for 1.5 of its unit."""
+    """A row per claim on accuracies: `seeds` planned, effect `detectable` with them, and `seeds_for_1.5`."""
     rows = []
     for claim in CLAIMS:
         cases = STUDIES[claim.study].cases(profile)
@@ -69,13 +78,6 @@ def table(profile: Profile) -> pd.DataFrame:
             continue
         n = len({case.seed for case in cases})
         enough = [k for k, effect in found.items() if effect <= 1.5]
-        rows.append(
-            {
-                "claim": claim.id,
-                "seeds planned": n,
-                "smallest effect found": round(found[n], 2),
-                "unit": claim.unit,
-                "seeds to find 1.5": enough[0] if enough else f"more than {MOST_SEEDS}",
-            }
-        )
+        row = {"claim": claim.id, "seeds": n, "detectable": found[n], "unit": claim.unit}
+        rows.append(row | {"seeds_for_1.5": enough[0] if enough else np.nan})
     return pd.DataFrame(rows)

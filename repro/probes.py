@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 from torch.nn import functional as F
 
 from repro.config import PROBES, InputError, Model
+from repro.lazy import Lazy
 from repro.models import ResNet
+
+arpack = Lazy("scipy.sparse.linalg")  # every child imports this module, few of them measure sharpness
 
 # Streams of random numbers; they do not depend on a run, as every network is probed alike.
 ORDER, START = range(2)
@@ -152,8 +154,8 @@ def largest_hessian_eigenvalue(
     try:
         # A network's largest eigenvalue stands well apart: with 4 vectors 5 products find it, with
         # the 20 that are usual it would take 21.
-        found = eigsh(
-            LinearOperator((n, n), matvec=product, dtype=np.float64),
+        found = arpack.eigsh(
+            arpack.LinearOperator((n, n), matvec=product, dtype=np.float64),
             k=1,
             which="LA",
             v0=start,
@@ -162,7 +164,7 @@ def largest_hessian_eigenvalue(
             tol=tolerance,
             return_eigenvectors=False,
         )
-    except (FloatingPointError, ArpackError):
+    except (FloatingPointError, arpack.ArpackError):
         return math.nan
     return float(found[0])
 

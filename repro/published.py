@@ -7,18 +7,44 @@ Published records also have to agree with each other and with the repository.
 from __future__ import annotations
 
 import json
+import math
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-
-import pandas as pd
+from typing import NamedTuple
 
 from repro.config import Dataset, InputError, run_from_json
 from repro.files import Damaged
 from repro.records import ROOT, Store, results_folder
 
 REWRITTEN = "rewritten.json"  # in the folder of results: commits as records name them, and as they landed
-SHOWN = ("device", "precision", "torch", "commit", "data")  # what a summary tells apart
+
+
+class Row(NamedTuple):
+    """A sound record: what a summary tells apart, then what it adds up."""
+
+    device: str
+    precision: str
+    torch: str
+    commit: str
+    data: str
+    seconds: float
+    finished: str
+
+
+class Made(NamedTuple):
+    """The records of one kind: how many, from which day to which, in how many hours of training."""
+
+    device: str
+    precision: str
+    torch: str
+    commit: str
+    data: str
+    records: int
+    first: str
+    last: str
+    hours: float
 
 
 def folders(names: list[str]) -> list[Path]:
@@ -30,7 +56,7 @@ def folders(names: list[str]) -> list[Path]:
     return [path for path in there if not names or path.name in names]
 
 
-def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
+def verify(folder: Path) -> tuple[list[Row], list[str]]:
     """A row per sound record of a folder, and a line for all that is wrong with it.
 
     A record has to be a whole one of the run it is named after, with plausible
@@ -49,10 +75,11 @@ def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         try:
             record = store.read(path.stem)
             dataset = run_from_json(record["run"]).dataset
-            expected = images.setdefault(dataset, _fingerprint(dataset) or record["data"])
+            if dataset not in images:
+                images[dataset] = _fingerprint(dataset) or record["data"]
             found = _implausible(record)
-            if record["data"] != expected:
-                found.append(f"made from images {record['data']}, not {expected}")
+            if record["data"] != images[dataset]:
+                found.append(f"made from images {record['data']}, not {images[dataset]}")
             if known is not None and landed.get(record["commit"], record["commit"]) not in known:
                 found.append(f"made by {record['commit']}, which is no commit here")
         except Damaged as damage:
@@ -62,26 +89,22 @@ def verify(folder: Path) -> tuple[pd.DataFrame, list[str]]:
             problems.append(f"{path}: malformed ({type(error).__name__}: {error})")
             continue
         problems += [f"{path}: {reason}" for reason in found]
-        shown = {name: record.get(name) for name in (*SHOWN, "seconds", "finished")}
-        rows.append(
-            shown
-            | {
-                "torch": record["versions"]["torch"],
-                "commit": str(landed.get(record["commit"], record["commit"]))[:10],
-            }
-        )
-    return pd.DataFrame(rows, columns=[*SHOWN, "seconds", "finished"]), problems
+        own = {name: record[name] for name in ("device", "precision", "data", "seconds", "finished")}
+        commit = str(landed.get(record["commit"], record["commit"]))[:10]
+        rows.append(Row(**own, torch=record["versions"]["torch"], commit=commit))
+    return rows, problems
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
+def summary(rows: Iterable[Row]) -> list[Made]:
     """How many records each device, version and commit gave, in which days and training hours."""
-    made = rows.groupby(list(SHOWN), sort=False, dropna=False)
-    return made.agg(
-        records=("seconds", "size"),
-        first=("finished", lambda x: min(x)[:10]),
-        last=("finished", lambda x: max(x)[:10]),
-        hours=("seconds", lambda x: round(x.sum() / 3600, 1)),
-    ).reset_index()
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row[:-2], []).append(row)
+    made = []
+    for kind, alike in kinds.items():
+        days, hours = [row.finished[:10] for row in alike], math.fsum(row.seconds for row in alike) / 3600
+        made.append(Made(*kind, len(alike), min(days), max(days), round(hours, 1)))
+    return made
 
 
 def _implausible(record: dict) -> list[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-
-import numpy as np
-import pandas as pd
 
 from repro import sweep
 from repro.claims import DECIDED, MORE, SAME, Arms, Claim, NotFitted, Verdict, slope, verdicts
 from repro.config import MODULES
+from repro.lazy import Lazy
 from repro.profiles import PROFILES, Profile
 from repro.studies import FRESH, LONGER, REPLACED, STUDIES, WARM, noise_epochs, reset_condition
 from repro.sweep import Results
+
+np, pd = Lazy("numpy"), Lazy("pandas")  # as in `repro.stats`
 
 EARLY = (5, 10)  # epochs of pretraining after which, the paper says, a gap is there
 LENGTHS = (1, 5, 10, 20)  # of pretraining, along which the gap is said to grow
@@ -28,6 +29,7 @@ LARGEST_FIRST = (
     "cifar10-wide",
     "cifar10",
     "cifar10-small",
+    "laptop",
     "quick",
 )  # a claim is told at the first that is whole
 
@@ -288,7 +290,7 @@ CLAIMS = (
         "Figure 11",
         "reset",
         direction=SAME,
-        margin=float(np.log(1.1)),
+        margin=math.log(1.1),
         unit="log ratio of epochs",
         effect=_speed_with_first_modules,
     ),
@@ -338,6 +340,13 @@ def scorecard(profile: Profile) -> dict[str, Verdict]:
     return {v.claim.id: v for v in verdicts((claim, results[claim.study]) for claim in CLAIMS)}
 
 
+def at_each_scale() -> dict[str, dict[str, Verdict]]:
+    """The scorecard of every named profile of which something is recorded, the largest first."""
+    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
+    cards = {name: scorecard(PROFILES[name]) for name in names}
+    return {name: card for name, card in cards.items() if any(v.effect.n for v in card.values())}
+
+
 def best() -> dict[str, Verdict]:
     """The verdict on every claim at the largest scale of which all planned seeds are recorded.
 
@@ -346,8 +355,10 @@ def best() -> dict[str, Verdict]:
     cards = [scorecard(PROFILES[name]) for name in LARGEST_FIRST]
     chosen = []
     for claim in CLAIMS:
-        whole = (card[claim.id] for card in cards if card[claim.id].verdict in DECIDED)
-        profile = next(whole, cards[-1][claim.id]).profile
+        found = [card[claim.id] for card in cards]
+        whole = [verdict for verdict in found if verdict.verdict in DECIDED]
+        begun = [verdict for verdict in found if verdict.effect.n or verdict.verdict == "not tested"]
+        profile = next(iter([*whole, *begun, *found])).profile
         study = STUDIES[claim.study]
         chosen.append((claim, sweep.results(study, PROFILES[profile]) if profile else None))
     return {v.claim.id: v for v in verdicts(chosen)}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-from scipy import special  # scipy.stats takes a second to import
+from repro.lazy import Lazy
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Together half a second, and claims are listed without them; scipy.stats would take another second.
+np, special = Lazy("numpy"), Lazy("scipy.special")
 
 FRESH = "fresh"
 
@@ -47,10 +52,10 @@ def between(interval: tuple[float, float]) -> str:
     return f"{signed(interval[0])} to {signed(interval[1])}"
 
 
-def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.DataFrame:
-    """Gap of each pretrained run, in percentage points, paired by seed (paper, section 1).
+def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:
+    """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
-    Takes `records.table`; pretrained minus fresh test accuracy, so negative
+    Takes `tables.table`; pretrained minus fresh test accuracy, so negative
     where pretraining hurt. Both runs of a pair share first weights, test images
     and, where each seed has its own, training images; that helps as far as these
     make the difference between seeds. `pairs` names factors in which the two must
@@ -59,9 +64,9 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = ()) -> pd.Dat
     if table.empty:
         return table.assign(fresh_accuracy=[], gap=[])
     keys = ["seed", *pairs]
-    fresh = table[table.condition == FRESH][[*keys, "test_accuracy"]]
+    fresh = table[table.condition == against][[*keys, "test_accuracy"]]
     fresh = fresh.rename(columns={"test_accuracy": "fresh_accuracy"})
-    pretrained = table[table.condition != FRESH].merge(fresh, on=keys)
+    pretrained = table[table.condition != against].merge(fresh, on=keys)
     return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.fresh_accuracy))
 
 

@@ -141,7 +141,8 @@ def _as_many_steps(profile: Profile, epochs: int) -> Arm:
 @partial(crossed, first=True)
 def warm_start(profile: Profile) -> Iterator[Arm]:
     """Fresh networks, against networks pretrained on half of the data."""
-    half, tuning = _pretraining(profile), _tuning(profile, epochs=profile.tuning_epochs)
+    half = _pretraining(profile)
+    tuning = _tuning(profile, epochs=profile.tuning_epochs)
     yield Arm(FRESH, (tuning,), priority=0)
     yield Arm(WARM, (half, tuning), priority=0)
 
@@ -203,10 +204,11 @@ def smooth_transition(profile: Profile) -> Iterator[Arm]:
     gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else (0.1, 0.5, 0.9)
     for gamma in gammas:
         stage = profile.stage(profile.arms_tuned, replace(HALF, gamma=gamma))
-        yield Arm("smooth", (stage,), {"gamma": gamma}, priority=3 if gamma in (0.1, 0.5, 0.9) else LAST)
-    if profile.controls:
-        # Both sets to draw from are the whole training set, so gamma plays no part.
-        yield Arm(REPLACED, (profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5)),), priority=3)
+        first = gamma in (0.1, 0.5, 0.9)
+        yield Arm("smooth", (stage,), {"gamma": gamma}, priority=3 if first else LAST)
+    if profile.controls:  # both sets to draw from are all of the data: gamma plays no part
+        stage = profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5))
+        yield Arm(REPLACED, (stage,), priority=3)
 
 
 def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
@@ -243,7 +245,8 @@ def capacity(profile: Profile) -> Iterator[Arm]:
     for width, depth in itertools.product(widths, depths):
         own = (width, depth) == (profile.width, profile.depth)
         model = None if own else Model(width, depth)
-        yield from _pair(profile, {"width": width, "depth": depth}, model=model, priority=8)
+        factors = {"width": width, "depth": depth}
+        yield from _pair(profile, factors, model=model, priority=8)
 
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
@@ -267,7 +270,8 @@ def reset(profile: Profile) -> Iterator[Arm]:
     for modules in subsets_to_reset(profile):
         stages = _pretraining(profile), _tuning(profile, reset=modules)
         factors = {"modules": "".join(map(str, modules))}
-        yield Arm(reset_condition(modules), stages, factors, priority=2 if modules in last else LAST)
+        priority = 2 if modules in last else LAST
+        yield Arm(reset_condition(modules), stages, factors, priority=priority)
 
 
 @crossed
@@ -292,18 +296,19 @@ def two_phases(profile: Profile) -> Iterator[Arm]:
 
 @crossed
 def rates(profile: Profile) -> Iterator[Arm]:
-    """Fresh and warm networks at several rates in all stages, chosen among by held-out training images."""
+    """Fresh and warm networks at several rates, also tested on held-out training images."""
     for k in (1, 3, 10) if profile.controls else ():
-        optimizer = Optimizer(learning_rate=k * profile.learning_rate)
+        rate = Optimizer(learning_rate=k * profile.learning_rate)
         for held_out in (False, True):
             factors = {"rate": k, "held_out": held_out}
-            yield from _pair(profile, factors, optimizer=optimizer, held_out=held_out, priority=5)
+            settings = {"optimizer": rate, "held_out": held_out}
+            yield from _pair(profile, factors, **settings, priority=5)
 
 
 def probe_epochs(profile: Profile) -> list[int]:
     """Epochs of tuning after which networks are probed, the last one included."""
     last = profile.arms_tuned
-    later = (3 * last // 4, last) if profile.controls else (last,)
+    later = (last,) if profile.exploratory else (3 * last // 4, last)
     return sorted({*(n for n in (1, 2, 3, 5, 10) if n < last), *later} - {0})
 
 
@@ -317,10 +322,11 @@ def probes(profile: Profile) -> Iterator[Arm]:
     """Gradient noise in the first epochs of tuning, sharpness and training loss along it."""
     for condition, before in {FRESH: (), WARM: (_pretraining(profile),)}.items():
         for n in probe_epochs(profile):
-            if profile.controls:
+            if not profile.exploratory:
                 names = ("noise", "curvature")
             else:
-                names = ("gradient_noise", *(["sharpness"] if n == profile.arms_tuned else []))
+                last = ["sharpness"] if n == profile.arms_tuned else []
+                names = ("gradient_noise", *last)
             stages = (*before, _tuning(profile, epochs=n))
             yield Arm(condition, stages, {"tuning_epochs": n}, probes=names, priority=7)
 

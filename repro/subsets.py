@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from repro import data
 from repro.config import ALL, InputError, Run, Subset
+from repro.lazy import Lazy
+
+np = Lazy("numpy")  # a plan counts steps without it
 
 # Streams of random numbers, independent of each other for one and the same split seed.
 CLASSES, DEAL = range(2)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from repro import profiles, records, workers
+from repro import profiles, tables, workers
 from repro.plans import plan
 from repro.profiles import Profile
 from repro.progress import shown
 from repro.records import Store
 from repro.stats import generalisation_gap
 from repro.studies import Study, studies
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Results:
 
     study: Study
     profile: Profile
-    table: pd.DataFrame  # a row per run, see `records.table`
-    curves: pd.DataFrame  # a row per epoch, see `records.curves`
+    table: pd.DataFrame  # a row per run, see `tables.table`
+    curves: pd.DataFrame  # a row per epoch, see `tables.curves`
     missing: int  # runs not recorded
 
     @property
@@ -36,6 +38,10 @@ class Results:
         """How many seeds the study has at this profile."""
         return len({case.seed for case in self.study.cases(self.profile)})
 
+    def gaps_to(self, condition: str) -> pd.DataFrame:
+        """All other runs with their `gap` to this condition at the same seed, in percentage points."""
+        return generalisation_gap(self.table, self.study.pairs, condition)
+
     @cached_property
     def gaps(self) -> pd.DataFrame:
         """The pretrained runs with their `gap` to the fresh run of the same seed, in percentage points."""
@@ -45,8 +51,8 @@ class Results:
 def results(study: Study, profile: Profile) -> Results:
     """The recorded part of a study; trains nothing."""
     cases, store = study.cases(profile), Store.of(profile.name)
-    table = records.table(cases, store, profile.window, profile.median)
-    return Results(study, profile, table, records.curves(cases, store), len(cases) - len(table))
+    table = tables.table(cases, store, profile.window, profile.median)
+    return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))
 
 
 def scale(profile: str, seeds: int | None = None, settings: str = "") -> Profile:

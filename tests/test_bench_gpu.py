@@ -1,6 +1,7 @@
 """The one command for a GPU, at toy size."""
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import tarfile
 import time
+import weakref
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_tasks, pages
 from repro import layouts, profiles, studies
 from repro.records import ROOT, Store, defect
 
@@ -65,7 +69,7 @@ def test_a_cpu_repeats_itself_bit_for_bit(figures):
 def test_what_was_measured_adds_up(figures):
     rows = figures["table"]
     measured = {name for name, row in rows.items() if row.get("rate", 0) > 0}
-    assert {f"w4 {gpu._plain_name(way)}" for way in gpu.PLAIN} <= measured
+    assert {f"w4 {gpu.plain_name(way)}" for way in gpu.PLAIN} <= measured
     assert {"w4 P=2 grouped", "w4 P=2 streams", "w8 P=2 streams"} <= measured
     assert all("failed" in rows[name] for name in rows.keys() - measured)
     for width, best in figures["best"].items():
@@ -73,6 +77,18 @@ def test_what_was_measured_adds_up(figures):
         assert best["width"] == int(width) and best["rate"] in rates
     [profiled] = [v for k, v in figures["checks"].items() if k == "profile of w4 P=2 grouped"]
     assert sum(profiled["shares"].values()) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.slow
+def test_what_was_found_becomes_tables(figures):
+    shown = pages.gpu_section(pages.published(figures))
+    assert "plain bf16, compiled" in shown and "w4" not in shown
+    assert shown.count("| width 4: 2 grouped |") == 3, "its speed, its cost and its profile"
+    assert "Then 2 runs of `smoke` were trained" in shown and "†" not in shown
+
+
+def test_the_page_shows_what_was_measured():
+    assert pages.TABLES.read_text() == pages.markdown()
 
 
 @pytest.mark.slow
@@ -96,6 +112,43 @@ def test_a_layout_is_the_smallest_population_near_the_fastest():
     assert gpu.best(rows | {"plain": {"way": "bf16", "width": 16, "rate": 900}}, 16)["rate"] == 99
     assert gpu.best(rows | {"e": row(5, 200, free=True)}, 16)["rate"] == 99, "no sweep trains so"
     assert gpu.best(rows, 64) is None
+
+
+def test_what_is_replayed_keeps_the_memory_it_works_on(monkeypatch):
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+
+    def labelled():
+        labels = torch.zeros(2)
+        return lambda: labels.add_(1), weakref.ref(labels)
+
+    step, labels = labelled()
+    call = gpu_tasks.replayed(step)
+    assert labels().tolist() == [4, 4], "three times to warm up, and once to capture"
+    del step
+    gc.collect()
+    call()
+    assert labels() is not None, "the graph reads where they lie"
+    del call
+    assert labels() is None
+
+
+def test_bits_are_compared_as_far_as_they_are_known():
+    bits = {
+        "alone, whole, a": {"digest": "1"},
+        "alone, whole, b": {"digest": "1"},
+        "grouped, whole, a": {"digest": "2"},
+        "grouped, resumed, a": {"digest": "3"},
+        "alone, compiled, whole, b": {"digest": "1"},
+    }
+    assert gpu.same_bits(bits) == {
+        "alone": {"twice": True},
+        "grouped": {"resumed": False, "as alone": False},
+        "alone, compiled": {},
+    }
+    bits |= {f"{way}, compiled, whole, a": {"digest": "1"} for way in ("alone", "grouped")}
+    assert gpu.same_bits(bits)["alone, compiled"] == {"twice": True, "as eager": True}
+    assert gpu.same_bits(bits)["grouped, compiled"] == {"as alone": True, "as eager": False}
 
 
 def test_a_process_that_hangs_is_left_and_what_it_said_is_kept(tmp_path):

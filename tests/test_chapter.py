@@ -101,7 +101,8 @@ def test_stages_before_the_last_are_counted_that_were_fitted():
     curves = pd.concat(
         [learning([0.5, 1.0], [0.9], [1.0]), learning([1.0], [1.0], [0.2], seed=1)], ignore_index=True
     )
-    assert chapter.fitting(curves) == "3 of 4"
+    assert chapter.fitting(curves, 1.0) == "3 of 4"
+    assert chapter.fitting(curves, 0.9) == "4 of 4"
 
 
 def test_speed_is_the_mean_of_the_seeds_that_get_there():
@@ -152,8 +153,8 @@ def test_a_caption_says_what_is_missing_and_how_to_record_it(unrecorded, name):
 def test_a_table_of_claims_has_their_numbers_units_and_chapters():
     claims = {claim.id: claim for claim in CLAIMS}
     found = [
-        Verdict(claims["grows_with_stages"], "reproduced", mean_estimate(BELOW), 1e-9),
-        Verdict(claims["gap"], "inconclusive", mean_estimate(ONE), math.nan),
+        Verdict(claims["grows_with_stages"], "reproduced", mean_estimate(BELOW), 1e-9, "cifar10", 5),
+        Verdict(claims["gap"], "incomplete", mean_estimate(ONE), math.nan, "paper", 5),
         Verdict(claims["every_capacity"], "not run", mean_estimate([]), math.nan),
     ]
     page = chapter.claims_table(found).data.replace("\N{NO-BREAK SPACE}", " ")
@@ -164,9 +165,9 @@ def test_a_table_of_claims_has_their_numbers_units_and_chapters():
         "Figure 1, chapter 1",
         "Figure 5, chapter 6",
     ]
-    assert verdict == ["reproduced", "inconclusive", "not run"]
+    assert verdict == ["reproduced", "incomplete", "not run"]
     assert effect == ["−2.5 points per stage (−3.7 to −1.3)", "+4.0 points", ""]
-    assert (seeds, p) == (["3", "1", ""], ["< 0.0001", "", ""])
+    assert (seeds, p) == (["3 of 5, cifar10", "1 of 5, paper", ""], ["< 0.0001", "", ""])
     assert 'href="05_stages.html"' in page
 
 

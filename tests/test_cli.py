@@ -109,7 +109,7 @@ def test_run_status_and_claims_tell_one_story(repro, tmp_path):
         "0",
     ]
     found = {c["id"]: c for c in json.loads(repro("claims", "--profile", "smoke", "--json")[1])}
-    assert found["gap"]["n"] == 3 and found["gap"]["verdict"] != "not run"
+    assert found["gap"]["verdict"] == "not tested"  # networks of two or three epochs fit nothing
     before = {p: p.read_bytes() for p in tmp_path.rglob("*.json")}
     assert repro("run", "warm_start", "--profile", "smoke")[0] == 0
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.json")} == before

@@ -131,7 +131,9 @@ def probes(seeds=3):
     """Noise 2 for fresh, 1 for warm, times e^seed and the epoch; sharpness after the last epoch alone."""
     rows = itertools.product((("fresh", 2.0), ("warm start", 1.0)), range(seeds), (1, 5, 40))
     found = [(c, s, n, v * n * math.e**s, 10 * v + s if n == 40 else np.nan) for (c, v), s, n in rows]
-    return pd.DataFrame(found, columns=["condition", "seed", "tuning_epochs", "gradient_noise", "sharpness"])
+    made = pd.DataFrame(found, columns=["condition", "seed", "tuning_epochs", "gradient_noise", "sharpness"])
+    noises = {f"noise_trace{of}": made.gradient_noise * (1 + i) for i, of in enumerate(("", "_old", "_new"))}
+    return made.assign(**noises, curvature=10 * made.sharpness, curvature_loss=0.1 / made.tuning_epochs)
 
 
 def verdict(
@@ -161,7 +163,10 @@ FIGURES = {
     "contributions, few": lambda n: figures.contributions(ends(n)),
     "epochs_to_reach": lambda n: figures.epochs_to_reach(learning(seeds=n), TUNED),
     "noise": lambda n: figures.noise(probes(n)),
-    "sharpness": lambda n: figures.sharpness(probes(n)),
+    "noise before": lambda n: figures.noise(
+        probes(n)[["condition", "seed", "tuning_epochs", "gradient_noise"]]
+    ),
+    "curvature": lambda n: figures.curvature(probes(n)),
     "accuracy_against_cost": lambda n: figures.accuracy_against_cost(table(seeds=n), learning(seeds=n)),
     "scorecard": lambda n: figures.scorecard(card(n)),
     "transition": lambda n: figures.transition((0.1, 0.5, 0.9)[:n], 40),
@@ -178,7 +183,7 @@ NOTHING = {
     "epochs_to_reach": lambda: figures.epochs_to_reach(EMPTY, TUNED),
     "epochs_to_reach of others": lambda: figures.epochs_to_reach(learning(), ["reset 1"]),
     "noise": lambda: figures.noise(EMPTY),
-    "sharpness": lambda: figures.sharpness(probes().drop(columns="sharpness")),
+    "curvature": lambda: figures.curvature(EMPTY),
     "accuracy_against_cost": lambda: figures.accuracy_against_cost(EMPTY, EMPTY),
     "scorecard": lambda: figures.scorecard([]),
     "transition": lambda: figures.transition([], 40),
@@ -250,14 +255,14 @@ def test_drawing_leaves_the_settings_of_others_alone():
 
 
 def cases():
-    quick, full = profiles.profile("quick"), profiles.profile("quick", ["full_grids=true"])
-    return {case.condition for study in STUDIES.values() for p in (quick, full) for case in study.cases(p)}
+    whole = profiles.profile("quick", ["controls=true", "full_grids=true"])
+    return {case.condition for study in STUDIES.values() for case in study.cases(whole)}
 
 
 def test_every_condition_has_a_look_of_its_own_that_stands_out_from_the_ground():
     named = {c for c in cases() if not c.startswith("reset")}
     optimizers = {"Adam", "RMSprop", "SGD", "SGD with momentum"}
-    assert named | optimizers == set(plots.LOOKS)
+    assert named | optimizers | {"stages by class"} == set(plots.LOOKS)
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
     for name in cases() | optimizers:
         linear = [
@@ -375,11 +380,10 @@ def test_noise_shows_geometric_means():
     assert np.allclose(lines["warm start"].get_ydata(), [n * math.e for n in (1, 5, 40)])
 
 
-def test_sharpness_takes_only_runs_in_which_it_was_measured():
-    ax = figures.sharpness(probes()).axes[0]
-    assert ax.lines[0].get_xdata().tolist() == [20, 21, 22] and ax.get_xscale() == "log"
-    negative = probes().assign(sharpness=lambda t: t.sharpness - 15)
-    assert figures.sharpness(negative).axes[0].get_xscale() == "linear"
+def test_curvature_is_drawn_against_the_loss_of_each_seed():
+    lines = labelled(figures.curvature(probes()).axes[0])
+    assert lines["fresh"].get_xdata().tolist() == pytest.approx([0.1 / 40])  # it was measured there alone
+    assert lines["fresh"].get_ydata().tolist() == pytest.approx([200])
 
 
 def test_accuracy_stands_above_the_epochs_it_took():

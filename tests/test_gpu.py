@@ -26,6 +26,7 @@ OPTIMIZERS = {
     "adam": Optimizer("adam", 0.003),
     "falling": Optimizer("adam", 0.003, schedule="cosine"),
     "rmsprop": Optimizer("rmsprop", 0.001),
+    "rmsprop falling": Optimizer("rmsprop", 0.001, schedule="cosine"),
     "momentum": Optimizer("sgd", 0.05, 0.9),
     "momentum falling": Optimizer("sgd", 0.05, 0.9, schedule="cosine"),
 }

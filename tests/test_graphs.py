@@ -3,13 +3,14 @@
 import dataclasses
 import gc
 import weakref
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from repro import graphs, populations, snapshots, training
+from repro import calibration, graphs, populations, snapshots, training
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.populations import Member
 from repro.training import train_population
@@ -133,6 +134,53 @@ def test_a_checkpoint_between_replays_is_gone_on_from_bit_for_bit(emulated, tmp_
         ends(half, on_epoch=lambda *_: epochs.append(1), **settings)
     again = [Member(m.run, m.start) for m in half]
     assert_same(ends(again, checkpoint=tmp_path / "a.pt"), whole)
+
+
+def test_what_is_timed_is_what_a_sweep_replays(emulated, monkeypatch):
+    captured, turn = [], calibration.turn
+
+    def spied(epoch, seconds):
+        captured.append(len(emulated))
+        return turn(epoch, 0)
+
+    monkeypatch.setattr(calibration, "turn", spied)
+    made = [member.run for member in members(Optimizer())]
+    rate, _, evaluation = calibration.measured(made, 1, True, False, torch.device("cpu"), "float32")
+    assert captured == [1, 2], "the step before it is timed, and the test before that is"
+    assert rate > 0 and 0 < evaluation < 1
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bf16", True)])
+def test_where_training_happens_kernels_are_repeatable_and_float32_is_no_tf32(precision, tf32, monkeypatch):
+    for name, value in (("deterministic", False), ("allow_tf32", not tf32)):
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    populations.Population(members(Optimizer()), torch.device("cpu"), precision)
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == (True, tf32)
+
+
+def test_a_population_makes_its_gpu_the_current_one_before_it_puts_anything_there(monkeypatch):
+    class Chosen(Exception):
+        pass
+
+    def choose(device):
+        raise Chosen(device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    with pytest.raises(Chosen, match="cuda:1"):
+        populations.Population(members(Optimizer()), torch.device("cuda", 1), "bf16")
+
+
+def test_streams_part_before_any_of_them_has_work(monkeypatch):
+    """Two may be one, and what is forked behind another's work waits for it."""
+    population = populations.Population(members(Optimizer()), torch.device("cpu"), "float32", grouped=False)
+    done = []
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", MagicMock())
+    population.streams = [MagicMock(wait_stream=lambda main: done.append("fork")) for _ in range(3)]
+    for network in population.networks:
+        network.register_forward_pre_hook(lambda *_: done.append("work"))
+    population.train_epoch()
+    assert done == (["fork"] * 3 + ["work"] * 3) * 5
 
 
 def test_networks_apart_are_those_trained_alone():

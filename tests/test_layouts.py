@@ -1,5 +1,6 @@
 """Which populations a GPU trains, with a GPU whose speeds are made up."""
 
+import dataclasses
 import json
 from multiprocessing import Pipe
 from types import SimpleNamespace
@@ -91,6 +92,21 @@ def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(gpu, 
         assert layouts.fitted(plan, store)[1](run).compiled == compiled
 
 
+@pytest.mark.parametrize(("grouped", "compiled"), [(True, {8}), (False, {6, 8})])
+def test_groups_are_compiled_size_by_size_and_networks_on_streams_together(
+    grouped, compiled, store, monkeypatch
+):
+    layouts.keep(store, runs()[0], Layout(10, grouped, compiled=True))
+    plan, layout = layouts.fitted(plans.plan(runs()), store)
+    assert sizes(plan) == {6, 8}
+    eights = [batch for batch in plan.batches if len(batch.trajectories) == 8]
+    monkeypatch.setattr(
+        layouts, "COMPILING_PAYS", sum(batch.steps for batch in eights) * runs()[0].batch_size
+    )
+    plan, layout = layouts.fitted(plan, store)
+    assert {len(b.trajectories) for b in plan.batches for run in b.runs if layout(run).compiled} == compiled
+
+
 @pytest.mark.parametrize("fits", [4, 1])
 def test_memory_ends_the_search(gpu, store, fits):
     gpu(lambda size, grouped: 100 * size if size <= fits else None)
@@ -101,7 +117,8 @@ def test_a_sweep_measures_nothing_and_follows_a_table(gpu, store):
     asked = gpu(lambda size, grouped: 100)
     plan, layout = layouts.fitted(plans.plan(runs()), store)
     assert not asked
-    assert layout(runs()[0]) == layouts.default(runs()[0])
+    default = layouts.default(runs()[0])
+    assert default.compiled and layout(runs()[0]) == dataclasses.replace(default, compiled=False), "so few"
     assert max(sizes(plan)) <= layouts.default(runs()[0]).population
     populations = [
         layouts.default(run).population for run in (runs(1, f"width={w}")[0] for w in (4, 32, 64, 128))
@@ -139,7 +156,8 @@ def test_where_what_was_measured_is_damaged_the_table_is_followed(gpu, store):
     assert sizes(measured(store, runs())) == {1}
     for path in (store.folder / ".layouts").iterdir():
         path.write_text("{")
-    assert layouts.fitted(plans.plan(runs()), store)[1](runs()[0]) == layouts.default(runs()[0])
+    plan, layout = layouts.fitted(plans.plan(runs()), store)
+    assert sizes(plan) == {12} and layout(runs()[0]).population == layouts.default(runs()[0]).population
 
 
 def test_of_two_machines_that_measure_the_first_is_followed(store):
@@ -222,7 +240,7 @@ def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu,
 
 def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(store, monkeypatch):
     """As on a GPU, but for the device, and children that work while they are given a job."""
-    made = []
+    made, devices = [], set()
 
     class Here(children.Child):
         def begin(self):
@@ -232,6 +250,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
 
         def start(self, job):
             super().start(job)
+            devices.add(job.device)
             self.far.send(worker.train_batch(job, self.far.send, lambda: False))
 
         def close(self):
@@ -257,6 +276,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         assert workers.execute(plans.plan(wanted), store) == workers.Outcome()
     assert store.ids() == {run.id for run in wanted}
     assert {store.read(run.id)["population"] for run in wanted} == {2}
+    assert devices == {"cuda"}, "a child is not to choose"
     assert made == [0] * 4, "one, and one after each that was spoilt by 4, 8 and 4 networks at once"
 
 

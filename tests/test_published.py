@@ -1,9 +1,9 @@
 """Published records agree with each other, with the repository, and with training anew."""
 
-import dataclasses
 import json
 import math
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ from repro.records import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 MOSAICS = ROOT.parent / "shared" / "data"
-PUBLISHED = re.findall(r"^!(results/\w+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+PUBLISHED = re.findall(r"^!(results/[\w-]+)/$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
 FOLDERS = [ROOT / name for name in sorted(PUBLISHED) if any((ROOT / name).glob("*.json"))]
 
 
@@ -56,7 +56,7 @@ def changed(store, **changes):
 def test_sound_records_have_no_problems(store):
     rows, problems = published.verify(store.folder)
     assert problems == [] and len(rows) == 6
-    [row] = published.summary(rows).itertuples()
+    [row] = published.summary(rows)
     assert row.records == 6 and row.precision in PRECISIONS and row.hours < 1
 
 
@@ -116,8 +116,32 @@ def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder)
     rows, problems = published.verify(folder)
     assert problems == []
     page = (ROOT / "results" / "README.md").read_text()
-    for row in published.summary(rows).itertuples():
+    for row in published.summary(rows):
         assert re.search(rf"^{row.device} .*{row.commit} .* {row.records} ", page, re.MULTILINE), row
+
+
+def test_pretraining_compiled_and_not_differs_by_what_the_page_says():
+    accuracies = {
+        "585f4d61001a36512c5f2dbad6b9649ed8681eeb": {},
+        "585f4d61001a36512c5f2dbad6b9649ed8681eeb+": {},
+    }
+    for path in sorted((ROOT / "results" / "cifar10").glob("*.json")):
+        record = json.loads(path.read_text())
+        first, seeds = record["run"]["stages"][0], accuracies.get(record["commit"])
+        if seeds is not None and first["data"]["parts"] == 2:
+            mean = 100 * statistics.mean(record["curves"][0]["test_accuracy"][-10:])
+            assert mean == seeds.setdefault(record["run"]["init_seed"], mean), (
+                "trained once for all conditions"
+            )
+    eager, compiled = accuracies.values()
+    assert eager.keys() == compiled.keys() == set(range(5))
+    differences = [compiled[seed] - eager[seed] for seed in eager]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    means = [statistics.mean(values.values()) for values in accuracies.values()]
+    page = " ".join((ROOT / "results" / "README.md").read_text().split())
+    assert f"is {means[0]:.2f} % and {means[1]:.2f} %" in page
+    difference = f"{statistics.mean(differences):.2f}".replace("-", "−")
+    assert f"is {difference} points (standard error {error:.2f})" in page
 
 
 def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing():
@@ -128,16 +152,14 @@ def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing(
 
 def test_what_says_most_is_trained_first():
     chosen = profiles.profile("cifar10")
-    order = studies.by_value(chosen)
-    of_all = {case.run.id for study in studies.studies() for case in study.cases(chosen)}
-    assert of_all <= {run.id for run in order} and len(order) == len({run.id for run in order})
-    first = {case.run.id for case in studies.optimizers(chosen)}
-    assert {run.id for run in order[: len(first)]} == first
-    rank = {run.id: i for i, run in enumerate(order)}
-    two = dataclasses.replace(chosen, study_seeds=2)
-    early = max(rank[case.run.id] for case in studies.reset(two))
-    other_widths = [c for c in studies.capacity(chosen) if c.factors["width"] != chosen.width]
-    assert early < min(rank[case.run.id] for case in other_widths)
+    order = [run.id for run in studies.by_value(chosen)]
+    cases = [case for study in studies.studies() for case in study.cases(chosen)]
+    assert set(order) == {case.run.id for case in cases} and len(order) == len(set(order))
+    first = {case.run.id for case in studies.warm_start(chosen)}
+    assert set(order[: len(first)]) == first
+    rank = {run_id: place for place, run_id in enumerate(order)}
+    wanted = {case.run.id for case in cases if case.priority < studies.LAST}
+    assert max(rank[name] for name in wanted) < min(rank[name] for name in set(order) - wanted)
 
 
 # Records did not name a processor's vectors at first.

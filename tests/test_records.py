@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import records
+from repro import records, tables
 from repro.config import HALF, Dataset, Model, Run, Stage, as_json
 from repro.files import Damaged, set_aside
 from repro.records import CURVES, Store
@@ -335,7 +335,7 @@ def test_test_accuracy_is_the_mean_over_the_last_epochs_of_the_last_stage(store)
     }
     store.write(fresh.run, **content(curves=[last]))
     store.write(warm.run, **content(curves=[first, last], device="B"))
-    table = records.table([fresh, warm, lacking], store, window=2)
+    table = tables.table([fresh, warm, lacking], store, window=2)
     assert table.test_accuracy.tolist() == pytest.approx([0.6, 0.6])
     assert table.train_accuracy.tolist() == [1.0, 1.0]
     assert table.epochs.tolist() == [4, 4]
@@ -346,7 +346,7 @@ def test_test_accuracy_is_the_mean_over_the_last_epochs_of_the_last_stage(store)
     assert table.diverged.tolist() == [False, False]
     assert table.device.tolist() == [ENVIRONMENT["device"], "B"]
     assert table.seconds.tolist() == [1.25, 1.25]
-    wide, all_epochs = (records.table([warm], store, window) for window in (3, 4))
+    wide, all_epochs = (tables.table([warm], store, window) for window in (3, 4))
     assert wide.test_accuracy.tolist() == pytest.approx([1.4 / 3])
     assert all_epochs.test_accuracy.tolist() == pytest.approx([0.375])
 
@@ -355,11 +355,11 @@ def test_a_diverged_run_has_a_row_that_says_so(store):
     [_, warm, _] = cases()
     curve = {"train_loss": [2.0, None], "train_accuracy": [0.5, 0.1], "test_accuracy": [0.5, None]}
     store.write(warm.run, **content(curves=[FIRST, curve], diverged=2))
-    [row] = records.table([warm], store, window=2).itertuples()
+    [row] = tables.table([warm], store, window=2).itertuples()
     assert row.diverged
     assert row.epochs == 2
     assert math.isnan(row.test_accuracy)
-    assert records.curves([warm], store).train_loss.isna().sum() == 1
+    assert tables.curves([warm], store).train_loss.isna().sum() == 1
 
 
 def test_curves_count_epochs_within_the_stage_and_in_all(store):
@@ -367,7 +367,7 @@ def test_curves_count_epochs_within_the_stage_and_in_all(store):
     store.write(fresh.run, **content(fresh.run, seed=1))
     written = content(warm.run, seed=2)
     store.write(warm.run, **written)
-    frame = records.curves([fresh, lacking, warm], store)
+    frame = tables.curves([fresh, lacking, warm], store)
     assert len(frame) == 4 + 7
     part = frame[frame.condition == "warm start"]
     assert part.stage.tolist() == [1, 1, 1, 2, 2, 2, 2]
@@ -380,7 +380,7 @@ def test_curves_count_epochs_within_the_stage_and_in_all(store):
 
 
 def test_tables_of_nothing_are_empty_and_have_their_columns(store):
-    table, frame = records.table(cases(), store, 2), records.curves(cases(), store)
+    table, frame = tables.table(cases(), store, 2), tables.curves(cases(), store)
     assert len(table) == len(frame) == 0
     assert {"condition", "seed", "test_accuracy", "train_accuracy"} <= set(table)
     assert {"condition", "seed", *CURVES} <= set(frame)
@@ -392,9 +392,9 @@ def test_a_damaged_record_is_left_out_of_tables(store):
         store.write(case.run, **content(case.run))
     store.path(fresh.run.id).write_text("{}")
     with pytest.warns(UserWarning, match=fresh.run.id):
-        assert records.table(cases(), store, 2).condition.tolist() == ["warm start"]
+        assert tables.table(cases(), store, 2).condition.tolist() == ["warm start"]
     with pytest.warns(UserWarning, match=fresh.run.id):
-        assert set(records.curves(cases(), store).condition) == {"warm start"}
+        assert set(tables.curves(cases(), store).condition) == {"warm start"}
 
 
 # Other processes
@@ -479,11 +479,11 @@ def test_records_are_read_and_sweeps_planned_without_torch(store):
     code = """
 import sys
 from pathlib import Path
-import repro.plans, repro.profiles, repro.records, repro.studies, repro.sweep, repro.workers
+import repro.plans, repro.profiles, repro.records, repro.studies, repro.sweep, repro.tables, repro.workers
 cases = [case for study in repro.studies.studies() for case in study.cases(repro.profiles.profile("quick"))]
 made = repro.plans.plan(case.run for case in cases)
 sum(batch.steps for batch in made.batches)
-repro.records.table(cases, repro.records.Store(Path(sys.argv[1])), 2)
+repro.tables.table(cases, repro.records.Store(Path(sys.argv[1])), 2)
 repro.records.Store(Path(sys.argv[1])).read(sys.argv[2])
 print(*sorted({"torch", "torchvision"} & set(sys.modules)))
 """
