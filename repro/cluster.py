@@ -8,6 +8,8 @@ which all machines must share, and whatever is trained twice counts once.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import pickle
 import queue
@@ -21,15 +23,14 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro.children import Child
+from repro.children import BEAT, Children
 from repro.config import InputError
-from repro.messages import LAST, End, Ended, Job
+from repro.messages import End, Ended, Job, Report
 from repro.records import ROOT, Store, results_folder
-from repro.workers import BEAT, Outcome, Sweep
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,8 +43,8 @@ _stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
 
 
 @contextlib.contextmanager
-def connected(on: str, jobs: int = JOBS) -> Iterator[Client]:
-    """A client of the cluster that `--on` names: `slurm`, or the address of a scheduler."""
+def connected(on: str, jobs: int = JOBS) -> Iterator[Cluster]:
+    """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
     try:
         import distributed
     except ImportError:
@@ -52,7 +53,7 @@ def connected(on: str, jobs: int = JOBS) -> Iterator[Client]:
         if on == "slurm":
             cluster = stack.enter_context(_slurm())
             cluster.adapt(minimum_jobs=0, maximum_jobs=jobs)
-            yield stack.enter_context(distributed.Client(cluster, security=cluster.security))
+            yield Cluster(stack.enter_context(distributed.Client(cluster, security=cluster.security)))
             return
         if not on.startswith(("tcp://", "tls://")):
             raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
@@ -60,7 +61,7 @@ def connected(on: str, jobs: int = JOBS) -> Iterator[Client]:
             client = distributed.Client(on, timeout=PATIENCE)
         except (OSError, ValueError) as error:
             raise InputError(f"no Dask scheduler answers at {on} ({type(error).__name__})") from error
-        yield stack.enter_context(client)
+        yield Cluster(stack.enter_context(client))
 
 
 def _slurm():
@@ -109,36 +110,40 @@ def _slurm():
     return cluster
 
 
-def run(sweep: Sweep, client: Client, stopping: Callable[[], bool]) -> Outcome:
-    """Train what is left on the workers of a cluster, however many there are at a time."""
-    token, news, futures = uuid.uuid4().hex, queue.SimpleQueue(), {}
-    client.subscribe_topic(token, lambda event: news.put(pickle.loads(event[1])))
-    stopped = False
-    while client.status in ("running", "connecting"):
-        if not stopped and stopping():
-            stopped = True
-            client.run(stop, token)
-        while not stopped and (job := sweep.next()) is not None:
-            key = f"{job.batch.id}-{uuid.uuid4().hex[:8]}"
-            futures[client.submit(train, job, token, key=key, pure=False)] = job
-        done = [future for future in futures if future.done()]
-        while not news.empty():  # what a job told before it was done is there by now
-            sweep.hear(news.get())
+class Cluster:
+    """The workers of a cluster, however many there are at a time."""
+
+    slots = math.inf
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.token = client, uuid.uuid4().hex
+        self.futures, self.news = {}, queue.SimpleQueue()
+        client.subscribe_topic(self.token, lambda event: self.news.put(pickle.loads(event[1])))
+
+    def start(self, job: Job) -> None:
+        key = f"{job.batch.id}-{uuid.uuid4().hex[:8]}"
+        self.futures[self.client.submit(train, job, self.token, key=key, pure=False)] = job
+
+    def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
+        time.sleep(BEAT)
+        done = [future for future in self.futures if future.done()]
+        while not self.news.empty():  # what a job told before it was done is there by now
+            hear(self.news.get())
         for future in done:
             lost = Ended(End.KILLED, f"its worker was lost ({future.status})")
-            sweep.settle(futures.pop(future), future.result() if future.status == "finished" else lost)
-        if not futures and (stopped or not sweep.left):
-            break
-        if stopped:  # what is not in training yet need not begin
-            at_work = {key for keys in client.processing().values() for key in keys}
-            for future in [future for future in futures if future.key not in at_work]:
-                sweep.settle(futures.pop(future), Ended(End.STOPPED))
-        time.sleep(BEAT)
-    else:
-        warnings.warn("the scheduler is gone", stacklevel=1)
-        sweep.left += futures.values()
-    sweep.outcome.finished = not sweep.left
-    return sweep.outcome
+            yield self.futures.pop(future), future.result() if future.status == "finished" else lost
+        if gone := self.client.status not in ("running", "connecting"):
+            warnings.warn("the scheduler is gone", stacklevel=1)
+            self.slots = 0
+        if not self.slots:  # what is not in training yet need not begin
+            begun = {} if gone else self.client.processing()
+            keys = set(itertools.chain(*begun.values()))
+            for future in [future for future in self.futures if future.key not in keys]:
+                yield self.futures.pop(future), Ended(End.STOPPED)
+
+    def stop(self) -> None:
+        self.slots = 0
+        self.client.run(stop, self.token)
 
 
 def stop(token: str) -> None:
@@ -155,25 +160,14 @@ def train(job: Job, token: str) -> Ended:
         return Ended(End.STOPPED)
     if not leases.is_dir():
         return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
-    child = getattr(_own, "child", None)
-    if child is None or child.process.poll() is not None:
-        child = _own.child = Child(max(1, _cores() // worker.state.nthreads))
-    child.start(job)
-    told = False
+    if not hasattr(_own, "children"):
+        _own.children = Children(1, max(1, _cores() // worker.state.nthreads))
+    _own.children.start(job)
     while True:
-        if not told and token in _stopping:
-            told = True
-            child.stop()
-        if not child.pipe.poll(BEAT):
-            continue
-        message = child.heard()
-        if not isinstance(message, Ended):
-            worker.log_event(token, pickle.dumps(message))
-            continue
-        if message.end in LAST:
-            child.close()
-            _own.child = None
-        return message
+        for _, ended in _own.children.listen(lambda news: worker.log_event(token, pickle.dumps(news))):
+            return ended
+        if token in _stopping:
+            _own.children.stop()
 
 
 def _cores() -> int:

@@ -1,7 +1,6 @@
-"""Runs a plan: batches go to child processes, one per slot, that train them one after another.
+"""Runs a plan: decides what to train next, gives it to whoever trains it, and takes in what comes of it.
 
-A slot is a GPU, or a share of the processor's cores. A killed child is replaced
-and its batch tried again.
+A batch whose process was killed is tried again.
 """
 
 from __future__ import annotations
@@ -18,21 +17,19 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
 from typing import assert_never
 
-from repro import data, files, layouts, leases, messages
-from repro.children import STOP_SIGNALS, Child
+from repro import cluster, data, files, layouts, leases
+from repro.children import STOP_SIGNALS, Children, Here
 from repro.config import InputError, Run, check_engine
 from repro.layouts import Layout
-from repro.messages import LAST, End, Ended, Job, Message
+from repro.messages import Differs, End, Ended, EpochDone, Failed, Job, Message, Recorded, Warned
 from repro.plans import Plan, missing, unfinished
 from repro.progress import Progress
 from repro.records import Store
 
 TRIES = 3  # of a batch whose child was killed, or whose parents' networks were not there
 FEW_STEPS = 3000  # of small networks take no longer than a child takes to start
-BEAT = 0.2  # seconds between looks at the clock and at signals
 PAUSE = 2.0  # seconds before another look at a batch that another sweep trains
 
 
@@ -122,15 +119,15 @@ class Sweep:
     def hear(self, message: Message) -> None:
         """Take in what is told of a job in training."""
         match message:
-            case messages.EpochDone():
+            case EpochDone():
                 self.progress.update(message.steps, message.epoch, message.accuracy)
-            case messages.Recorded():
+            case Recorded():
                 self.count()
-            case messages.Warned():
+            case Warned():
                 warnings.warn(message.text, stacklevel=1)
-            case messages.Differs():
+            case Differs():
                 self.outcome.differences.append(message.line)
-            case messages.Failed():
+            case Failed():
                 self.fail(message.line, message.runs)
             case _:
                 assert_never(message)
@@ -219,16 +216,31 @@ def execute(
     with _stop_signals() as signalled:
 
         def stopping() -> bool:
-            return signalled.is_set() or stop() or time.monotonic() >= deadline
+            if stop() or time.monotonic() >= deadline:
+                signalled.set()
+            return signalled.is_set()
 
         if on is not None:
-            from repro import cluster
+            place = cluster.connected(on, *filter(None, [jobs]))
+        elif not gpus and (slots == 1 or plan.steps < FEW_STEPS):
+            place = contextlib.nullcontext(Here(stopping))
+        else:
+            place = contextlib.closing(Children(slots, max(1, cores // slots), bool(gpus)))
+        with place as workers:
+            _train(sweep, workers, stopping)
+    sweep.outcome.finished = not sweep.left
+    return sweep.outcome
 
-            with cluster.connected(on, *filter(None, [jobs])) as client:
-                return cluster.run(sweep, client, stopping)
-        if not gpus and (slots == 1 or plan.steps < FEW_STEPS):
-            return _here(sweep, stopping)
-        return _in_children(sweep, slots, max(1, cores // slots), bool(gpus), stopping)
+
+def _train(sweep: Sweep, workers: Here | Children | cluster.Cluster, stopping: Callable[[], bool]) -> None:
+    """Train what is left, parents before their branches, until nothing is or there is to be a stop."""
+    while sweep.training or (sweep.left and workers.slots):
+        while len(sweep.training) < workers.slots and (job := sweep.next()) is not None:
+            workers.start(job)
+        for job, ended in workers.listen(sweep.hear):
+            sweep.settle(job, ended)
+        if workers.slots and stopping():
+            workers.stop()
 
 
 def _gpus(device: str) -> int:
@@ -256,61 +268,6 @@ def _clean(store: Store) -> None:
     leases.remove_abandoned(store.leases)
     for folder in (store.folder, store.snapshot("").parent, store.checkpoint("").parent):
         files.sweep_partials(folder)
-
-
-def _here(sweep: Sweep, stopping: Callable[[], bool]) -> Outcome:
-    """Train what is left in this process."""
-    from repro import worker
-
-    stopped = False
-    while sweep.left and not stopped:
-        if (job := sweep.next()) is not None:
-            ended = worker.train_batch(job, sweep.hear, stopping)
-            sweep.settle(job, ended)
-            stopped = ended.end is End.STOPPED
-        elif stopping():
-            break
-        else:
-            time.sleep(BEAT)  # what is left is in training elsewhere
-    sweep.outcome.finished = not sweep.left
-    return sweep.outcome
-
-
-def _in_children(sweep: Sweep, slots: int, threads: int, gpus: bool, stopping: Callable[[], bool]) -> Outcome:
-    """Train what is left in as many children as there are slots, parents before their branches."""
-    children = [Child(threads, i if gpus else None) for i in range(slots)]
-    stopped = False
-    try:
-        while True:
-            if not stopped and stopping():
-                stopped = True
-                for child in children:
-                    child.stop()
-            for child in children:
-                if child.job is None and not stopped and (job := sweep.next()) is not None:
-                    child.start(job)
-            busy = {child.pipe: i for i, child in enumerate(children) if child.job is not None}
-            if not busy:
-                if stopped or not sweep.left:
-                    break
-                time.sleep(BEAT)  # what is left is in training elsewhere
-                continue
-            for pipe in wait(list(busy), timeout=BEAT):
-                child = children[busy[pipe]]
-                message = child.heard()
-                if not isinstance(message, Ended):
-                    sweep.hear(message)
-                    continue
-                sweep.settle(child.job, message)
-                child.job = None
-                if message.end in LAST and not stopped:
-                    child.close()
-                    children[busy[pipe]] = Child(threads, busy[pipe] if gpus else None)
-    finally:
-        for child in children:
-            child.close()
-    sweep.outcome.finished = not sweep.left
-    return sweep.outcome
 
 
 @contextlib.contextmanager

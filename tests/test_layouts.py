@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -241,22 +242,20 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
     """As on a GPU, but for the device, and children that work while they are given a job."""
     made, devices = [], set()
 
-    class Here:
-        def __init__(self, threads, gpu):
-            made.append(gpu)
+    class Here(children.Child):
+        def begin(self):
+            made.append(self.gpu)
             self.pipe, self.far = Pipe()
-            self.job = None
+            self.process = SimpleNamespace(poll=lambda: None, wait=lambda: None)
 
         def start(self, job):
-            self.job = job
+            super().start(job)
             devices.add(job.device)
             self.far.send(worker.train_batch(job, self.far.send, lambda: False))
 
-        def heard(self):
-            return self.pipe.recv()
-
         def close(self):
-            self.far.close()
+            super().close()
+            self.process.poll = lambda: 0
 
     def train(members, device, precision, **settings):
         if len(members) > 2:
@@ -271,7 +270,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
     }.items():
         monkeypatch.setattr(worker, name, value)
     monkeypatch.setattr(workers, "_gpus", lambda device: 1)
-    monkeypatch.setattr(workers, "Child", Here)
+    monkeypatch.setattr(children, "Child", Here)
     wanted = runs(4)
     with pytest.warns(UserWarning, match="now 2 at a time"):
         assert workers.execute(plans.plan(wanted), store) == workers.Outcome()

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from repro import cli, files, leases, plans, populations, profiles, snapshots, training, worker, workers
+from repro.children import Child
 from repro.config import HALF, Dataset, Model, Run, Stage
 from repro.files import Damaged
 from repro.progress import Progress
@@ -599,13 +600,13 @@ def test_a_network_larger_than_memory_is_one_line_with_a_size_that_fits(capsys, 
 
 def test_a_child_killed_again_and_again_is_given_up_with_a_word_on_memory(store, monkeypatch):
     monkeypatch.setattr(workers, "FEW_STEPS", 0)
-    start = workers.Child.start
+    start = Child.start
 
     def shot(child, job):
         start(child, job)
         child.process.kill()
 
-    monkeypatch.setattr(workers.Child, "start", shot)
+    monkeypatch.setattr(Child, "start", shot)
     outcome = execute(warm_start(1)[:1], store, slots=2)
     assert outcome.finished
     [line] = outcome.failures

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import config, messages, plans, profiles, snapshots, sweep, worker, workers
+from repro import children, config, messages, plans, profiles, snapshots, sweep, worker, workers
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.models import ResNet
 from repro.progress import Progress
@@ -553,12 +553,12 @@ def born(monkeypatch):
     """Children that train, one after another as they are born, however little there is to train."""
     found = []
 
-    class Noted(workers.Child):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
+    class Noted(children.Child):
+        def begin(self):
+            super().begin()
             found.append(self.process)
 
-    monkeypatch.setattr(workers, "Child", Noted)
+    monkeypatch.setattr(children, "Child", Noted)
     monkeypatch.setattr(workers, "FEW_STEPS", 0)
     yield found
     assert all(process.poll() is not None for process in found)  # none outlives the sweep
@@ -622,10 +622,10 @@ def test_where_a_batch_trains_does_not_depend_on_what_is_recorded_already(store,
     made = plans.plan(warm_start())
     assert execute(warm_start(), store, slots=1)
     store.path(warm_start()[1].id).unlink()
-    there = workers.Outcome()
-    monkeypatch.setattr(workers, "_in_children", lambda *arguments: there)
+    monkeypatch.setattr(workers, "Children", lambda *arguments: pytest.fail("in children"))
     monkeypatch.setattr(workers, "FEW_STEPS", made.steps)
-    assert workers.execute(made, store, device="cpu", precision="float32", slots=2) is there
+    with pytest.raises(pytest.fail.Exception, match="in children"):
+        workers.execute(made, store, device="cpu", precision="float32", slots=2)
 
 
 @pytest.mark.slow
