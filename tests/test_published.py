@@ -8,16 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 import torch
 
 from repro import (
     cli,
     downloads,
+    figures,
     plans,
     profiles,
     published,
     records,
+    scorecard,
+    stats,
     studies,
     sweep,
     worker,
@@ -160,6 +164,26 @@ def test_what_says_most_is_trained_first():
     rank = {run_id: place for place, run_id in enumerate(order)}
     wanted = {case.run.id for case in cases if case.priority < studies.LAST}
     assert max(rank[name] for name in wanted) < min(rank[name] for name in set(order) - wanted)
+
+
+def test_the_first_page_shows_and_says_what_the_records_do(tmp_path, monkeypatch):
+    """Its figure is drawn from the published records, and each of its sentences is a verdict on them."""
+    monkeypatch.setenv("REPRO_RESULTS", str(ROOT / "results"))
+    chosen, drawn = profiles.profile("cifar10"), tmp_path / "drawn.svg"
+    [study] = studies.studies(["warm_start"])
+    figure = figures.learning_curves(sweep.results(study, chosen).curves, chosen.window)
+    with mpl.rc_context({"svg.hashsalt": "repro"}):
+        figure.savefig(drawn, metadata={"Date": None, "Creator": None})
+    assert drawn.read_bytes() == (ROOT / "book" / "_static" / "warm_start.svg").read_bytes()
+    told = scorecard.best()
+    for claim in ("gap", "fits_equally", "small_reset", "rate_shrinks"):
+        assert told[claim].verdict == "reproduced", claim
+    assert told["rate_not_enough"].verdict == "contradicted"
+    [study] = studies.studies(["two_phases"])
+    by = sweep.results(study, chosen).table.pivot_table(
+        index="seed", columns="condition", values="test_accuracy"
+    )
+    assert stats.mean_estimate(by["warm start, 10x"] - by["fresh, 10x"]).low > 0  # like with like, too
 
 
 # Records did not name a processor's vectors at first.
