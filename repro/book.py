@@ -28,7 +28,7 @@ from rich.table import Table
 import repro
 from repro import pages
 from repro.config import InputError
-from repro.records import ROOT, results_folder
+from repro.records import ROOT, Store, results_folder
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
 PAPERMILL = """
@@ -184,9 +184,8 @@ def _state() -> str:
     digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
     for path in sorted((ROOT / "repro").rglob("*.py")):
         digest.update(path.read_bytes())
-    for path in sorted(results_folder().glob("*/*.json")):
-        found = path.stat()
-        digest.update(f"{path.parent.name}/{path.name} {found.st_mtime_ns} {found.st_size}\n".encode())
+    for folder in sorted(results_folder().glob("*/")):
+        digest.update(repr((folder.name, Store(folder).stamp())).encode())
     return digest.hexdigest()
 
 

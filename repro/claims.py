@@ -36,29 +36,30 @@ class Arms:
         table["arm"] = table.groupby(["condition", *factors], dropna=False).ngroup()
         held_out = table.held_out.astype(bool) if "held_out" in results.factors else table.seed < 0
         self.table, self.held_out = table[~held_out], table[held_out]
+        self.columns = {name: self.table[name].to_numpy() for name in self.table}  # asked many times
         self.used: set[int] = set()  # arms that were asked for
         self.planned = [case.factors for case in results.study.cases(results.profile)]  # recorded or not
 
     def only(self, arm: int) -> Arms:
         """The same arms, had one of them an accuracy of 1 and the others of 0."""
         changed = copy.copy(self)
-        changed.table = self.table.assign(accuracy=(self.table.arm == arm).astype(float))
+        changed.columns = self.columns | {"accuracy": (self.columns["arm"] == arm).astype(float)}
         return changed
 
     def __call__(self, condition: str, **factors: object) -> pd.Series:
         """Accuracy of one arm by seed; raises `KeyError` where none is recorded, or `NotFitted`."""
-        chosen = self.table[self.table.condition == condition]
+        chosen = self.columns["condition"] == condition
         for name, value in factors.items():
-            chosen = chosen[chosen[name] == value]
-        if chosen.empty:
+            chosen &= self.columns[name] == value
+        if not chosen.any():
             raise KeyError(condition)
-        if chosen.train_accuracy.mean() < FITTED:
+        fitted = pd.Series(self.columns["train_accuracy"][chosen]).mean()
+        if fitted < FITTED:
             words = ", ".join([condition, *(f"{name} {value}" for name, value in factors.items())])
-            raise NotFitted(
-                f"{words}: {100 * chosen.train_accuracy.mean():.1f} % of the training images fitted"
-            )
-        self.used.update(chosen.arm)
-        return chosen.set_index("seed").accuracy
+            raise NotFitted(f"{words}: {100 * fitted:.1f} % of the training images fitted")
+        self.used.update(self.columns["arm"][chosen])
+        seeds = pd.Index(self.columns["seed"][chosen], name="seed")
+        return pd.Series(self.columns["accuracy"][chosen], seeds)
 
     def best_rate(self, condition: str) -> object:
         """The rate at which these networks are best on held-out training images, of those that fit theirs."""

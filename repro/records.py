@@ -92,6 +92,11 @@ class Store:
         """Ids that have a file, sound or not."""
         return {path.stem for path in self.folder.glob("[0-9a-f]*.json")}
 
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, time and size of each record: other ones, once a record is added or changed."""
+        found = ((path.name, path.stat()) for path in sorted(self.folder.glob("[0-9a-f]*.json")))
+        return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
+
     def write(self, run: Run, **content: object) -> bool:
         """Record a finished run; False where a sound record was there before, which then stands."""
         record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}

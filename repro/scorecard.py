@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 from repro import sweep
 from repro.claims import DECIDED, MORE, SAME, Arms, Claim, NotFitted, Verdict, slope, verdicts
 from repro.config import MODULES
 from repro.lazy import Lazy
 from repro.profiles import PROFILES, Profile
+from repro.records import Store
 from repro.studies import FRESH, LONGER, REPLACED, STUDIES, WARM, noise_epochs, reset_condition
 from repro.sweep import Results
 
@@ -336,8 +338,15 @@ def of(study: str) -> list[Claim]:
 
 def scorecard(profile: Profile) -> dict[str, Verdict]:
     """The verdict on every claim by its id, from what is recorded at a profile; trains nothing."""
-    results = {name: sweep.results(study, profile) for name, study in STUDIES.items()}
-    return {v.claim.id: v for v in verdicts((claim, results[claim.study]) for claim in CLAIMS)}
+    store = Store.of(profile.name)
+    return _judged(profile, store.folder, store.stamp())
+
+
+@lru_cache(maxsize=32)  # a chapter asks many times
+def _judged(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Verdict]:
+    """The scorecard of the records that a folder holds, by its stamp."""
+    results = {name: sweep.results(study, profile) for name, study in STUDIES.items() if stamp}
+    return {v.claim.id: v for v in verdicts((claim, results.get(claim.study)) for claim in CLAIMS)}
 
 
 def at_each_scale() -> dict[str, dict[str, Verdict]]:
