@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from repro import book, pages
+from benchmarks.store import write
+from repro import book, pages, profiles, studies
 from repro.config import InputError
+from repro.records import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = pages.chapters(ROOT)
@@ -150,6 +152,34 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
     assert book.make_book("smoke", out=out, root=tiny) == 0
     rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+)", capsys.readouterr().out)
     assert [row[2] for row in rows] == ["kept"] * 4 + ["passed"] + ["kept"] * 5
+
+
+@needs_tools
+@pytest.mark.slow
+def test_a_book_in_which_nothing_changed_is_there_without_its_tools(tiny, tmp_path):
+    """The records beside a chapter are those that it was executed with, and cost no time again."""
+    for path in pages.chapters(tiny):
+        path.unlink()
+    (tiny / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nchapters:\n  - file: book/chapters/01_warm_start\n"
+    )
+    write_chapter(tiny, "01_warm_start", "glue('value', 1, display=False)")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom repro import book\n"
+        "root, out = map(Path, sys.argv[1:])\nassert not book.make_book('smoke', root=root, out=out)\n"
+        "print(*{'pandas', 'scipy', 'nbformat', 'papermill'} & set(sys.modules), file=sys.stderr)"
+    )
+    call = [sys.executable, "-W", "error", "-c", code, str(tiny), str(tmp_path)]
+    first, again = (subprocess.run(call, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    assert "passed" in first.stdout and "kept" in again.stdout and again.stderr.split() == []
+    csv = tmp_path / "_build" / "stage" / "book" / "_static" / "records" / "01_warm_start.csv"
+    assert len(csv.read_text().splitlines()) == 1  # names of columns alone
+
+    write(Store.of("smoke"), studies.warm_start(profiles.profile("smoke"))[0].run)
+    pages.assemble(tiny, tmp_path / "_build" / "executed", csv.parents[3], {"profile": "smoke"})
+    assert len(csv.read_text().splitlines()) == 1
+    assert "passed" in subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout
+    assert len(csv.read_text().splitlines()) == 3  # the run serves two studies
 
 
 @needs_tools

@@ -1,5 +1,6 @@
 """What holds the repository's own files together."""
 
+import os
 import re
 import subprocess
 import sys
@@ -44,15 +45,38 @@ def test_light_modules_leave_torch_alone(module):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+SLOW = {"torch", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "nbformat", "papermill"}
+
+
+@pytest.mark.parametrize("command", ["--help", "status", "plan", "studies", "claims", "data"])
+def test_a_command_imports_nothing_slow_that_it_can_do_without(command, tmp_path):
+    """Nothing is recorded: what is, `claims` judges with pandas and scipy."""
+    code = (
+        "import sys\nfrom repro.cli import main\ntry:\n    main(sys.argv[1:])\n"
+        f"finally:\n    print(*({SLOW!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, command],
+        cwd=ROOT,
+        env=os.environ | {"REPRO_RESULTS": str(tmp_path), "REPRO_DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0
+    assert set(run.stderr.split()) == ({"numpy"} if command in ("claims", "data") else set())
+
+
 def test_command_line_works_from_a_plain_checkout_without_the_tools_of_the_book(tmp_path):
     """As on a cluster: papermill, ipywidgets and Jupyter Book cannot be imported, repro is not installed."""
     blocked = "papermill", "ipywidgets", "jupyter_book", "nbformat", "IPython", "myst_nb"
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "sys.argv[0] = 'repro'\nfrom repro.cli import main\nmain()"
+        "sys.argv[0] = 'repro'\nfrom repro.cli import main\ntry:\n    main()\n"
+        f"finally:\n    print('slow:', *filter(sys.modules.get, {SLOW | {'torch._dynamo'}!r}))"
     )
+    command = "run", "warm_start", "--profile", "smoke", "--seeds", "1", "--device", "cpu"
     run = subprocess.run(
-        [sys.executable, "-c", code, "run", "warm_start", "--profile", "smoke", "--seeds", "1"],
+        [sys.executable, "-c", code, *command],
         cwd=ROOT,
         env={"PATH": "/usr/bin:/bin", "REPRO_RESULTS": str(tmp_path), "HOME": str(tmp_path)},
         capture_output=True,
@@ -60,3 +84,5 @@ def test_command_line_works_from_a_plain_checkout_without_the_tools_of_the_book(
     )
     assert run.returncode == 0, run.stderr
     assert len(list((tmp_path / "smoke").glob("*.json"))) == 2
+    slow = run.stdout.rpartition("slow:")[2].split()
+    assert set(slow) <= {"torch", "numpy"}, "training begins later by what this takes to import"
