@@ -310,7 +310,7 @@ def noise(table: pd.DataFrame) -> Figure:
             at = plots.spread(i, len(names), part.tuning_epochs, log=True)[runs.index]
             line(ax, runs, "tuning_epochs", column, *look, name, at=at, log=True)
         plots.logarithmic(ax, "y")
-        plots.ticks(ax, part.tuning_epochs, log=True)
+        plots.ticks(ax, sorted(set(part.tuning_epochs))[::2], log=True)
         ax.set_title(label, fontsize="medium")
         ax.set_xlabel("Epochs of tuning")
     axes[0, 0].set_ylabel("Gradient noise")
