@@ -280,7 +280,7 @@ def test_cancelling_stops_within_an_epoch_and_loses_nothing(kernel, tmp_path):
     live.click(TRAIN)
     live.until(lambda: live.said == "recorded", "it does not go on")
     resumed = {path.name: Store.of("smoke").read(path.stem)["curves"] for path in store.folder.glob("*.json")}
-    assert len(resumed) == 3
+    assert len(resumed) == 4  # the transition, and what it is compared with: fresh, warm, with replacement
     for path in store.folder.glob("*.json"):
         path.unlink()
     arguments = [item for setting in settings.split(", ") for item in ("--set", setting)]
