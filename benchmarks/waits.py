@@ -2,8 +2,10 @@
 
 Times here, and in another checkout if DIR names one, taking turns: the commands
 that train nothing, `repro run` until its first step, a chapter all of whose runs
-are recorded, and `make book` again without changes. The best of some turns counts.
-Records are those of this checkout's `results/laptop`. Prints a table in Markdown.
+are recorded, and `make book` again without changes. The best of some turns counts,
+of the time and of the processor time by itself: the one that other work on the
+machine changes less. Records are those of this checkout's `results/laptop`.
+Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def told():
 
 progress.shown = told
 sizes = "train=64", "test=64", "batch_size=32", "pretraining_epochs=200", "tuning_epochs=200"
-cli.main(["run", "warm_start", *(f"--set={size}" for size in sizes)])
+cli.main(["run", "warm_start", "--device=cpu", *(f"--set={size}" for size in sizes)])
 """
 CHAPTER = """
 import sys
@@ -50,7 +52,7 @@ sys.exit(found.error)
 """
 
 
-def waits(out: Path) -> dict[str, tuple[float, list[str]]]:
+def waits(out: Path, chapters: list[str]) -> dict[str, tuple[float, list[str]]]:
     """What to time: seconds that it may take, and the arguments of Python."""
     found = {"import repro": (0.4, ["-c", "import repro"])}
     for command in COMMANDS:
@@ -59,7 +61,8 @@ def waits(out: Path) -> dict[str, tuple[float, list[str]]]:
         found[f"repro {command}"] = (0.4, ["-m", "repro", *command.split(), *options])
     found["repro run, until the first step"] = (2.0, ["-c", FIRST_STEP])
     found["a recorded chapter"] = (3.0, ["-c", CHAPTER, PROFILE, str(out / "chapter")])
-    found["make book, again"] = (1.0, ["-m", "repro", "book", "--profile", PROFILE, "--out", str(out)])
+    book = ["-m", "repro", "book", "--profile", PROFILE, "--out", str(out), *chapters]
+    found["make book, again"] = (1.0, book)
     return found
 
 
@@ -84,20 +87,22 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="another checkout, timed in the first column")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", default="", help="part of the name of what to time")
+    parser.add_argument("--chapters", help="of the book that is made again; all by default")
     asked = parser.parse_args()
+    chapters = ["--chapters", asked.chapters] if asked.chapters else []
     checkouts = [*filter(None, [asked.against]), ROOT]
     print(f"Seconds (of them processor time), best of {asked.turns}; {os.cpu_count()} cores, ", end="")
     print(f"load {os.getloadavg()[0]:.1f}\n\n| wait | goal | {' | '.join(path.name for path in checkouts)} |")
     print("|---|---|" + "---|" * len(checkouts))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        outs = [waits(Path(folder, str(i))) for i in range(len(checkouts))]
+        outs = [waits(Path(folder, str(i)), chapters) for i in range(len(checkouts))]
         for name, (goal, _) in outs[0].items():
             if asked.only not in name:
                 continue
-            best = []
-            calls = [(checkout, out[name][1]) for checkout, out in zip(checkouts, outs, strict=True)]
-            turns = [[seconds(*call) for call in calls] for _ in range(asked.turns + (goal >= 1))]
-            for times in zip(*turns, strict=True):
+            best, calls = [], [(path, out[name][1]) for path, out in zip(checkouts, outs, strict=True)]
+            # A turn more than asked for: the first makes the book, and Python's bytecode.
+            turns = [[seconds(*call) for call in calls] for _ in range(asked.turns + 1)]
+            for times in zip(*turns[1:], strict=True):
                 wall, processor = map(min, zip(*times, strict=True))
                 best.append(f"{wall:.2f} ({processor:.2f})")
             print(f"| {name} | {goal:g} | {' | '.join(best)} |", flush=True)
