@@ -248,11 +248,18 @@ def groups(gap: pd.DataFrame, by: str | Sequence[str], name: str = "") -> dict[s
     """
     by = [by] if isinstance(by, str) else list(by)
     name = name or " ".join(["{}"] * len(by))
+    if not set(by) <= set(gap.columns):  # a study that this profile does not have
+        return {}
     known = gap.dropna(subset=by)
     found = known.groupby(by, sort=all(pd.api.types.is_numeric_dtype(known[factor]) for factor in by))
     return {
         name.format(*map(_factor, key)): mean_estimate(part.groupby("seed").gap.mean()) for key, part in found
     }
+
+
+def on_test_images(gap: pd.DataFrame) -> pd.DataFrame:
+    """The gaps on test images, without those on held-out training images."""
+    return gap[~gap.held_out.astype(bool)] if "held_out" in gap else gap
 
 
 def listed(estimates: Mapping[str, Estimate]) -> str:
