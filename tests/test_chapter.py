@@ -207,3 +207,14 @@ def test_a_figure_is_its_whole_page_and_the_first_a_picture_too_where_links_can_
     kinds = [{kind.removeprefix("image/") for kind in data if kind.startswith("image/")} for data in made]
     assert kinds == [first, {"svg+xml"}]
     assert 'width="518.4pt"' in made[1]["image/svg+xml"]  # 7.2 inches
+
+
+def test_a_study_that_a_profile_does_not_have_is_said_not_to_be_recorded():
+    found = sweep.results(STUDIES["rates"], profiles.profile("quick"))
+    assert found.missing == 0 and found.gaps.empty
+    assert chapter.listed(chapter.groups(chapter.on_test_images(found.gaps), "rate")) == "not recorded"
+
+
+def test_gaps_on_held_out_images_are_no_test_accuracies():
+    gap = pd.DataFrame({"rate": [1, 1], "seed": [0, 0], "held_out": [False, True], "gap": [-1.0, 5.0]})
+    assert chapter.on_test_images(gap).gap.tolist() == [-1.0]
