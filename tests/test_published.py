@@ -121,7 +121,9 @@ def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder)
     assert problems == []
     page = (ROOT / "results" / "README.md").read_text()
     for row in published.summary(rows):
-        assert re.search(rf"^{row.device} .*{row.commit} .* {row.records} ", page, re.MULTILINE), row
+        assert re.search(rf"^{re.escape(row.device)} .*{row.commit} .* {row.records} ", page, re.MULTILINE), (
+            row
+        )
 
 
 def test_pretraining_compiled_and_not_differs_by_what_the_page_says():
