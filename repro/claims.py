@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from repro import data
 from repro.lazy import Lazy
@@ -225,17 +226,14 @@ def p_values(claim: Claim, found: Sample) -> tuple[float, float]:
     """
     pairs = []
     for mean, error, freedom in zip(found.means, found.errors, found.freedom, strict=True):
-        mean = -mean if claim.direction == MORE else mean
-
-        def below(bound: float, sign: int = 1, x: tuple = (mean, error, freedom)) -> float:
-            return p_below(sign * x[0], x[1], x[2], bound)
-
+        x = -mean if claim.direction == MORE else mean
+        below = partial(p_below, error=error, freedom=freedom)
         if claim.direction == SAME:
-            inside = max(below(claim.margin), below(claim.margin, -1))
-            outside = min(below(-claim.margin), below(-claim.margin, -1))
+            inside = max(below(x, bound=claim.margin), below(-x, bound=claim.margin))
+            outside = min(below(x, bound=-claim.margin), below(-x, bound=-claim.margin))
             pairs.append((inside, 2 * outside))
         else:
-            pairs.append((below(0.0), below(0.0, -1)))
+            pairs.append((below(x, bound=0.0), below(-x, bound=0.0)))
     supporting, opposing = zip(*pairs, strict=True)
     return max(supporting), min(1.0, len(pairs) * min(opposing))
 

@@ -13,16 +13,24 @@ from repro.config import MODULES
 from repro.lazy import Lazy
 from repro.profiles import PROFILES, Profile
 from repro.records import Store
-from repro.studies import FRESH, LONGER, REPLACED, STUDIES, WARM, noise_epochs, reset_condition
+from repro.studies import (
+    FRESH,
+    GAMMAS,
+    LENGTHS,
+    LONGER,
+    PARTS,
+    REPLACED,
+    STUDIES,
+    WARM,
+    noise_epochs,
+    reset_condition,
+)
 from repro.sweep import Results
 
 np, pd = Lazy("numpy"), Lazy("pandas")  # as in `repro.stats`
 
 EARLY = (5, 10)  # epochs of pretraining after which, the paper says, a gap is there
-LENGTHS = (1, 5, 10, 20)  # of pretraining, along which the gap is said to grow
-PARTS = (2, 3, 5, 10)  # portions of the data, with whose number the gap is said to grow
 UNEVEN = (2, 5, 10)  # portions that are also dealt by class, to one class in each
-GAMMAS = (0.1, 0.5, 0.9)  # from the shortest to the longest smooth transition
 SPEED_AT = 0.9  # train accuracy whose epoch is compared where modules are kept
 SPEED_LEVELS = (0.8, 0.9, 0.95)  # train accuracies at which the claim on speed is tested
 RECOVERED = 0.8  # share of the gap that a reset has to close to count as recovery
@@ -338,15 +346,26 @@ def of(study: str) -> list[Claim]:
 
 def scorecard(profile: Profile) -> dict[str, Verdict]:
     """The verdict on every claim by its id, from what is recorded at a profile; trains nothing."""
+    return _judged(*_place(profile))
+
+
+def _place(profile: Profile) -> tuple[Profile, Path, tuple]:
+    """The profile, the folder of its records, and their stamp."""
     store = Store.of(profile.name)
-    return _judged(profile, store.folder, store.stamp())
+    return profile, store.folder, store.stamp()
 
 
 @lru_cache(maxsize=32)  # a chapter asks many times
 def _judged(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Verdict]:
     """The scorecard of the records that a folder holds, by its stamp."""
-    results = {name: sweep.results(study, profile) for name, study in STUDIES.items() if stamp}
+    results = _recorded(profile, folder, stamp)
     return {v.claim.id: v for v in verdicts((claim, results.get(claim.study)) for claim in CLAIMS)}
+
+
+@lru_cache(maxsize=32)
+def _recorded(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Results]:
+    """The results of all studies from the records that a folder holds, by its stamp; none from no record."""
+    return {name: sweep.results(study, profile) for name, study in STUDIES.items() if stamp}
 
 
 def at_each_scale() -> dict[str, dict[str, Verdict]]:
@@ -361,13 +380,13 @@ def best() -> dict[str, Verdict]:
 
     Which scale that is depends on what is recorded, never on what came out.
     """
-    cards = [scorecard(PROFILES[name]) for name in LARGEST_FIRST]
+    places = {name: _place(PROFILES[name]) for name in LARGEST_FIRST}
+    cards = [_judged(*place) for place in places.values()]
     chosen = []
     for claim in CLAIMS:
         found = [card[claim.id] for card in cards]
         whole = [verdict for verdict in found if verdict.verdict in DECIDED]
         begun = [verdict for verdict in found if verdict.effect.n or verdict.verdict == "not tested"]
         profile = next(iter([*whole, *begun, *found])).profile
-        study = STUDIES[claim.study]
-        chosen.append((claim, sweep.results(study, PROFILES[profile]) if profile else None))
+        chosen.append((claim, _recorded(*places[profile]).get(claim.study) if profile else None))
     return {v.claim.id: v for v in verdicts(chosen)}

@@ -16,6 +16,9 @@ from repro.profiles import Profile
 FRESH, WARM = "fresh", "warm start"
 LONGER, REPLACED = "fresh, as many steps", "with replacement"  # controls
 LAST = 9  # priority of all that the other runs do not wait for
+GAMMAS = (0.1, 0.5, 0.9)  # from the shortest to the longest smooth transition
+LENGTHS = (1, 5, 10, 20)  # epochs of pretraining, along which the gap is said to grow
+PARTS = (2, 3, 5, 10)  # portions of the data, with whose number the gap is said to grow
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,13 @@ def crossed(arms: Callable[[Profile], Iterable[Arm]], first: bool = False) -> Ca
     @wraps(arms)
     def cases(profile: Profile) -> list[Case]:
         made, chosen = [], list(arms(profile))
-        for seed in range(profile.first_seed, profile.first_seed + profile.study_seeds):
+        seeds = profile.seeds if first else profile.study_seeds
+        for seed in range(profile.first_seed, profile.first_seed + seeds):
             few = seed < profile.first_seed + HELD_OUT_SEEDS
             made += [_case(profile, seed, arm) for arm in chosen if few or not arm.held_out]
         return made
 
-    @wraps(arms)
-    def first_cases(profile: Profile) -> list[Case]:
-        return cases(replace(profile, study_seeds=profile.seeds))
-
-    return first_cases if first else cases
+    return cases
 
 
 def _case(profile: Profile, seed: int, arm: Arm) -> Case:
@@ -132,12 +132,6 @@ def _pair(profile: Profile, factors: Mapping[str, object] | None = None, **setti
     return [Arm(FRESH, (tuning,), chosen, **own), Arm(WARM, (half, tuning), chosen, **own)]
 
 
-def _as_many_steps(profile: Profile, epochs: int) -> Arm:
-    """A fresh network trained for as many steps as a warm start tuned for so many epochs had in all."""
-    stage = _tuning(profile, epochs=epochs + round(profile.pretraining_epochs / 2))
-    return Arm(LONGER, (stage,), priority=1)
-
-
 @partial(crossed, first=True)
 def warm_start(profile: Profile) -> Iterator[Arm]:
     """Fresh networks, against networks pretrained on half of the data."""
@@ -152,7 +146,8 @@ def budget(profile: Profile) -> Iterator[Arm]:
     """Warm starts against fresh networks that are trained for as many steps in all."""
     yield from _pair(profile)
     if profile.controls:
-        yield _as_many_steps(profile, profile.arms_tuned)
+        epochs = profile.arms_tuned + round(profile.pretraining_epochs / 2)  # half of the data
+        yield Arm(LONGER, (_tuning(profile, epochs=epochs),), priority=1)
 
 
 def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
@@ -189,7 +184,7 @@ def pretraining_length(profile: Profile) -> Iterator[Arm]:
         for epochs in pretraining_lengths(profile):
             half = _pretraining(profile, optimizer=optimizer, epochs=epochs)
             factors = {"optimizer": name, "pretraining_epochs": epochs}
-            early = name == "Adam" and epochs in (1, 5, 10, 20)
+            early = name == "Adam" and epochs in LENGTHS
             yield Arm(WARM, (half, tuning), factors, priority=7 if early else LAST)
 
 
@@ -201,11 +196,11 @@ def smooth_transition(profile: Profile) -> Iterator[Arm]:
     unlike an epoch, it draws with replacement.
     """
     yield from _pair(profile)
-    gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else (0.1, 0.5, 0.9)
+    gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else GAMMAS
     for gamma in gammas:
         stage = profile.stage(profile.arms_tuned, replace(HALF, gamma=gamma))
-        first = gamma in (0.1, 0.5, 0.9)
-        yield Arm("smooth", (stage,), {"gamma": gamma}, priority=3 if first else LAST)
+        priority = 3 if gamma in GAMMAS else LAST
+        yield Arm("smooth", (stage,), {"gamma": gamma}, priority=priority)
     if profile.controls:  # both sets to draw from are all of the data: gamma plays no part
         stage = profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5))
         yield Arm(REPLACED, (stage,), priority=3)
@@ -226,7 +221,7 @@ def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
 @crossed
 def stages(profile: Profile) -> Iterator[Arm]:
     """The data in several portions, dealt at random or by class, to one class in each."""
-    splits = (2, 3, 5, 10) if profile.full_grids or profile.controls else (2, 3, 5)
+    splits = PARTS if profile.full_grids or profile.controls else PARTS[:3]
     ratios = (0.0, 0.25, 0.5, 0.75, 1.0) if profile.full_grids else (0.0, 0.5, 1.0)
     by_class = (5, 10) if profile.controls else ()
     yield Arm(FRESH, (_tuning(profile),), {"parts": 1, "ratio": 1.0})
