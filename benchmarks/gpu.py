@@ -30,10 +30,13 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from repro import files, layouts, profiles, studies
+from repro import profiles
 from repro.config import Run
-from repro.layouts import Layout
-from repro.records import ROOT, Store
+from repro.questions import studies
+from repro.store import files
+from repro.store.records import ROOT, Store
+from repro.sweep import layouts
+from repro.sweep.layouts import Layout
 
 # Seconds; of `train` a weight.
 LIMITS = {"tests": 45.0, "checks": 90.0, "table": 110.0, "compiled": 45.0, "train": 150.0}
@@ -422,7 +425,7 @@ def train(bench: Bench, until: float) -> str:
     options, device = bench.options, "cuda" if bench.figures["machine"]["cuda"] else "cpu"
     chosen = profiles.profile(options.profile, options.set or (), options.seeds)
     store = Store(options.results / options.profile)
-    runs = [case.run for study in studies.studies() for case in study.cases(chosen)]
+    runs = [case.run for study in studies() for case in study.cases(chosen)]
     say(f"layouts kept: {keep_layouts(bench.figures, runs, store)}; records in {store.folder}")
     before = len(store.ids())
     command = [sys.executable, "-m", "repro", "run", *options.studies, "--profile", options.profile]

@@ -30,18 +30,22 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import training
-from repro import calibration, cpu, data, plans, populations, profiles, studies, worker
-from repro.calibration import turn
+from repro import cpu, profiles
 from repro.config import Dataset, Model, Run, Stage
-from repro.layouts import Layout
-from repro.messages import End, Job
-from repro.plans import Batch, Plan
-from repro.populations import Member, Population
-from repro.records import Store, commit
+from repro.data import datasets
+from repro.questions.warm_start import warm_start
+from repro.store.records import Store, commit
+from repro.sweep import calibration, plans, trainer
+from repro.sweep.calibration import turn
+from repro.sweep.layouts import Layout
+from repro.sweep.messages import End, Job
+from repro.sweep.plans import Batch, Plan
+from repro.training import populations
+from repro.training.populations import Member, Population
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-PRECISION = worker.choose_precision(DEVICE.type, "auto")
+PRECISION = trainer.choose_precision(DEVICE.type, "auto")
 DEPTH, BATCH, STEPS, SECONDS = (2, 128, calibration.GPU_STEPS, 1.2) if CUDA else (1, 16, 4, 0.05)
 NARROW, MANY, TESTS, BATCHES = (16, 10, 10_000, (500, 2500)) if CUDA else (4, 2, 200, (50, 100))
 WAYS = ("grouped", "compiled", "layout")  # to train: what `Population` takes, and `Layout` keeps
@@ -105,8 +109,8 @@ def machine(tell: Callable[..., None]) -> None:
         dataset = calibration.noise(folder, 4)
         networks = {w: Run(dataset, Model(w, DEPTH), (Stage(1),), 2) for w in (4, 8, 16, 64)}
         operations = {width: training.operations(run) for width, run in networks.items()}
-    found = {"cuda": CUDA, "device": worker.device_name(DEVICE), "cores": os.cpu_count(), "depth": DEPTH}
-    found |= {"versions": worker.versions(), "commit": commit(), "batch_size": BATCH}
+    found = {"cuda": CUDA, "device": trainer.device_name(DEVICE), "cores": os.cpu_count(), "depth": DEPTH}
+    found |= {"versions": trainer.versions(), "commit": commit(), "batch_size": BATCH}
     tell(**found, matrix_rate=matrix, operations=operations)  # operations of a step, an image, by width
 
 
@@ -202,7 +206,7 @@ def table(tell: Callable[..., None], specs: list[dict], seconds: float = SECONDS
         except NotAvailable as error:
             tell(failed=str(error))
         except Exception as error:
-            tell(failed=worker.line(error))
+            tell(failed=trainer.line(error))
             return
 
 
@@ -242,7 +246,7 @@ def repeats(tell: Callable[..., None], compiled: bool, copy: str, cache: str) ->
         fields = {"dataset": path, "train": images, "test": tests, "batch_size": batch, "width": NARROW}
         fields |= {} if CUDA else {"pretraining_epochs": 1, "tuning_epochs": 2, "window": 1}
         chosen = profiles.profile("smoke", [f"{k}={v}" for k, v in fields.items()], 3)
-        runs = [case.run for case in studies.warm_start(chosen)]
+        runs = [case.run for case in warm_start(chosen)]
         for way, size, grouped in (("alone", 1, True), ("streams", 3, False), ("grouped", 3, True)):
             for name, stops in (("whole", ()), ("resumed", (1, 3))):
                 settings = {"grouped": grouped, "compiled": compiled}
@@ -266,7 +270,7 @@ def _curves(folder: Path, plan: Plan, stops: Sequence[int], settings: dict) -> d
         for epochs in (*stops, math.inf):
             polls = itertools.count()
             stop = lambda polls=polls, epochs=epochs: next(polls) >= epochs  # noqa: E731
-            ended = worker.train_batch(job, lambda message: print(message, file=sys.stderr), stop)
+            ended = trainer.train_batch(job, lambda message: print(message, file=sys.stderr), stop)
             if ended.end not in (End.DONE, End.STOPPED):
                 raise RuntimeError(f"a batch ended so: {ended}")
     records = {name: store.read(name) for name in plan.wanted}
@@ -320,7 +324,7 @@ def short_of_memory(tell: Callable[..., None]) -> None:
                 made = population(runs, {"grouped": False})
                 made.train_epoch()
             except Exception as error:
-                calls, said = made and made.step.calls, worker.line(error)[:120]
+                calls, said = made and made.step.calls, trainer.line(error)[:120]
                 break
         made = None
         clean()
@@ -338,7 +342,7 @@ def test_rates(tell: Callable[..., None]) -> None:
         arrays["x_test"] = np.resize(arrays["x_test"], (TESTS, 32, 32, 3))
         arrays["y_test"] = np.resize(arrays["y_test"], TESTS)
         np.savez(f"{folder}/tests.npz", **arrays)
-        dataset = data.npz_dataset(f"{folder}/tests.npz")
+        dataset = datasets.npz_dataset(f"{folder}/tests.npz")
         runs = noise_runs(folder, NARROW, MANY, dataset=dataset)
         for grouped, size in itertools.product((True, False), BATCHES):
             clean()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from repro.records import ROOT
+from repro.store.records import ROOT
 
 PROFILE = "quick"
 STEPS = 8  # rows of the table

@@ -17,10 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro import plans, profiles, studies, tables, worker, workers
-from repro.claims import SAME, Claim, Sample, p_values
-from repro.records import Store
-from repro.stats import mean_estimate
+from repro import profiles
+from repro.analysis import tables
+from repro.analysis.claims import SAME, Claim, Sample, p_values
+from repro.analysis.stats import mean_estimate
+from repro.questions.warm_start import warm_start
+from repro.store.records import Store
+from repro.study import FRESH
+from repro.sweep import dispatch, plans, trainer
 
 MARGIN = 0.5  # percentage points
 FILE = Path(__file__).parent / "precision.json"
@@ -29,9 +33,9 @@ FILE = Path(__file__).parent / "precision.json"
 def accuracies(precision: str, seeds: int) -> np.ndarray:
     """Test accuracy of each seed in percent; what is recorded of it is not trained again."""
     chosen = profiles.profile("quick", seeds=seeds)
-    cases = [case for case in studies.warm_start(chosen) if case.condition == studies.FRESH]
+    cases = [case for case in warm_start(chosen) if case.condition == FRESH]
     store = Store(Path(os.environ.get("REPRO_RESULTS", "_build/results")) / f"precision-{precision}")
-    outcome = workers.execute(plans.plan(c.run for c in cases), store, precision=precision)
+    outcome = dispatch.execute(plans.plan(c.run for c in cases), store, precision=precision)
     if not outcome.finished or outcome.failures:
         sys.exit(outcome.failures[0] if outcome.failures else "stopped; the same command goes on")
     table = tables.table(cases, store, chosen.window)
@@ -47,14 +51,14 @@ def main() -> None:
     p, _ = p_values(claim, Sample(*np.array([[difference.mean()], [error], [seeds - 1]]), seeds))
     found = mean_estimate(low - full, level=0.90)  # the interval that lies within the margin where p < 0.05
     said = {
-        "device": worker.device_name(torch.device("cpu")),
+        "device": trainer.device_name(torch.device("cpu")),
         "float32, %": round(full.mean(), 2),
         "bf16, %": round(low.mean(), 2),
         "difference, points": str(found),
         "margin, points": MARGIN,
         "p": float(f"{p:.2g}"),
         "seeds": seeds,
-        "versions": worker.versions(),
+        "versions": trainer.versions(),
     }
     FILE.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps(said, indent=1, ensure_ascii=False))

@@ -21,9 +21,12 @@ from unittest import mock
 
 import numpy as np
 
-from repro import book, profiles, studies
+from repro import profiles
+from repro.book import execution
 from repro.config import Run
-from repro.records import CURVES, ROOT, Store
+from repro.questions import studies
+from repro.questions.warm_start import warm_start
+from repro.store.records import CURVES, ROOT, Store
 
 PROFILE = "quick"
 TURNS = 3
@@ -55,8 +58,8 @@ def seconds(call: Callable[[], object]) -> float:
 def costs(records: int = 10_000) -> dict[str, float]:
     """What each thing costs with so many records in the store."""
     chosen = profiles.profile(PROFILE)
-    runs = [case.run for study in studies.studies() for case in study.cases(chosen)]
-    runs += [case.run for case in studies.warm_start(profiles.profile(PROFILE, seeds=records))]
+    runs = [case.run for study in studies() for case in study.cases(chosen)]
+    runs += [case.run for case in warm_start(profiles.profile(PROFILE, seeds=records))]
     runs = list(dict.fromkeys(runs))[:records]
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, REPRO_RESULTS=folder):
         store = Store.of(PROFILE)
@@ -70,8 +73,8 @@ def costs(records: int = 10_000) -> dict[str, float]:
             return lambda: subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
         def chapter() -> None:
-            [result] = book.execute(
-                book.select(ROOT, ["reset"]), {"profile": PROFILE}, Path(folder) / "executed"
+            [result] = execution.execute(
+                execution.select(ROOT, ["reset"]), {"profile": PROFILE}, Path(folder) / "executed"
             )
             assert result.error is None, result.error
 

@@ -25,12 +25,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import pages, store
-from repro import calibration, data, profiles, studies, worker
-from repro.calibration import Engine, Slots, turn
+from repro import profiles
 from repro.config import MODULES, Dataset, Run
-from repro.models import ResNet
-from repro.populations import TEST_BATCH, resident
-from repro.records import commit
+from repro.data import datasets
+from repro.questions.warm_start import warm_start
+from repro.store.records import commit
+from repro.study import FRESH
+from repro.sweep import calibration, trainer
+from repro.sweep.calibration import Engine, Slots, turn
+from repro.training.network import ResNet
+from repro.training.populations import TEST_BATCH, resident
 
 TURNS = 3
 EPOCHS = 20  # of a run
@@ -45,7 +49,7 @@ SHAPES = {  # changes to the profile `quick`; those after it at CIFAR-10's size,
 
 def plain_loop(run: Run, device: torch.device) -> tuple[Callable[[], int], Callable[[], int]]:
     """An epoch of one network as the field writes it, and a test of it; each gives the images it saw."""
-    images = data.images(run.dataset)
+    images = datasets.images(run.dataset)
     network = ResNet(run.model, images.x_train.shape[3], images.classes).to(device)
     network.initialise(0, MODULES, seed=0, stage=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=run.stages[-1].optimizer.learning_rate)
@@ -81,7 +85,7 @@ def plain_loop(run: Run, device: torch.device) -> tuple[Callable[[], int], Calla
 
 def runs_per_hour(dataset: Dataset, train: float, test: float) -> float:
     """Runs of `EPOCHS`, each with a test after it, at so many training and test images a second."""
-    images, tests, _ = data.counts(dataset)
+    images, tests, _ = datasets.counts(dataset)
     return 3600 / (EPOCHS * (images / train + tests / test))
 
 
@@ -100,7 +104,7 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 def operations(run: Run) -> int:
     """Floating-point operations of one training step, per image."""
-    images = data.images(run.dataset)
+    images = datasets.images(run.dataset)
     network = ResNet(run.model, images.x_train.shape[3], images.classes)
     network.initialise(0, MODULES, seed=0, stage=1)
     x = torch.zeros(run.batch_size, images.x_train.shape[3], *images.x_train.shape[1:3])
@@ -113,7 +117,7 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     """A row for each size of population, with its ratio to the plain loop."""
     profile = dataclasses.replace(profiles.PROFILES["quick"], **SHAPES[shape], seeds=max(SIZES))
     slow = profile.width >= 16 and made.device == "cpu"  # seconds a step
-    runs = [c.run for c in studies.warm_start(profile) if c.condition == studies.FRESH]
+    runs = [c.run for c in warm_start(profile) if c.condition == FRESH]
     whole = runs[0].dataset if shape == "quick" else Dataset("cifar10")
     if shape != "quick":
         steps = calibration.GPU_STEPS if made.device == "cuda" else 1 if slow else calibration.STEPS
@@ -158,7 +162,7 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
 
 def main() -> None:
     made = calibration.engine()
-    name = worker.device_name(torch.device(made.device))
+    name = trainer.device_name(torch.device(made.device))
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for shape in SHAPES for row in measured(shape, folder, made)]
     found = {
@@ -166,7 +170,7 @@ def main() -> None:
         "device": name,
         "cores": os.cpu_count(),
         "plain_threads": torch.get_num_threads(),
-        "versions": worker.versions(),
+        "versions": trainer.versions(),
         "commit": commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": rows,

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from repro import power, profiles
-from repro.claims import ALPHA, verdicts
-from repro.records import commit
-from repro.scorecard import CLAIMS
+from repro.analysis.claims import ALPHA, verdicts
+from repro.questions import CLAIMS
+from repro.store.records import commit
 
 FILE = Path(__file__).parent / "results" / "verdicts.json"
 DRAWS = {

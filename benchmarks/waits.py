@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from repro.cli import STOPPED
-from repro.records import ROOT
+from repro.store.records import ROOT
 
 PROFILE = "laptop"
 COMMANDS = ("--help", "status", "plan", "studies", "claims", "data", "results verify")

@@ -1,3 +1,17 @@
-"""The executable edition of "A study on the plasticity of neural networks" (arXiv 2106.00042)."""
+"""The executable edition of "A study on the plasticity of neural networks" (arXiv 2106.00042).
+
+What a notebook or a script needs has its name here, and is loaded when used.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+_HERE = {"run_study": "repro.running", "scale": "repro.running", "results": "repro.analysis.recorded"}
+__all__ = list(_HERE)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HERE:
+        raise AttributeError(f"module 'repro' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HERE[name]), name)

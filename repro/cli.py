@@ -17,7 +17,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from repro import questions
 from repro.config import InputError
+from repro.study import only as chosen_cases
 
 STOPPED = 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -53,13 +55,12 @@ def _table(*columns: str, title: str | None = None) -> Table:
 @app.command()
 def studies(profile: ProfileName = "quick") -> None:
     """List the paper's questions: study, its figures in the paper, chapter, claims and runs."""
-    from repro import profiles, scorecard
-    from repro import studies as questions
+    from repro import profiles
 
     chosen = profiles.profile(profile)
     table = _table("study", "paper", "chapter", "claims", f"#runs ({profile})", "question")
     for study in questions.studies():
-        named = ", ".join(c.id for c in scorecard.CLAIMS if c.study == study.name)
+        named = ", ".join(c.id for c in questions.claims_of(study.name))
         runs = len({case.run.id for case in study.cases(chosen)})
         table.add_row(study.name, study.figures, study.chapter, named, str(runs), study.question)
     console.print(table)
@@ -83,8 +84,8 @@ def plan(
     price: Annotated[float, typer.Option(help="of a GPU for an hour, in any currency")] = 0.0,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
-    from repro import costs, plans, profiles
-    from repro import studies as questions
+    from repro import profiles
+    from repro.sweep import costs, plans
 
     counts = re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", gpus or "1")
     if (speed is not None and speed <= 0) or (gpus and (not (speed or measure) or not counts)):
@@ -100,8 +101,8 @@ def plan(
     every = [run for runs in cases.values() for run in runs]
     slots, seconds = 1, lambda run: run.batch_size / (speed or 1)
     if measure:
-        from repro import calibration
-        from repro.records import Store
+        from repro.store.records import Store
+        from repro.sweep import calibration
 
         store = Store.of(chosen.name)
         slots, seconds = calibration.engine().slots, calibration.seconds_per_step(every, store)
@@ -145,12 +146,11 @@ def run(
     Without names all studies, what says most first.
     """
     from repro import profiles
-    from repro import studies as questions
 
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
     if only or names:
         factors = dict(_factor(item) for item in only or ())
-        runs = [case.run for study in asked for case in questions.only(study, study.cases(chosen), factors)]
+        runs = [case.run for study in asked for case in chosen_cases(study, study.cases(chosen), factors)]
     else:
         runs = questions.by_value(chosen)
     limit = _seconds(time_limit)
@@ -167,14 +167,14 @@ def _factor(item: str) -> tuple[str, str]:
 
 def _sweep(chosen, runs, device: str, **settings) -> int:
     """Exit status of training what is missing of the runs."""
-    from repro import plans, workers
-    from repro.progress import shown
-    from repro.records import Store
+    from repro.store.records import Store
+    from repro.sweep import dispatch, plans
+    from repro.sweep.progress import shown
 
     store = Store.of(chosen.name)
     made = plans.plan(runs)
     with shown() as progress:
-        outcome = workers.execute(made, store, device=device, progress=progress, **settings)
+        outcome = dispatch.execute(made, store, device=device, progress=progress, **settings)
     console.print(f"{progress.recorded} of {progress.runs} runs recorded in {store.folder}")
     for line in outcome.differences + outcome.failures:
         print(f"repro: {line}", file=sys.stderr)
@@ -198,13 +198,12 @@ def status(
 ) -> None:
     """Count the recorded runs of each study."""
     from repro import profiles
-    from repro import studies as questions
 
     _count(profiles.profile(profile, settings or (), seeds), questions.studies(names or ()))
 
 
 def _count(chosen, asked) -> None:
-    from repro.records import Store
+    from repro.store.records import Store
 
     store = Store.of(chosen.name)
     there = store.ids()
@@ -260,10 +259,9 @@ def book(
     Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
-    from repro import book as pages
     from repro import profiles
-    from repro import studies as questions
-    from repro.downloads import SOURCES
+    from repro.book import execution as pages
+    from repro.data.downloads import SOURCES
 
     pages.require_tools()
     fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
@@ -290,7 +288,7 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PROFILE]...", help="all by default")] = None,
 ) -> None:
     """Check every recorded result, and say which device and commit it is from."""
-    from repro import published as results
+    from repro.store import audit as results
 
     wrong = False
     for folder in results.folders(names or []):
@@ -314,8 +312,8 @@ def data(
     ] = None,
 ) -> None:
     """List the data sets, or fetch one: by download, or from a copy in an .npz file."""
-    from repro import data as sets
-    from repro import downloads
+    from repro.data import datasets as sets
+    from repro.data import downloads
 
     if name is not None:
         found = downloads.import_npz(name, source) if source else downloads.download(name)

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
-PROBES = ("gradient_noise", "sharpness", "noise", "curvature")  # see `repro.probes`
+PROBES = ("gradient_noise", "sharpness", "noise", "curvature")  # see `repro.training.probes`
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bf16", "float64")
 
@@ -45,7 +45,7 @@ def _require_whole(owner: object, least: int, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to learn from: a name `repro.data` knows, or the pixels of an `.npz` file."""
+    """Images to learn from: a name `repro.data.datasets` knows, or the pixels of an `.npz` file."""
 
     name: str
     train: int | None = None  # number of training images, None for all of them

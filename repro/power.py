@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from repro.claims import ALPHA, Arms, Claim, weights
+from repro.analysis.claims import ALPHA, Arms, Claim, weights
+from repro.analysis.recorded import Results
+from repro.analysis.stats import noncentrality
 from repro.profiles import Profile
-from repro.scorecard import CLAIMS
-from repro.stats import noncentrality
-from repro.studies import FRESH, LAST, STUDIES, WARM, Case
-from repro.sweep import Results
+from repro.questions import CLAIMS, STUDIES
+from repro.study import FRESH, LAST, WARM, Case
 
 # Standard deviation of a run's test accuracy, in points, once the means of its arm and its seed are taken
 # away: declared on 26 November 2026, before the records that the present rules decide, from pilots.

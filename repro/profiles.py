@@ -16,14 +16,14 @@ class Profile:
     """Data set, network, budget and seeds of every study; see `PROFILES` for the named ones."""
 
     name: str
-    dataset: str  # a name known to `repro.data`, or the path of an .npz file
+    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file
     train: int | None  # images, None for all
     test: int | None
     noise: float  # standard deviation of the pixel noise, digits only
     width: int
     depth: int
     batch_size: int
-    learning_rate: float  # of Adam; other optimisers have their own (`repro.studies`)
+    learning_rate: float  # of Adam; other optimisers have their own (`repro.questions.optimizers`)
     pretraining_epochs: int
     tuning_epochs: int
     window: int  # last epochs of the tuning stage that make the test accuracy
@@ -63,7 +63,7 @@ class Profile:
     def data(self, seed: int = 0) -> Dataset:
         """The data set of this profile and seed; an `.npz` file is read, so that its content is in the id."""
         if Path(self.dataset).suffix:
-            from repro.data import npz_dataset
+            from repro.data.datasets import npz_dataset
 
             found = npz_dataset(self.dataset, train=self.train, test=self.test)
         else:

@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_tasks, pages
-from repro import layouts, profiles, studies
-from repro.records import ROOT, Store, defect
+from repro import profiles
+from repro.questions.warm_start import warm_start
+from repro.store.records import ROOT, Store, defect
+from repro.sweep import layouts
 
 SMOKE = ("--profile", "smoke", "--seeds", "1", "warm_start")
 
@@ -96,7 +98,7 @@ def test_records_are_sound_and_trained_in_the_layout_measured(done, figures, tmp
     with tarfile.open(done[1] / "records.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     store = Store(tmp_path / "smoke")
-    runs = [case.run for case in studies.warm_start(profiles.profile("smoke", seeds=1))]
+    runs = [case.run for case in warm_start(profiles.profile("smoke", seeds=1))]
     assert store.ids() == {run.id for run in runs}
     assert all(defect(store.read(run.id), run.id) is None for run in runs)
     assert layouts.read(store, runs[0]).population == figures["best"]["4"]["members"]

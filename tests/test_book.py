@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.store import write
-from repro import book, pages, profiles, studies
+from repro import profiles
+from repro.book import execution, rendering
 from repro.config import InputError
-from repro.records import Store
+from repro.questions.warm_start import warm_start
+from repro.store.records import Store
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTERS = pages.chapters(ROOT)
+CHAPTERS = rendering.chapters(ROOT)
 TOOLS = all(importlib.util.find_spec(m) for m in ("papermill", "nbformat", "jupyter_book"))
 needs_tools = pytest.mark.skipif(not TOOLS, reason='needs pip install "repro[book]"')
 
@@ -90,7 +92,7 @@ def test_a_failing_chapter_stops_neither_the_others_nor_the_pages(tiny, tmp_path
     monkeypatch.setenv("BOOK_REPOSITORY", "https://github.com/owner/name")
     out = tmp_path / "out"
     before = {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
-    assert book.make_book("quick", parameters={"shift": 1e-3}, out=out, root=tiny) == 1
+    assert execution.make_book("quick", parameters={"shift": 1e-3}, out=out, root=tiny) == 1
 
     table = capsys.readouterr().out
     assert re.search(r"02_two.*failed.*ValueError: no luck", table)
@@ -131,16 +133,16 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
     tiny, tmp_path, monkeypatch, capsys
 ):
     """The pages are left out: others tests render them."""
-    monkeypatch.setattr(pages, "build", lambda stage, out: out / "index.html")
+    monkeypatch.setattr(rendering, "build", lambda stage, out: out / "index.html")
     luck, out = tmp_path / "luck", tmp_path / "out"
-    for path in pages.chapters(tiny):
+    for path in rendering.chapters(tiny):
         path.unlink()
     for i in range(10):
         condition = (
             f"import pathlib; assert pathlib.Path({str(luck)!r}).exists(), 'no luck'" if i == 4 else ""
         )
         write_chapter(tiny, f"{i:02}_chapter", condition)
-    assert book.make_book("smoke", out=out, root=tiny) == 1
+    assert execution.make_book("smoke", out=out, root=tiny) == 1
     rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+) +│ (.*?) *│", capsys.readouterr().out)
     assert [row[2] for row in rows] == ["passed"] * 4 + ["failed"] + ["passed"] * 5
     assert rows[4][0] == "04" and rows[4][3] == "AssertionError: no luck"
@@ -149,7 +151,7 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
     assert kept["metadata"]["papermill"]["parameters"] == {"profile": "smoke"}
 
     luck.touch()
-    assert book.make_book("smoke", out=out, root=tiny) == 0
+    assert execution.make_book("smoke", out=out, root=tiny) == 0
     rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+)", capsys.readouterr().out)
     assert [row[2] for row in rows] == ["kept"] * 4 + ["passed"] + ["kept"] * 5
 
@@ -158,15 +160,15 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
 @pytest.mark.slow
 def test_a_book_in_which_nothing_changed_is_there_without_its_tools(tiny, tmp_path):
     """The records beside a chapter are those that it was executed with, and cost no time again."""
-    for path in pages.chapters(tiny):
+    for path in rendering.chapters(tiny):
         path.unlink()
     (tiny / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nchapters:\n  - file: book/chapters/01_warm_start\n"
     )
     write_chapter(tiny, "01_warm_start", "glue('value', 1, display=False)")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom repro import book\n"
-        "root, out = map(Path, sys.argv[1:])\nassert not book.make_book('smoke', root=root, out=out)\n"
+        "import sys\nfrom pathlib import Path\nfrom repro.book import execution\n"
+        "root, out = map(Path, sys.argv[1:])\nassert not execution.make_book('smoke', root=root, out=out)\n"
         "print(*{'pandas', 'scipy', 'nbformat', 'papermill'} & set(sys.modules), file=sys.stderr)"
     )
     call = [sys.executable, "-W", "error", "-c", code, str(tiny), str(tmp_path)]
@@ -175,8 +177,8 @@ def test_a_book_in_which_nothing_changed_is_there_without_its_tools(tiny, tmp_pa
     csv = tmp_path / "_build" / "stage" / "book" / "_static" / "records" / "01_warm_start.csv"
     assert len(csv.read_text().splitlines()) == 1  # names of columns alone
 
-    write(Store.of("smoke"), studies.warm_start(profiles.profile("smoke"))[0].run)
-    pages.assemble(tiny, tmp_path / "_build" / "executed", csv.parents[3], {"profile": "smoke"})
+    write(Store.of("smoke"), warm_start(profiles.profile("smoke"))[0].run)
+    rendering.assemble(tiny, tmp_path / "_build" / "executed", csv.parents[3], {"profile": "smoke"})
     assert len(csv.read_text().splitlines()) == 1
     assert "passed" in subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout
     assert len(csv.read_text().splitlines()) == 3  # the run serves two studies
@@ -186,18 +188,18 @@ def test_a_book_in_which_nothing_changed_is_there_without_its_tools(tiny, tmp_pa
 @pytest.mark.slow
 def test_a_kernel_that_lost_its_ports_to_another_is_started_again(tiny, tmp_path, monkeypatch):
     """Seen where two kernels were started at the same time, once in some hundreds of starts."""
-    real, losses = book._papermill, {"01_one": 2, "03_three": 9}
+    real, losses = execution._papermill, {"01_one": 2, "03_three": 9}
 
     def unlucky(call, *rest):
         name = Path(call["input_path"]).stem
         losses[name] -= 1
-        return (1, ["Traceback", book.NO_KERNEL]) if losses[name] >= 0 else real(call, *rest)
+        return (1, ["Traceback", execution.NO_KERNEL]) if losses[name] >= 0 else real(call, *rest)
 
-    monkeypatch.setattr(book, "_papermill", unlucky)
-    one, three = (path for path in pages.chapters(tiny) if path.stem != "02_two")
-    results = book.execute([one, three], {}, tmp_path / "executed")
-    assert [result.error for result in results] == [None, book.NO_KERNEL]
-    assert losses == {"01_one": -1, "03_three": 9 - book.TRIES}
+    monkeypatch.setattr(execution, "_papermill", unlucky)
+    one, three = (path for path in rendering.chapters(tiny) if path.stem != "02_two")
+    results = execution.execute([one, three], {}, tmp_path / "executed")
+    assert [result.error for result in results] == [None, execution.NO_KERNEL]
+    assert losses == {"01_one": -1, "03_three": 9 - execution.TRIES}
 
 
 @needs_tools
@@ -206,27 +208,27 @@ def test_pages_follow_outputs_sources_and_parameters(tiny, tmp_path):
     out, parameters = tmp_path / "out", {"profile": "smoke"}
     executed, stage = out / "_build" / "executed", out / "_build" / "stage"
     write_chapter(tiny, "02_two", "glue('value', 2, display=False)")
-    results = book.execute(pages.chapters(tiny), parameters, executed)
+    results = execution.execute(rendering.chapters(tiny), parameters, executed)
     assert [result.status for result in results] == ["passed"] * 3
 
-    assert pages.assemble(tiny, executed, stage, parameters) == []
-    index = pages.build(stage, out)
+    assert rendering.assemble(tiny, executed, stage, parameters) == []
+    index = rendering.build(stage, out)
     assert index == out / "_build" / "html" / "index.html"
     rendered = index.stat().st_mtime_ns
     assert "42.000" in page(out, "01_one")
-    pages.assemble(tiny, executed, stage, parameters)
-    pages.build(stage, out)
+    rendering.assemble(tiny, executed, stage, parameters)
+    rendering.build(stage, out)
     assert index.stat().st_mtime_ns == rendered, "nothing changed, yet the pages were rendered again"
 
     notebook = executed / "01_one.ipynb"
     notebook.write_text(notebook.read_text().replace("42.000", "43.000"))
-    assert pages.assemble(tiny, executed, stage, parameters) == []
-    pages.build(stage, out)
+    assert rendering.assemble(tiny, executed, stage, parameters) == []
+    rendering.build(stage, out)
     assert "43.000" in page(out, "01_one")
 
-    assert len(pages.assemble(tiny, executed, stage, {"profile": "quick"})) == 3
+    assert len(rendering.assemble(tiny, executed, stage, {"profile": "quick"})) == 3
     write_chapter(tiny, "03_three", "glue('value', 'edited', display=False)")
-    assert pages.assemble(tiny, executed, stage, parameters) == ["03_three"]
+    assert rendering.assemble(tiny, executed, stage, parameters) == ["03_three"]
 
 
 @needs_tools
@@ -259,11 +261,11 @@ def test_a_warning_fails_the_build_and_is_named(tiny, tmp_path, text, warning):
         }
     ]
     (executed / "01_one.ipynb").write_text(json.dumps(notebook))
-    assert pages.assemble(tiny, executed, stage, {}) == []
-    with pytest.raises(pages.BuildError, match=re.escape(warning)):
-        pages.build(stage, tmp_path)
-    with pytest.raises(pages.BuildError):  # a second build must not pass either
-        pages.build(stage, tmp_path)
+    assert rendering.assemble(tiny, executed, stage, {}) == []
+    with pytest.raises(rendering.BuildError, match=re.escape(warning)):
+        rendering.build(stage, tmp_path)
+    with pytest.raises(rendering.BuildError):  # a second build must not pass either
+        rendering.build(stage, tmp_path)
 
 
 @needs_tools
@@ -277,32 +279,32 @@ def test_a_warning_fails_the_build_and_is_named(tiny, tmp_path, text, warning):
 )
 def test_a_bad_request_is_refused_before_anything_runs(tiny, tmp_path, request_, message):
     with pytest.raises(InputError, match=message) as refused:
-        book.make_book("smoke", out=tmp_path / "out", root=tiny, **request_)
+        execution.make_book("smoke", out=tmp_path / "out", root=tiny, **request_)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
 
 @needs_tools
 def test_pdfs_without_a_browser_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(pages, "browser", lambda: None)
+    monkeypatch.setattr(rendering, "browser", lambda: None)
     with pytest.raises(InputError, match="no Chromium here to make PDFs with"):
-        book.make_book("smoke", out=tmp_path / "out", root=tiny, pdf=True)
+        execution.make_book("smoke", out=tmp_path / "out", root=tiny, pdf=True)
     assert not (tmp_path / "out").exists()
 
 
 def test_chapters_are_named_with_or_without_their_number(tiny):
-    names = [path.stem for path in book.select(tiny, ["three", "01_one", "one"])]
+    names = [path.stem for path in execution.select(tiny, ["three", "01_one", "one"])]
     assert names == ["01_one", "03_three"]
-    assert book.select(tiny, None) == pages.chapters(tiny)
+    assert execution.select(tiny, None) == rendering.chapters(tiny)
 
 
 def test_without_the_tools_one_line_says_what_to_install():
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['papermill', 'nbformat', 'jupyter_book']))\n"
-        "from repro import book\n"
+        "from repro.book import execution\n"
         "assert 'torch' not in sys.modules\n"
-        "try: book.make_book('smoke')\n"
-        "except book.InputError as error: print(error)"
+        "try: execution.make_book('smoke')\n"
+        "except execution.InputError as error: print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

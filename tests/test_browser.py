@@ -17,11 +17,12 @@ from urllib.parse import urldefrag, urlsplit
 
 import pytest
 
-from repro import explorer, pages, profiles
-from repro.panels import epochs, said
+from repro import profiles
+from repro.book import explorer, rendering
+from repro.book.panels import epochs, said
 
 TOOLS = all(map(importlib.util.find_spec, ("playwright", "axe_playwright_python", "jupyter_book")))
-CHROMIUM = pages.browser()
+CHROMIUM = rendering.browser()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not TOOLS, reason='needs pip install "repro[book,browser]"'),
@@ -219,7 +220,7 @@ def test_without_scripts_the_page_shows_a_default_and_all_gaps(site, open_page, 
 def test_a_chapter_is_printed(smoke_book, tmp_path):
     (tmp_path / "book" / "chapters").mkdir(parents=True)
     shutil.copy(smoke_book / RESET, tmp_path / RESET)
-    pages.print_pdfs(tmp_path)
+    rendering.print_pdfs(tmp_path)
     assert (tmp_path / RESET).with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
 
 

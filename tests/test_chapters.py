@@ -9,10 +9,10 @@ import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from repro import pages
+from repro.book import rendering
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = pages.chapters(ROOT)
+CHAPTERS = rendering.chapters(ROOT)
 
 
 @pytest.mark.slow

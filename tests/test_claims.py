@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import power, profiles, scorecard
-from repro.claims import ALPHA, LESS, MORE, SAME, Arms, Claim, sample, verdicts
-from repro.stats import holm
-from repro.studies import Case, Study
-from repro.sweep import Results
+from repro import power, profiles
+from repro.analysis.claims import ALPHA, LESS, MORE, SAME, Arms, Claim, sample, verdicts
+from repro.analysis.recorded import Results
+from repro.analysis.stats import holm
+from repro.questions import CLAIMS
+from repro.study import Case, Study
 
 SMOKE = profiles.profile("smoke", seeds=5)
 
@@ -212,7 +213,7 @@ def test_a_claim_about_networks_that_do_not_fit_is_not_tested():
 
 
 def test_weights_of_a_contrast_are_those_that_it_was_written_with():
-    from repro.claims import weights
+    from repro.analysis.claims import weights
 
     def recovery(arm):
         return arm("reset") - arm("warm start") - 0.8 * (arm("fresh") - arm("warm start"))
@@ -224,9 +225,7 @@ def test_weights_of_a_contrast_are_those_that_it_was_written_with():
 def test_whole_scorecards_of_nothing_hold_a_false_verdict_as_rarely_as_stated():
     """Claims on accuracies at `cifar10-small`, no arm better than another, the spread pooled as planned."""
     profile, words = profiles.profile("cifar10-small"), []
-    claims = [
-        c for c in scorecard.CLAIMS if c.study in ("warm_start", "budget", "smooth_transition", "two_phases")
-    ]
+    claims = [c for c in CLAIMS if c.study in ("warm_start", "budget", "smooth_transition", "two_phases")]
     claims = [c for c in claims if c.contrast]
     for seed in range(40):
         results = {c.study: power.planned(c, profile, seed) for c in claims}
@@ -236,7 +235,7 @@ def test_whole_scorecards_of_nothing_hold_a_false_verdict_as_rarely_as_stated():
 
 
 def test_planned_seeds_find_what_the_table_of_power_says():
-    [asked] = [c for c in scorecard.CLAIMS if c.id == "small_reset"]
+    [asked] = [c for c in CLAIMS if c.id == "small_reset"]
     profile = profiles.profile("cifar10-small")
     by_seeds = power.detectable(asked, profile, spread=0.7)
     assert by_seeds[5] > by_seeds[8] > by_seeds[12]

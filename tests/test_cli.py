@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro import book, cli
+from repro import cli
+from repro.book import execution
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -141,7 +142,7 @@ def test_module_runs_as_a_program(tmp_path):
 def test_seeds_set_for_a_book_are_those_of_every_study(repro, monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "_sweep", lambda profile, runs, _: asked.append((profile, list(runs))) or 0)
-    monkeypatch.setattr(book, "make_book", lambda *request, **options: asked.append(request) or 0)
+    monkeypatch.setattr(execution, "make_book", lambda *request, **options: asked.append(request) or 0)
     arguments = ["--profile", "smoke", "--chapters", "reset,stages", "--set", "seeds=5", "--set", "width=3"]
     assert repro("book", *arguments)[0] == 0
     (profile, runs), request = asked

@@ -9,11 +9,12 @@ import time
 import pytest
 import torch
 
-from repro import cli, cluster, plans, profiles, workers
+from repro import cli, profiles
 from repro.config import InputError
-from repro.progress import Progress
-from repro.records import Store
-from repro.studies import STUDIES
+from repro.questions import STUDIES
+from repro.store.records import Store
+from repro.sweep import cluster, dispatch, plans
+from repro.sweep.progress import Progress
 
 SETTINGS = ["train=64", "test=32", "width=8", "batch_size=16", "tuning_epochs=6"]
 cores = itertools.cycle(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
@@ -96,19 +97,19 @@ def test_forty_runs_are_forty_records_though_a_worker_is_killed(tmp_path):
                 started[1].kill()
 
         address = json.loads(file.read_text())["address"]
-        outcome = workers.execute(
+        outcome = dispatch.execute(
             made, store, device="cpu", precision="float32", on=address, progress=Progress(show=show)
         )
     finally:
         for process in started:
             process.kill()
             process.wait()
-    assert killed and outcome == workers.Outcome()
+    assert killed and outcome == dispatch.Outcome()
     assert store.ids() == made.wanted.keys()
     assert len(store.ids()) == 40
     threads = torch.get_num_threads()
     torch.set_num_threads(store.read(next(iter(store.ids())))["threads"])
-    workers.execute(made, calm, device="cpu", precision="float32", slots=1)
+    dispatch.execute(made, calm, device="cpu", precision="float32", slots=1)
     torch.set_num_threads(threads)
     assert {name: store.read(name)["curves"] for name in store.ids()} == {
         name: calm.read(name)["curves"] for name in calm.ids()

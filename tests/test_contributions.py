@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.contributions import SUBSETS, main_effects, recorded, shapley
+from repro.questions.reset import SUBSETS, main_effects, shapley, subsets_recorded
 
 MODULES = range(1, 7)
 numbers = st.floats(-100, 100)
@@ -84,8 +84,8 @@ def test_seeds_without_all_64_subsets_are_left_out(account):
 
 
 def test_subsets_recorded_are_those_of_the_seed_with_most():
-    assert recorded(pd.concat([gaps([1.0] * 64)[:17], gaps([1.0] * 64, seed=1)[20:40]])) == 20
-    assert recorded(pd.DataFrame()) == 0
+    assert subsets_recorded(pd.concat([gaps([1.0] * 64)[:17], gaps([1.0] * 64, seed=1)[20:40]])) == 20
+    assert subsets_recorded(pd.DataFrame()) == 0
 
 
 @both

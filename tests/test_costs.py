@@ -5,11 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import calibration, cli, costs, data, plans, profiles, workers
+from repro import cli, profiles
 from repro.config import HALF, Dataset, Model, Run, Stage
-from repro.models import ResNet
-from repro.records import Store
-from repro.studies import STUDIES, studies
+from repro.data import datasets
+from repro.questions import STUDIES, studies
+from repro.store.records import Store
+from repro.sweep import calibration, costs, dispatch, plans
+from repro.training.network import ResNet
 
 RUN = Run(Dataset("digits", 128, 32), Model(64, 1), (Stage(1),), 16)  # eight steps an epoch, each by itself
 
@@ -51,7 +53,7 @@ def test_storage_is_what_a_sweep_leaves(tmp_path):
     store = Store(tmp_path)
     chosen = profiles.profile("smoke", ["train=90", "test=70", "batch_size=15", "tuning_epochs=50"])
     made = plans.plan(case.run for case in STUDIES["warm_start"].cases(chosen))
-    workers.execute(made, store, device="cpu", slots=1)
+    dispatch.execute(made, store, device="cpu", slots=1)
     records = sum(path.stat().st_size for path in store.folder.glob("*.json"))
     networks = sum(path.stat().st_size for path in store.snapshot("x").parent.iterdir())
     epochs = sum(stage.epochs for run in made.wanted.values() for stage in run.stages)
@@ -75,7 +77,7 @@ def test_measured_hours_tell_wide_networks_from_narrow_ones():
     seconds = calibration.seconds_per_step(runs)
     narrow, wide = map(seconds, runs)
     assert 0 < 3 * narrow < wide < 60
-    tests = replace(RUN.dataset, test=100 * data.counts(RUN.dataset)[1])
+    tests = replace(RUN.dataset, test=100 * datasets.counts(RUN.dataset)[1])
     assert seconds(replace(runs[0], dataset=tests)) > 1.5 * narrow, "tests after each epoch take time too"
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from repro import cpu
 from repro.config import MODULES, Model
 from repro.cpu import bf16, kernels, tiles, winograd
-from repro.models import ResNet
+from repro.training.network import ResNet
 
 
 def drawn(*shape, seed=0, dtype=torch.float64):
@@ -139,7 +139,7 @@ def test_without_llvmlite_networks_train_without_tiles():
         "import torch\n"
         "from repro import cpu\n"
         "from repro.config import Dataset, Model, Run, Stage\n"
-        "from repro.populations import Member, Population\n"
+        "from repro.training.populations import Member, Population\n"
         "assert cpu.versions() == {}\n"
         "run = Run(Dataset('digits', 160, 96, 0.1), Model(2, 1), (Stage(1),), 32, 0, 0, 0)\n"
         "[loss], _ = Population([Member(run)], torch.device('cpu'), 'float32').train_epoch()\n"

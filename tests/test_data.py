@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from repro import data, downloads, npz
 from repro.config import Dataset, InputError
+from repro.data import datasets, downloads, npz
 
 MOSAICS = Path(__file__).resolve().parents[2] / "shared" / "data"
 BLANK = 64  # the byte of an empty pixel of `digits`: 255 * 0.5 / 2, rounded
@@ -21,9 +21,9 @@ BLANK = 64  # the byte of an empty pixel of `digits`: 255 * 0.5 / 2, rounded
 def folder(tmp_path, monkeypatch):
     """An empty cache folder of the test's own."""
     monkeypatch.setenv("REPRO_DATA", str(tmp_path / "cache"))
-    data.images.cache_clear()
+    datasets.images.cache_clear()
     yield tmp_path / "cache"
-    data.images.cache_clear()
+    datasets.images.cache_clear()
 
 
 def arrays(n=12, classes=3, side=8, seed=0, **changes):
@@ -47,7 +47,7 @@ def same(a, b):
 
 
 def test_module_leaves_torch_alone():
-    code = "import sys, repro.data; sys.exit('torch' in sys.modules)"
+    code = "import sys, repro.data.datasets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
 
 
@@ -55,12 +55,12 @@ def test_module_leaves_torch_alone():
 
 
 def test_digits_are_the_same_everywhere():
-    assert data.images(Dataset("digits")).fingerprint == "97a8e0790fa91ebb"
-    assert data.images(Dataset("digits", noise=0.3)).fingerprint == "ffa614243ac38c5a"
+    assert datasets.images(Dataset("digits")).fingerprint == "97a8e0790fa91ebb"
+    assert datasets.images(Dataset("digits", noise=0.3)).fingerprint == "ffa614243ac38c5a"
 
 
 def test_digits_shapes_and_balance():
-    made = data.images(Dataset("digits", noise=0.3))
+    made = datasets.images(Dataset("digits", noise=0.3))
     assert made.x_train.shape == made.x_test.shape == (1000, 12, 12, 1)
     assert made.x_train.dtype == np.uint8
     assert made.y_train.dtype == np.int64
@@ -80,61 +80,61 @@ def test_digits_lie_whole_inside_the_canvas_and_splits_share_none():
             canvas[:, row : row + 8, column : column + 8] = levels
             for base, image in enumerate(canvas):
                 origin.setdefault(image.tobytes(), set()).add(base)
-    made = data.images(Dataset("digits", train=1500, test=1500))
+    made = datasets.images(Dataset("digits", train=1500, test=1500))
     shown = {}
     for split, x, y in (("train", made.x_train, made.y_train), ("test", made.x_test, made.y_test)):
         assert all(image.tobytes() in origin for image in x)
         assert all(label in digits.target[list(origin[i.tobytes()])] for i, label in zip(x, y, strict=True))
         shown[split] = set().union(*(origin[image.tobytes()] for image in x))
     assert not shown["train"] & shown["test"]
-    assert len(shown["train"]) == data.TRAIN_BASES  # 1,500 images need every digit, and some twice
+    assert len(shown["train"]) == datasets.TRAIN_BASES  # 1,500 images need every digit, and some twice
 
 
 def test_digits_bases_are_a_partition():
-    bases = data._digit_bases(load_digits().target, held_out=False)
+    bases = datasets._digit_bases(load_digits().target, held_out=False)
     assert len(bases["train"]) == 1198
     assert sorted(np.concatenate(list(bases.values()))) == list(range(1797))
 
 
 def test_digits_splits_do_not_depend_on_each_others_size():
-    one = data.images(Dataset("digits", train=300, test=20, noise=0.2))
-    other = data.images(Dataset("digits", train=300, test=200, noise=0.2))
+    one = datasets.images(Dataset("digits", train=300, test=20, noise=0.2))
+    other = datasets.images(Dataset("digits", train=300, test=200, noise=0.2))
     assert np.array_equal(one.x_train, other.x_train)
     assert np.array_equal(one.x_test, other.x_test[:20])
-    more = data.images(Dataset("digits", train=2000, test=20, noise=0.2))
+    more = datasets.images(Dataset("digits", train=2000, test=20, noise=0.2))
     assert np.array_equal(more.x_train[:300], one.x_train)
 
 
 def test_digits_noise_has_the_deviation_asked_for():
-    clean = data.images(Dataset("digits")).x_train.astype(float)
-    noisy = data.images(Dataset("digits", noise=0.1)).x_train.astype(float)
+    clean = datasets.images(Dataset("digits")).x_train.astype(float)
+    noisy = datasets.images(Dataset("digits", noise=0.1)).x_train.astype(float)
     empty = clean == BLANK
     assert (noisy - clean)[empty].std() * 2 / 255 == pytest.approx(0.1, rel=0.02)
 
 
 def test_digits_has_a_limit():
     with pytest.raises(InputError, match="at most 100000 train images, not 100001"):
-        data.images(Dataset("digits", train=100_001))
+        datasets.images(Dataset("digits", train=100_001))
 
 
 def test_images_are_shared_and_read_only():
-    made = data.images(Dataset("digits"))
-    assert data.images(Dataset("digits")) is made
+    made = datasets.images(Dataset("digits"))
+    assert datasets.images(Dataset("digits")) is made
     with pytest.raises(ValueError, match="read-only"):
         made.x_train[0] = 0
 
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(InputError, match="unknown data set 'mnist': choose from digits, cifar10"):
-        data.images(Dataset("mnist"))
+        datasets.images(Dataset("mnist"))
 
 
 def test_noise_is_for_digits_only(tmp_path):
     with pytest.raises(InputError, match="noise"):
-        data.images(Dataset("cifar10", noise=0.1))
-    own = data.npz_dataset(saved(tmp_path / "digits.npz", **arrays()))
+        datasets.images(Dataset("cifar10", noise=0.1))
+    own = datasets.npz_dataset(saved(tmp_path / "digits.npz", **arrays()))
     with pytest.raises(InputError, match="noise"):
-        data.images(dataclasses.replace(own, noise=0.1))
+        datasets.images(dataclasses.replace(own, noise=0.1))
 
 
 # Normalization
@@ -143,7 +143,7 @@ def test_noise_is_for_digits_only(tmp_path):
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_normalization_is_that_of_the_training_pixels(tmp_path, kind):
     made = {name: a.astype(kind) if name[0] == "x" else a for name, a in arrays().items()}
-    mean, std = data.images(data.npz_dataset(saved(tmp_path / "own.npz", **made))).normalization
+    mean, std = datasets.images(datasets.npz_dataset(saved(tmp_path / "own.npz", **made))).normalization
     assert mean.dtype == std.dtype == np.float32
     np.testing.assert_allclose(mean, made["x_train"].mean((0, 1, 2), dtype=float), rtol=1e-6)
     np.testing.assert_allclose(std, made["x_train"].std((0, 1, 2), dtype=float), rtol=1e-6)
@@ -153,7 +153,7 @@ def test_normalization_is_that_of_the_training_pixels(tmp_path, kind):
 def test_constant_channel_has_deviation_one(tmp_path, value):
     made = {name: a.astype(np.float32) if name[0] == "x" else a for name, a in arrays().items()}
     made["x_train"][..., 1] = value
-    mean, std = data.images(data.npz_dataset(saved(tmp_path / "own.npz", **made))).normalization
+    mean, std = datasets.images(datasets.npz_dataset(saved(tmp_path / "own.npz", **made))).normalization
     assert mean[1] == np.float32(value)
     assert std[1] == 1
     assert std[0] > 1
@@ -164,9 +164,9 @@ def test_constant_channel_has_deviation_one(tmp_path, value):
 
 def test_own_file_is_loaded_as_it_is(tmp_path):
     made = arrays(y_train=(np.arange(12) % 3).reshape(-1, 1).astype(np.uint8))
-    dataset = data.npz_dataset(saved(tmp_path / "own.npz", **made))
+    dataset = datasets.npz_dataset(saved(tmp_path / "own.npz", **made))
     assert (dataset.name, dataset.path) == ("own", str(tmp_path / "own.npz"))
-    loaded = data.images(dataset)
+    loaded = datasets.images(dataset)
     assert loaded.fingerprint == dataset.fingerprint
     assert np.array_equal(loaded.x_train, made["x_train"])
     assert np.array_equal(loaded.y_train, np.arange(12) % 3)
@@ -176,48 +176,48 @@ def test_own_file_is_loaded_as_it_is(tmp_path):
 
 def test_own_file_may_lack_the_channel_axis_and_hold_any_float(tmp_path):
     made = arrays(x_train=np.random.default_rng(0).random((12, 5, 5)), x_test=np.zeros((6, 5, 5), np.float16))
-    loaded = data.images(data.npz_dataset(saved(tmp_path / "own.npz", **made)))
+    loaded = datasets.images(datasets.npz_dataset(saved(tmp_path / "own.npz", **made)))
     assert loaded.x_train.shape == (12, 5, 5, 1)
     assert loaded.x_train.dtype == loaded.x_test.dtype == np.float32
 
 
 def test_fingerprint_is_of_the_pixels_not_of_the_file(tmp_path):
-    one = data.npz_dataset(saved(tmp_path / "one.npz", **arrays()))
+    one = datasets.npz_dataset(saved(tmp_path / "one.npz", **arrays()))
     np.savez_compressed(tmp_path / "two.npz", **dict(reversed(arrays().items())), extra=np.arange(3))
-    assert data.npz_dataset(tmp_path / "two.npz").fingerprint == one.fingerprint
-    assert data.npz_dataset(saved(tmp_path / "one.npz", **arrays(seed=1))).fingerprint != one.fingerprint
+    assert datasets.npz_dataset(tmp_path / "two.npz").fingerprint == one.fingerprint
+    assert datasets.npz_dataset(saved(tmp_path / "one.npz", **arrays(seed=1))).fingerprint != one.fingerprint
 
 
 def test_own_file_that_changed_went_or_has_no_path_is_refused(tmp_path):
     path = saved(tmp_path / "own.npz", **arrays())
-    dataset = data.npz_dataset(path)
+    dataset = datasets.npz_dataset(path)
     with pytest.raises(InputError, match="name the file"):
-        data.images(dataclasses.replace(dataset, path=None))
+        datasets.images(dataclasses.replace(dataset, path=None))
     saved(path, **arrays(seed=1))
     with pytest.raises(InputError, match=r"own.npz has changed"):
-        data.images(dataset)
+        datasets.images(dataset)
     path.unlink()
     with pytest.raises(InputError, match=r"there is no file .*own.npz"):
-        data.images(dataset)
+        datasets.images(dataset)
 
 
 def test_sample_of_own_file_is_stratified_nested_and_fixed(tmp_path):
     path = saved(tmp_path / "own.npz", **arrays(n=60))
-    small, large = (data.images(data.npz_dataset(path, train=n, test=9)) for n in (15, 31))
+    small, large = (datasets.images(datasets.npz_dataset(path, train=n, test=9)) for n in (15, 31))
     assert np.bincount(small.y_train).tolist() == [5, 5, 5]
     assert np.bincount(small.y_test).tolist() == [3, 3, 3]
     assert set(np.bincount(large.y_train)) == {10, 11}
     kept = {image.tobytes() for image in large.x_train}
     assert all(image.tobytes() in kept for image in small.x_train)
     assert small.fingerprint != large.fingerprint
-    data.images.cache_clear()
-    assert same(data.images(data.npz_dataset(path, train=15, test=9)), small)
+    datasets.images.cache_clear()
+    assert same(datasets.images(datasets.npz_dataset(path, train=15, test=9)), small)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data())
 def test_every_beginning_of_the_stratified_order_is_in_proportion(labels, draw):
     y = np.array(labels)
-    order = data._stratified(y)
+    order = datasets._stratified(y)
     assert sorted(order) == list(range(len(y)))
     n = draw.draw(st.integers(0, len(y)))
     share = np.bincount(y) / len(y)
@@ -227,9 +227,9 @@ def test_every_beginning_of_the_stratified_order_is_in_proportion(labels, draw):
 def test_more_images_than_there_are_is_refused_at_once(tmp_path):
     path = saved(tmp_path / "own.npz", **arrays())
     with pytest.raises(InputError, match="own has 12 train images: train cannot be 13"):
-        data.npz_dataset(path, train=13)
+        datasets.npz_dataset(path, train=13)
     with pytest.raises(InputError, match="own has 6 test images: test cannot be 7"):
-        data.npz_dataset(path, test=7)
+        datasets.npz_dataset(path, test=7)
 
 
 def floats(value):
@@ -274,7 +274,7 @@ def floats(value):
 def test_what_is_no_data_set_is_refused_in_one_line(tmp_path, changes, message):
     path = saved(tmp_path / "own.npz", **arrays(**changes))
     with pytest.raises(InputError, match=message) as refusal:
-        data.npz_dataset(path)
+        datasets.npz_dataset(path)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -283,15 +283,15 @@ def test_what_is_no_data_set_is_refused_in_one_line(tmp_path, changes, message):
 def test_what_is_no_npz_is_refused(tmp_path, content):
     (tmp_path / "own.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
-        data.npz_dataset(tmp_path / "own.npz")
+        datasets.npz_dataset(tmp_path / "own.npz")
 
 
 def test_a_single_array_or_a_folder_is_refused(tmp_path):
     np.save(tmp_path / "own.npy", np.zeros(3))
     with pytest.raises(InputError, match=r"cannot be read as an \.npz file"):
-        data.npz_dataset(tmp_path / "own.npy")
+        datasets.npz_dataset(tmp_path / "own.npy")
     with pytest.raises(InputError, match="there is no file"):
-        data.npz_dataset(tmp_path)
+        datasets.npz_dataset(tmp_path)
 
 
 # Named data sets, small ones in place of the real
@@ -325,14 +325,14 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn"])
 def test_download_is_kept_sorted_and_not_repeated(small, folder, monkeypatch, name):
-    first = data.images(Dataset(name))
+    first = datasets.images(Dataset(name))
     assert [path.name for path in folder.iterdir()] == [f"{name}.npz"]
     assert first.y_train.tolist() == sorted(Small.made["y_train"].tolist())
     assert {i.tobytes() for i in first.x_train} == {i.tobytes() for i in Small.made["x_train"]}
     monkeypatch.setattr(Small, "__init__", None)  # a second download would fail
-    data.images.cache_clear()
-    assert same(data.images(Dataset(name)), first)
-    assert len(data.images(Dataset(name, train=5)).x_train) == 5
+    datasets.images.cache_clear()
+    assert same(datasets.images(Dataset(name)), first)
+    assert len(datasets.images(Dataset(name, train=5)).x_train) == 5
 
 
 def test_failed_download_tells_the_two_ways_out(small, folder, monkeypatch):
@@ -341,7 +341,7 @@ def test_failed_download_tells_the_two_ways_out(small, folder, monkeypatch):
 
     monkeypatch.setattr(Small, "__init__", fail)
     with pytest.raises(InputError) as refusal:
-        data.images(Dataset("cifar10"))
+        datasets.images(Dataset("cifar10"))
     assert str(refusal.value) == (
         "downloading cifar10 failed (no route to host): run `repro data cifar10` where there is a network, "
         "or `repro data cifar10 --from FILE.npz` with a copy of it"
@@ -372,7 +372,7 @@ def test_import_of_a_shuffled_copy_equals_the_download(small, folder, tmp_path):
     copy = Small.made | {name: Small.made[name][order] for name in ("x_train", "y_train")}
     imported = downloads.import_npz("cifar10", saved(tmp_path / "copy.npz", **copy))
     assert same(imported, downloaded)
-    assert same(data.images(Dataset("cifar10")), downloaded)
+    assert same(datasets.images(Dataset("cifar10")), downloaded)
 
 
 def test_import_of_something_else_is_refused_and_nothing_written(folder, tmp_path):
@@ -396,7 +396,7 @@ def test_right_shapes_with_wrong_pixels_are_refused(small, folder, tmp_path, mon
     assert not (folder / "cifar10.npz").exists()
     saved(folder / "cifar10.npz", **wrong)
     with pytest.raises(InputError, match=r"cifar10.npz is damaged.*delete it, then run `repro data cifar10`"):
-        data.images(Dataset("cifar10"))
+        datasets.images(Dataset("cifar10"))
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
@@ -407,8 +407,8 @@ def test_damaged_cache_is_refused(small, folder, damage):
     content[5000] ^= 1
     path.write_bytes(content if damage == "flip" else content[:-5000])
     with pytest.raises(InputError, match=r"cifar10.npz is damaged.*delete it"):
-        data.images(Dataset("cifar10"))
-    assert {row["name"]: row["state"] for row in data.describe()}["cifar10"] == "damaged"
+        datasets.images(Dataset("cifar10"))
+    assert {row["name"]: row["state"] for row in datasets.describe()}["cifar10"] == "damaged"
 
 
 def test_cache_that_cannot_be_written_is_one_line(small, tmp_path, monkeypatch):
@@ -419,13 +419,13 @@ def test_cache_that_cannot_be_written_is_one_line(small, tmp_path, monkeypatch):
 
 
 def test_describe_lists_what_is_here(small, folder):
-    before = {row["name"]: SimpleNamespace(**row) for row in data.describe()}
+    before = {row["name"]: SimpleNamespace(**row) for row in datasets.describe()}
     assert list(before) == ["digits", "cifar10", "cifar100", "svhn"]
     assert before["digits"].state == "built in"
     assert before["cifar10"].state == "not here"
     assert not folder.exists()
     made = downloads.download("cifar10")
-    after = {row["name"]: SimpleNamespace(**row) for row in data.describe()}["cifar10"]
+    after = {row["name"]: SimpleNamespace(**row) for row in datasets.describe()}["cifar10"]
     assert (after.state, after.train, after.test, after.fingerprint) == ("here", 10, 5, made.fingerprint)
     assert after.path == str(folder / "cifar10.npz")
 
@@ -441,8 +441,8 @@ def test_real_cifar10(folder, tmp_path):
     mean, std = made.normalization
     np.testing.assert_allclose(mean / 255, [0.4914, 0.4822, 0.4465], atol=5e-5)
     np.testing.assert_allclose(std / 255, [0.2470, 0.2435, 0.2616], atol=5e-5)
-    assert same(data.images(Dataset("cifar10")), made)
-    part = data.images(Dataset("cifar10", train=5000, test=1000))
+    assert same(datasets.images(Dataset("cifar10")), made)
+    part = datasets.images(Dataset("cifar10", train=5000, test=1000))
     assert np.bincount(part.y_train).tolist() == [500] * 10
     assert np.bincount(part.y_test).tolist() == [100] * 10
 
@@ -454,15 +454,15 @@ SAMPLED = Dataset("digits", 300, 200, 0.1)
 
 
 def test_a_numbered_sample_has_other_training_images_and_the_same_test_images(tmp_path):
-    first, other = (data.images(dataclasses.replace(SAMPLED, sample=n)) for n in (0, 7))
+    first, other = (datasets.images(dataclasses.replace(SAMPLED, sample=n)) for n in (0, 7))
     assert first.fingerprint != other.fingerprint
     assert np.array_equal(first.x_test, other.x_test)
     assert not np.array_equal(first.x_train, other.x_train)
 
 
 def test_held_out_images_are_training_images_that_are_not_trained_on():
-    whole = data.images(SAMPLED)
-    held = data.images(dataclasses.replace(SAMPLED, held_out=True))
+    whole = datasets.images(SAMPLED)
+    held = datasets.images(dataclasses.replace(SAMPLED, held_out=True))
     test = {image.tobytes() for image in whole.x_test}
     assert not test & {image.tobytes() for image in held.x_test}
     assert not {image.tobytes() for image in held.x_train} & {image.tobytes() for image in held.x_test}
@@ -473,11 +473,11 @@ def test_held_out_images_of_a_file_are_a_tenth_of_its_training_images(tmp_path, 
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8), np.arange(200) % 4
     np.savez(tmp_path / "a.npz", x_train=x[:160], y_train=y[:160], x_test=x[160:], y_test=y[160:])
-    dataset = dataclasses.replace(data.npz_dataset(tmp_path / "a.npz"), sample=sample, held_out=True)
-    found = data.images(dataset)
-    assert (len(found.y_train), len(found.y_test)) == data.counts(dataset)[:2] == (144, 16)
+    dataset = dataclasses.replace(datasets.npz_dataset(tmp_path / "a.npz"), sample=sample, held_out=True)
+    found = datasets.images(dataset)
+    assert (len(found.y_train), len(found.y_test)) == datasets.counts(dataset)[:2] == (144, 16)
     trained = {image.tobytes() for image in found.x_train}
     assert {image.tobytes() for image in x[:160]} == trained | {image.tobytes() for image in found.x_test}
-    few = data.images(dataclasses.replace(dataset, train=40))
+    few = datasets.images(dataclasses.replace(dataset, train=40))
     assert np.array_equal(few.x_test, found.x_test)  # the same whatever the number of training images
     assert np.bincount(few.y_train).tolist() == [10] * 4

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repro import cli, explorer, panels, profiles, studies, sweep
+from repro import cli, profiles
+from repro.analysis import recorded
+from repro.analysis.stats import mean_estimate
+from repro.book import explorer, panels
 from repro.config import InputError
-from repro.records import Store
-from repro.stats import mean_estimate
-from repro.studies import FRESH, WARM
+from repro.questions import studies
+from repro.store.records import Store
+from repro.study import FRESH, WARM
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = profiles.profile("smoke")
@@ -166,7 +169,7 @@ class Kernel:
 
     def __init__(self, client, code: str) -> None:
         self.client, self.widgets = client, {}
-        client.execute("from repro import explorer\n" + code)
+        client.execute("from repro.book import explorer\n" + code)
         self.until(lambda: self.find("HTMLModel", "") and self.panel, "no panel came")
 
     def until(self, condition, complaint: str, seconds: float = 300) -> float:
@@ -256,7 +259,7 @@ def test_a_live_explorer_trains_an_unrecorded_depth_and_shows_it(kernel):
     assert live.state("ButtonModel", TRAIN)["disabled"]
     found = explorer.of("reset", SMOKE)
     assert f"{found.panel(('56',)).gap}" in live.panel
-    results = sweep.results(studies.studies(["reset"])[0], SMOKE)
+    results = recorded.results(studies(["reset"])[0], SMOKE)
     assert set(results.table.condition) == {FRESH, "reset 5 6"}
 
 

@@ -14,14 +14,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from repro import figures, plots, profiles
-from repro.claims import LESS, MORE, SAME, Claim, Verdict
-from repro.contributions import SUBSETS
-from repro.records import CURVES
-from repro.scorecard import CLAIMS
-from repro.stats import generalisation_gap, mean_estimate
-from repro.studies import STUDIES, reset_condition
-from repro.subsets import p_full
+from repro import profiles
+from repro.analysis.claims import LESS, MORE, SAME, Claim, Verdict
+from repro.analysis.stats import generalisation_gap, mean_estimate
+from repro.data.sampling import p_full
+from repro.figures import common, style
+from repro.questions import CLAIMS, STUDIES
+from repro.questions.beyond import accuracy_against_cost
+from repro.questions.reset import SUBSETS, contributions, reset_gaps, speed
+from repro.questions.smooth_transition import transition
+from repro.questions.stages import stage_gaps
+from repro.questions.two_phases import curvature, noise
+from repro.store.records import CURVES
+from repro.study import reset_condition
 
 
 def curves(stages, seeds=3):
@@ -38,7 +43,7 @@ def curves(stages, seeds=3):
 
 
 def test_the_last_stage_of_every_condition_starts_at_zero():
-    figure = figures.learning_curves(curves({"fresh": [4], "warm start": [3, 4]}), window=2)
+    figure = common.learning_curves(curves({"fresh": [4], "warm start": [3, 4]}), window=2)
     for ax in figure.axes:
         thick = [line for line in ax.lines if line.get_linewidth() == 2]
         starts = sorted((line.get_xdata()[0], line.get_xdata()[-1]) for line in thick)
@@ -46,14 +51,14 @@ def test_the_last_stage_of_every_condition_starts_at_zero():
 
 
 def test_the_thick_line_is_the_mean_over_seeds_in_percent():
-    figure = figures.learning_curves(curves({"fresh": [2]}), window=1)
+    figure = common.learning_curves(curves({"fresh": [2]}), window=1)
     [mean] = [line for line in figure.axes[0].lines if line.get_label() == "fresh"]
     assert np.allclose(mean.get_ydata(), 60)
 
 
 def test_gaps_show_a_dot_per_seed_and_the_mean():
     rows = [("fresh", s, 0.8) for s in range(3)] + [("warm start", s, 0.7 + s / 100) for s in range(3)]
-    figure = figures.gap_strip(
+    figure = common.gap_strip(
         generalisation_gap(pd.DataFrame(rows, columns=["condition", "seed", "test_accuracy"]))
     )
     dots, _, mean = figure.axes[0].lines[:3]
@@ -150,43 +155,41 @@ def card(seeds=3):
 
 
 FIGURES = {
-    "learning_curves": lambda n: figures.learning_curves(learning(seeds=n), 2),
-    "gap_strip": lambda n: figures.gap_strip(gaps(n, condition=TUNED[1:])),
-    "gap_strip by optimizer": lambda n: figures.gap_strip(gaps(n, **LENGTHS), "optimizer"),
-    "pretraining": lambda n: figures.gap_lines(
+    "learning_curves": lambda n: common.learning_curves(learning(seeds=n), 2),
+    "gap_strip": lambda n: common.gap_strip(gaps(n, condition=TUNED[1:])),
+    "gap_strip by optimizer": lambda n: common.gap_strip(gaps(n, **LENGTHS), "optimizer"),
+    "pretraining": lambda n: common.gap_lines(
         gaps(n, **LENGTHS), "pretraining_epochs", "optimizer", log=True
     ),
-    "gamma": lambda n: figures.gap_lines(gaps(n, **SMOOTH), "gamma", xlabel="γ"),
-    "stage_gaps": lambda n: figures.stage_gaps(gaps(n, **STAGES)),
-    "reset_gaps": lambda n: figures.reset_gaps(ends(n)),
-    "contributions": lambda n: figures.contributions(gaps(n, **RESET)),
-    "contributions, few": lambda n: figures.contributions(ends(n)),
-    "epochs_to_reach": lambda n: figures.epochs_to_reach(learning(seeds=n), TUNED),
-    "noise": lambda n: figures.noise(probes(n)),
-    "noise before": lambda n: figures.noise(
-        probes(n)[["condition", "seed", "tuning_epochs", "gradient_noise"]]
-    ),
-    "curvature": lambda n: figures.curvature(probes(n)),
-    "accuracy_against_cost": lambda n: figures.accuracy_against_cost(table(seeds=n), learning(seeds=n)),
-    "scorecard": lambda n: figures.scorecard(card(n)),
-    "transition": lambda n: figures.transition((0.1, 0.5, 0.9)[:n], 40),
+    "gamma": lambda n: common.gap_lines(gaps(n, **SMOOTH), "gamma", xlabel="γ"),
+    "stage_gaps": lambda n: stage_gaps(gaps(n, **STAGES)),
+    "reset_gaps": lambda n: reset_gaps(ends(n)),
+    "contributions": lambda n: contributions(gaps(n, **RESET)),
+    "contributions, few": lambda n: contributions(ends(n)),
+    "epochs_to_reach": lambda n: speed(learning(seeds=n), TUNED),
+    "noise": lambda n: noise(probes(n)),
+    "noise before": lambda n: noise(probes(n)[["condition", "seed", "tuning_epochs", "gradient_noise"]]),
+    "curvature": lambda n: curvature(probes(n)),
+    "accuracy_against_cost": lambda n: accuracy_against_cost(table(seeds=n), learning(seeds=n)),
+    "scorecard": lambda n: common.scorecard(card(n)),
+    "transition": lambda n: transition((0.1, 0.5, 0.9)[:n], 40),
 }
 EMPTY = pd.DataFrame()
 NOTHING = {
-    "learning_curves": lambda: figures.learning_curves(curves({}), 2),
-    "gap_strip": lambda: figures.gap_strip(EMPTY),
-    "gap_lines": lambda: figures.gap_lines(EMPTY, "gamma"),
-    "gap_lines without the factor": lambda: figures.gap_lines(gaps(condition=["warm start"]), "gamma"),
-    "gap_lines of NaN": lambda: figures.gap_lines(gaps(**LENGTHS).assign(gap=np.nan), "pretraining_epochs"),
-    "stage_gaps": lambda: figures.stage_gaps(EMPTY),
-    "reset_gaps": lambda: figures.reset_gaps(EMPTY),
-    "epochs_to_reach": lambda: figures.epochs_to_reach(EMPTY, TUNED),
-    "epochs_to_reach of others": lambda: figures.epochs_to_reach(learning(), ["reset 1"]),
-    "noise": lambda: figures.noise(EMPTY),
-    "curvature": lambda: figures.curvature(EMPTY),
-    "accuracy_against_cost": lambda: figures.accuracy_against_cost(EMPTY, EMPTY),
-    "scorecard": lambda: figures.scorecard([]),
-    "transition": lambda: figures.transition([], 40),
+    "learning_curves": lambda: common.learning_curves(curves({}), 2),
+    "gap_strip": lambda: common.gap_strip(EMPTY),
+    "gap_lines": lambda: common.gap_lines(EMPTY, "gamma"),
+    "gap_lines without the factor": lambda: common.gap_lines(gaps(condition=["warm start"]), "gamma"),
+    "gap_lines of NaN": lambda: common.gap_lines(gaps(**LENGTHS).assign(gap=np.nan), "pretraining_epochs"),
+    "stage_gaps": lambda: stage_gaps(EMPTY),
+    "reset_gaps": lambda: reset_gaps(EMPTY),
+    "epochs_to_reach": lambda: speed(EMPTY, TUNED),
+    "epochs_to_reach of others": lambda: speed(learning(), ["reset 1"]),
+    "noise": lambda: noise(EMPTY),
+    "curvature": lambda: curvature(EMPTY),
+    "accuracy_against_cost": lambda: accuracy_against_cost(EMPTY, EMPTY),
+    "scorecard": lambda: common.scorecard([]),
+    "transition": lambda: transition([], 40),
 }
 drawings = pytest.mark.parametrize("draw", FIGURES.values(), ids=list(FIGURES))
 
@@ -250,7 +253,7 @@ def test_where_nothing_is_recorded_the_figure_says_so(draw):
 
 def test_drawing_leaves_the_settings_of_others_alone():
     before = matplotlib.rcParams.copy()
-    figures.gap_strip(gaps(condition=["warm start"]))
+    common.gap_strip(gaps(condition=["warm start"]))
     assert matplotlib.rcParams == before
 
 
@@ -262,23 +265,23 @@ def cases():
 def test_every_condition_has_a_look_of_its_own_that_stands_out_from_the_ground():
     named = {c for c in cases() if not c.startswith("reset")}
     optimizers = {"Adam", "RMSprop", "SGD", "SGD with momentum"}
-    assert named | optimizers | {"stages by class"} == set(plots.LOOKS)
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
+    assert named | optimizers | {"stages by class"} == set(style.LOOKS)
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS)
     for name in cases() | optimizers:
         linear = [
-            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(figures.colour(name))
+            v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(common.colour(name))
         ]
         assert 1.05 / (np.dot(linear, (0.2126, 0.7152, 0.0722)) + 0.05) >= 3, name
 
 
 def test_resets_are_the_darker_the_more_modules_they_name():
-    shades = [sum(to_rgb(figures.colour(reset_condition(tuple(range(1, k + 1)))))) for k in range(1, 7)]
+    shades = [sum(to_rgb(common.colour(reset_condition(tuple(range(1, k + 1)))))) for k in range(1, 7)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == 6
 
 
 def test_gap_lines_join_the_means_and_bars_are_their_intervals():
     found = gaps(condition="warm start", width=[4, 8], gap=[-6.0, -1.0])
-    ax = figures.gap_lines(found, "width").axes[0]
+    ax = common.gap_lines(found, "width").axes[0]
     [mean] = labelled(ax).values()
     assert np.allclose(mean.get_xdata(), [4, 8]) and np.allclose(mean.get_ydata(), [-5.5, -0.5])
     expected = mean_estimate(found[found.width == 4].gap)
@@ -286,10 +289,10 @@ def test_gap_lines_join_the_means_and_bars_are_their_intervals():
 
 
 def test_gap_lines_draw_a_line_for_each_value_side_by_side_with_a_marker_of_its_own():
-    lines = labelled(figures.gap_lines(gaps(**LENGTHS), "pretraining_epochs", "optimizer", log=True).axes[0])
+    lines = labelled(common.gap_lines(gaps(**LENGTHS), "pretraining_epochs", "optimizer", log=True).axes[0])
     assert set(lines) == {"Adam", "SGD"}
     assert lines["Adam"].get_marker() != lines["SGD"].get_marker()
-    assert lines["Adam"].get_color() == figures.colour("Adam")
+    assert lines["Adam"].get_color() == common.colour("Adam")
     for line in lines.values():
         assert np.allclose(line.get_xdata(), [1, 10], rtol=0.05)
     assert lines["Adam"].get_xdata()[0] < lines["SGD"].get_xdata()[0]
@@ -297,26 +300,26 @@ def test_gap_lines_draw_a_line_for_each_value_side_by_side_with_a_marker_of_its_
 
 def test_gap_lines_average_what_differs_in_other_factors_within_each_seed():
     found = gaps(2, condition="warm start", width=[4, 4], depth=[1, 2], gap=[-6.0, -2.0])
-    ax = figures.gap_lines(found, "width").axes[0]
+    ax = common.gap_lines(found, "width").axes[0]
     expected = mean_estimate([-4.0, -3.5])
     assert bars(ax)[4] == pytest.approx((expected.low, expected.high))
 
 
 def test_a_warm_start_without_the_factor_is_drawn_for_comparison():
-    lines = labelled(figures.gap_lines(gaps(**SMOOTH), "gamma").axes[0])
+    lines = labelled(common.gap_lines(gaps(**SMOOTH), "gamma").axes[0])
     assert np.allclose(lines["warm start"].get_ydata(), -7.5)
     assert np.allclose(lines["smooth"].get_ydata(), [-0.5, -1.5, -2.5])
 
 
 def test_transition_draws_the_probability_itself():
-    lines = labelled(figures.transition([0.9, 0.1], 40).axes[0])
+    lines = labelled(transition([0.9, 0.1], 40).axes[0])
     assert list(lines) == ["γ = 0.1", "γ = 0.9"]
     x, y = lines["γ = 0.9"].get_data()
     assert np.allclose(y, [p_full(n, 40, 0.9) for n in x]) and (x[0], x[-1]) == (0, 40)
 
 
 def test_stages_go_left_and_the_two_parts_of_unlike_classes_right():
-    left, right = figures.stage_gaps(gaps(1, **STAGES)).axes
+    left, right = stage_gaps(gaps(1, **STAGES)).axes
     for ax, x, y in ((left, [2, 3, 5], [-1, -2, -4]), (right, [0, 0.5, 1], [-9, -5, -1])):
         [line] = [line for line in ax.lines if line.get_marker() == "D"]
         assert np.allclose(line.get_xdata(), x) and np.allclose(line.get_ydata(), y)
@@ -324,12 +327,12 @@ def test_stages_go_left_and_the_two_parts_of_unlike_classes_right():
 
 def test_a_panel_without_records_says_so_beside_one_that_has_some():
     found = gaps(**STAGES)
-    words = [text for text, _ in texts(figures.stage_gaps(found[found.parts > 2]))[0]]
+    words = [text for text, _ in texts(stage_gaps(found[found.parts > 2]))[0]]
     assert "Nothing recorded yet" in words
 
 
 def test_resets_run_from_the_warm_start_to_all_six_modules():
-    axes = figures.reset_gaps(ends(1)).axes
+    axes = reset_gaps(ends(1)).axes
     for ax, ks, y in zip(
         axes, (range(7), range(7), range(1, 7)), (range(-6, 1), range(-6, 1), [-5] * 6), strict=True
     ):
@@ -344,21 +347,21 @@ def test_resets_run_from_the_warm_start_to_all_six_modules():
 
 def test_contributions_are_bars_of_both_accounts():
     found = gaps(**RESET | {"gap": [2.0 * ("3" in s) - ("6" in s) for s in SUBSETS]})
-    heights = [bar.get_height() for bar in figures.contributions(found).axes[0].patches]
+    heights = [bar.get_height() for bar in contributions(found).axes[0].patches]
     assert np.allclose(heights, [0, 0, 2, 0, 0, -1] * 2)
 
 
 def test_contributions_of_too_few_subsets_say_how_to_have_them():
-    [(words, _)], _ = texts(figures.contributions(ends()))
+    [(words, _)], _ = texts(contributions(ends()))
     assert words.startswith("16 of the 64 subsets") and "`--set full_grids=true`" in words
-    [(words, _)], _ = texts(figures.contributions(EMPTY))
+    [(words, _)], _ = texts(contributions(EMPTY))
     assert words.startswith("0 of the 64")
 
 
 def test_epochs_to_reach_are_those_of_the_last_stage_and_hollow_where_a_seed_never_came():
     found = learning(["fresh", "warm start"])
     found.loc[(found.condition == "warm start") & (found.seed == 0), "train_accuracy"] = 0.6
-    figure = figures.epochs_to_reach(found, ["fresh", "warm start", "reset 6"], levels=(0.5, 0.9))
+    figure = speed(found, ["fresh", "warm start", "reset 6"], levels=(0.5, 0.9))
     lines = labelled(figure.axes[0])
     assert set(lines) == {"fresh", "warm start"}
     assert np.allclose(lines["fresh"].get_ydata(), [6, 10])
@@ -369,19 +372,19 @@ def test_epochs_to_reach_are_those_of_the_last_stage_and_hollow_where_a_seed_nev
 
 def test_runs_that_reach_nothing_are_said_to():
     slow = learning().assign(train_accuracy=0.1)
-    for figure in (figures.epochs_to_reach(slow, TUNED), figures.accuracy_against_cost(table(), slow)):
+    for figure in (speed(slow, TUNED), accuracy_against_cost(table(), slow)):
         [(words, _)], _ = texts(figure)
         assert words.startswith("No run reached")
 
 
 def test_noise_shows_geometric_means():
-    lines = labelled(figures.noise(probes()).axes[0])
+    lines = labelled(noise(probes()).axes[0])
     assert np.allclose(lines["fresh"].get_ydata(), [2 * n * math.e for n in (1, 5, 40)])
     assert np.allclose(lines["warm start"].get_ydata(), [n * math.e for n in (1, 5, 40)])
 
 
 def test_curvature_is_drawn_against_the_loss_of_each_seed():
-    lines = labelled(figures.curvature(probes()).axes[0])
+    lines = labelled(curvature(probes()).axes[0])
     assert lines["fresh"].get_xdata().tolist() == pytest.approx([0.1 / 40])  # it was measured there alone
     assert lines["fresh"].get_ydata().tolist() == pytest.approx([200])
 
@@ -389,7 +392,7 @@ def test_curvature_is_drawn_against_the_loss_of_each_seed():
 def test_accuracy_stands_above_the_epochs_it_took():
     found = learning(["fresh", "warm start", "reset 6"])
     found.loc[found.condition == "reset 6", "train_accuracy"] = 0.5
-    figure = figures.accuracy_against_cost(table(), found)
+    figure = accuracy_against_cost(table(), found)
     marks = {
         (line.get_xdata()[0], line.get_ydata()[0])
         for line in figure.axes[0].lines
@@ -414,15 +417,15 @@ def test_accuracy_stands_above_the_epochs_it_took():
     ],
 )
 def test_t_value_is_positive_where_it_supports_the_claim(values, direction, t):
-    assert figures.t_value(verdict(values=values, direction=direction)) == pytest.approx(t, nan_ok=True)
+    assert common.t_value(verdict(values=values, direction=direction)) == pytest.approx(t, nan_ok=True)
 
 
 def test_scorecard_says_each_verdict_in_words_and_greys_what_was_not_run():
     found = [verdict(), verdict("contradicted", (4.0, 4.0, 4.0)), verdict("not run", ())]
-    ax = figures.scorecard(found).axes[0]
+    ax = common.scorecard(found).axes[0]
     assert [text.get_text() for text in ax.texts] == ["✓ reproduced", "✗ contradicted", "– not run"]
     ends = [line.get_xdata()[0] for line in ax.lines if line.get_markersize() == 9]
-    assert ends == pytest.approx([4 * 3**0.5, -figures.FARTHEST])
+    assert ends == pytest.approx([4 * 3**0.5, -common.FARTHEST])
     shades = [label.get_color() for label in ax.get_yticklabels()]
     assert shades[0] == shades[1] != shades[2]
 
@@ -432,8 +435,8 @@ def test_equal_values_and_missing_ones_are_drawn(seeds):
     same = gaps(seeds, **LENGTHS).assign(gap=-2.0)
     holed = pd.concat([same, same[:1].assign(gap=np.nan, seed=9)])
     for figure in (
-        figures.gap_strip(holed),
-        figures.gap_lines(holed, "pretraining_epochs", "optimizer", log=True),
+        common.gap_strip(holed),
+        common.gap_lines(holed, "pretraining_epochs", "optimizer", log=True),
     ):
         assert all(np.isfinite(line.get_xdata()).all() for line in figure.axes[0].lines)
         texts(figure)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from repro.config import Dataset, Model, Run, Stage
-from repro.populations import Member, Population
-from repro.training import train_population
+from repro.training.loop import train_population
+from repro.training.populations import Member, Population
 
 BATCH = 30  # no multiple of 16, so that PyTorch's own operations train, as on a GPU
 DIGITS = Dataset("digits", 5 * BATCH, 96, 0.1)

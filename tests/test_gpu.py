@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from repro import data, graphs, training
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
-from repro.populations import Member, Population
-from repro.training import train_population
+from repro.data import datasets
+from repro.training import cuda_graphs, loop
+from repro.training.loop import train_population
+from repro.training.populations import Member, Population
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +40,7 @@ def coloured(tmp_path):
     x, y = random.integers(0, 256, (160, 16, 16, 3), dtype=np.uint8), np.arange(160) % 10
     x[..., 0] = 20 * y[:, None, None]  # something to learn
     np.savez(path, x_train=x, y_train=y, x_test=x[:96], y_test=y[:96])
-    return data.npz_dataset(str(path))
+    return datasets.npz_dataset(str(path))
 
 
 def members(optimizer=OPTIMIZERS["adam"], dataset=DIGITS, width=4, stages=None):
@@ -66,7 +67,7 @@ def test_a_gpu_replays_what_it_would_have_done_and_repeats_itself(name, grouped,
         warnings.filterwarnings("error", "not captured")
         found, again = (ends(members(OPTIMIZERS[name]), grouped=grouped) for _ in range(2))
     assert_same(found, again)
-    monkeypatch.setattr(graphs, "WARM_UPS", 10**9)  # never captured
+    monkeypatch.setattr(cuda_graphs, "WARM_UPS", 10**9)  # never captured
     assert_same(ends(members(OPTIMIZERS[name]), grouped=grouped), found)
 
 
@@ -92,7 +93,7 @@ def test_a_gpu_goes_on_from_a_checkpoint_bit_for_bit(coloured, grouped, tmp_path
 
     whole, epochs = ends(begun(), **settings), []
     kept = {"checkpoint": tmp_path / "a.pt", "stop": lambda: len(epochs) == 2}
-    with pytest.raises(training.Stopped):
+    with pytest.raises(loop.Stopped):
         ends(begun(), on_epoch=lambda *_: epochs.append(1), **kept, **settings)
     assert_same(ends(begun(), checkpoint=tmp_path / "a.pt", **settings), whole)
 

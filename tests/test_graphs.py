@@ -10,10 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from repro import calibration, graphs, populations, snapshots, training
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
-from repro.populations import Member
-from repro.training import train_population
+from repro.sweep import calibration
+from repro.training import cuda_graphs, loop, populations, snapshots
+from repro.training.loop import train_population
+from repro.training.populations import Member
 
 # 5 steps an epoch. No batch is a multiple of 16, so PyTorch's operations train on a CPU as on a GPU.
 DIGITS, BATCH = Dataset("digits", 150, 90, 0.1), 30
@@ -82,7 +83,7 @@ def emulated(monkeypatch):
     """The tapes of all captures, in order."""
     tapes = []
 
-    class Emulated(graphs.Captured):
+    class Emulated(cuda_graphs.Captured):
         def __init__(self, device):
             super().__init__(device)
             self.captures = True
@@ -105,7 +106,7 @@ def emulated(monkeypatch):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_is_replayed_is_what_would_have_been_done(name, grouped, emulated, monkeypatch):
     found = ends(members(OPTIMIZERS[name]), grouped=grouped)
-    monkeypatch.setattr(populations, "Captured", graphs.Captured)
+    monkeypatch.setattr(populations, "Captured", cuda_graphs.Captured)
     assert_same(found, ends(members(OPTIMIZERS[name]), grouped=grouped))
     assert len(emulated) == 2, "a step and a test"
 
@@ -130,7 +131,7 @@ def test_a_checkpoint_between_replays_is_gone_on_from_bit_for_bit(emulated, tmp_
     whole = ends([dataclasses.replace(m, curve=Member(m.run).curve) for m in half])
     epochs = []
     settings = {"checkpoint": tmp_path / "a.pt", "stop": lambda: len(epochs) == 5}
-    with pytest.raises(training.Stopped):
+    with pytest.raises(loop.Stopped):
         ends(half, on_epoch=lambda *_: epochs.append(1), **settings)
     again = [Member(m.run, m.start) for m in half]
     assert_same(ends(again, checkpoint=tmp_path / "a.pt"), whole)
@@ -194,12 +195,12 @@ def test_a_capture_that_fails_is_told_and_done_without(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
     calls = []
-    captured = graphs.Captured(torch.device("cpu"))
+    captured = cuda_graphs.Captured(torch.device("cpu"))
     captured.captures = True
     with pytest.warns(UserWarning, match="not captured as a CUDA graph, so slower: operation not permitted"):
-        for _ in range(graphs.WARM_UPS + 3):
+        for _ in range(cuda_graphs.WARM_UPS + 3):
             captured(lambda: calls.append(1))
-    assert len(calls) == graphs.WARM_UPS + 3
+    assert len(calls) == cuda_graphs.WARM_UPS + 3
 
 
 def test_memory_that_is_too_small_is_not_hidden(monkeypatch):
@@ -207,8 +208,8 @@ def test_memory_that_is_too_small_is_not_hidden(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", full)
-    captured = graphs.Captured(torch.device("cpu"))
-    captured.captures, captured.calls = True, graphs.WARM_UPS
+    captured = cuda_graphs.Captured(torch.device("cpu"))
+    captured.captures, captured.calls = True, cuda_graphs.WARM_UPS
     with pytest.raises(torch.OutOfMemoryError):
         captured(lambda: None)
 
@@ -236,8 +237,8 @@ def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
         raise RuntimeError("no")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
-    captured = graphs.Captured(torch.device("cpu"))
-    captured.captures, captured.calls = True, graphs.WARM_UPS
+    captured = cuda_graphs.Captured(torch.device("cpu"))
+    captured.captures, captured.calls = True, cuda_graphs.WARM_UPS
     with pytest.warns(UserWarning, match="not captured"):
         captured(lambda: None)
     assert collecting == [False] and gc.isenabled()
@@ -246,7 +247,7 @@ def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
 def test_a_falling_rate_ends_where_it_did_as_a_number_in_old_checkpoints(tmp_path):
     whole, epochs = ends(members(OPTIMIZERS["falling"])), []
     settings = {"checkpoint": tmp_path / "a.pt", "stop": lambda: len(epochs) == 3}
-    with pytest.raises(training.Stopped):
+    with pytest.raises(loop.Stopped):
         ends(members(OPTIMIZERS["falling"]), on_epoch=lambda *_: epochs.append(1), **settings)
     content = snapshots.load(tmp_path / "a.pt")
     for group in (g for optimizer in content["optimizers"] for g in optimizer["param_groups"]):

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from repro import calibration, children, layouts, plans, profiles, training, worker, workers
-from repro.calibration import Engine, Speed
+from repro import profiles
 from repro.config import InputError
-from repro.layouts import Layout
-from repro.messages import LAST, End, Ended
-from repro.progress import Progress
-from repro.records import Store
-from repro.studies import STUDIES
+from repro.questions import STUDIES
+from repro.store.records import Store
+from repro.sweep import calibration, dispatch, layouts, plans, processes, trainer
+from repro.sweep.calibration import Engine, Speed
+from repro.sweep.layouts import Layout
+from repro.sweep.messages import LAST, End, Ended
+from repro.sweep.progress import Progress
+from repro.training import loop
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def test_of_two_machines_that_measure_the_first_is_followed(store):
 
 def test_a_job_carries_the_layout_and_records_have_it(store):
     made = runs(4)
-    sweep = workers.Sweep(
+    sweep = dispatch.Sweep(
         plans.plan(made, lambda run: 4),
         store,
         Progress(),
@@ -177,7 +179,7 @@ def test_a_job_carries_the_layout_and_records_have_it(store):
         lambda run: Layout(4, grouped=False, layout="contiguous"),
     )
     while (job := sweep.next()) is not None:
-        sweep.settle(job, worker.train_batch(job, sweep.hear, lambda: False))
+        sweep.settle(job, trainer.train_batch(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
     names = ("population", "grouped", "compiled", "layout")
     assert {tuple(record[name] for name in names) for record in records} == {(4, False, False, "contiguous")}
@@ -196,7 +198,7 @@ def test_a_child_gets_the_gpu_at_its_place_among_those_it_may_use(named, expecte
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert [children.visible(0), children.visible(1)] == expected
+    assert [processes.visible(0), processes.visible(1)] == expected
 
 
 @pytest.fixture
@@ -207,17 +209,17 @@ def as_on_a_gpu(monkeypatch):
         def train(*_, **__):
             raise error
 
-        monkeypatch.setattr(worker, "choose_device", lambda name: (name, 1))
-        monkeypatch.setattr(worker, "device_name", lambda device: "a GPU")
-        monkeypatch.setattr(worker, "_memory", lambda device: 2**36)
-        monkeypatch.setattr(worker, "train_population", train)
+        monkeypatch.setattr(trainer, "choose_device", lambda name: (name, 1))
+        monkeypatch.setattr(trainer, "device_name", lambda device: "a GPU")
+        monkeypatch.setattr(trainer, "_memory", lambda device: 2**36)
+        monkeypatch.setattr(trainer, "train_population", train)
 
     return make
 
 
 def swept(store, compiled=False):
     layout = Layout(4, grouped=False, compiled=compiled)
-    return workers.Sweep(
+    return dispatch.Sweep(
         plans.plan(runs(4), lambda run: 4), store, Progress(), "cuda", "bf16", lambda run: layout
     )
 
@@ -228,7 +230,7 @@ def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu,
     job = sweep.next()
     assert len(job.batch.trajectories) == 4
     with pytest.warns(UserWarning, match="need more memory than there is; now 2 at a time"):
-        end = worker.train_batch(job, sweep.hear, lambda: False)
+        end = trainer.train_batch(job, sweep.hear, lambda: False)
     assert end == Ended(End.SPLIT, size=2) and end.end in LAST
     sweep.settle(job, end)
     half = sweep.next()
@@ -242,7 +244,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
     """As on a GPU, but for the device, and children that work while they are given a job."""
     made, devices = [], set()
 
-    class Here(children.Child):
+    class Here(processes.Child):
         def begin(self):
             made.append(self.gpu)
             self.pipe, self.far = Pipe()
@@ -251,7 +253,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         def start(self, job):
             super().start(job)
             devices.add(job.device)
-            self.far.send(worker.train_batch(job, self.far.send, lambda: False))
+            self.far.send(trainer.train_batch(job, self.far.send, lambda: False))
 
         def close(self):
             super().close()
@@ -260,7 +262,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
     def train(members, device, precision, **settings):
         if len(members) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return training.train_population(members, torch.device("cpu"), "float32", **settings)
+        return loop.train_population(members, torch.device("cpu"), "float32", **settings)
 
     for name, value in {
         "choose_device": lambda name: (name, 1),
@@ -268,12 +270,12 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         "_memory": lambda device: 2**36,
         "train_population": train,
     }.items():
-        monkeypatch.setattr(worker, name, value)
-    monkeypatch.setattr(workers, "_gpus", lambda device: 1)
-    monkeypatch.setattr(children, "Child", Here)
+        monkeypatch.setattr(trainer, name, value)
+    monkeypatch.setattr(dispatch, "_gpus", lambda device: 1)
+    monkeypatch.setattr(processes, "Child", Here)
     wanted = runs(4)
     with pytest.warns(UserWarning, match="now 2 at a time"):
-        assert workers.execute(plans.plan(wanted), store) == workers.Outcome()
+        assert dispatch.execute(plans.plan(wanted), store) == dispatch.Outcome()
     assert store.ids() == {run.id for run in wanted}
     assert {store.read(run.id)["population"] for run in wanted} == {2}
     assert devices == {"cuda"}, "a child is not to choose"
@@ -285,7 +287,7 @@ def test_after_an_error_on_a_gpu_its_process_ends(as_on_a_gpu, store, capfd):
     sweep, ends = swept(store, compiled=True), []
     with pytest.warns(UserWarning) as told:
         while (job := sweep.next()) is not None:
-            ends.append(worker.train_batch(job, sweep.hear, lambda: False))
+            ends.append(trainer.train_batch(job, sweep.hear, lambda: False))
             sweep.settle(job, ends[-1])
     assert "now without a compiler" in str(told[0].message) and "now 1 at a time" in str(told[1].message)
     assert [ended.end for ended in ends[:3]] == [End.EAGER, End.SPLIT, End.SPOILT]

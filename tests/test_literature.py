@@ -5,8 +5,10 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from repro import literature, profiles, sweep
-from repro.studies import FRESH, STUDIES, WARM
+from repro import profiles
+from repro.analysis import literature, recorded
+from repro.questions import STUDIES
+from repro.study import FRESH, WARM
 
 PUBLISHED = sum(len(source.accuracies) for source in literature.SOURCES)
 FRESH_ACCURACY = (0.80, 0.81, 0.82)
@@ -23,7 +25,7 @@ def results(profile=CIFAR10, warm=(0.78, 0.80, 0.79), fresh=FRESH_ACCURACY):
         for seed, accuracy in enumerate(accuracies)
     ]
     columns = ["condition", "seed", "optimizer", "test_accuracy"]
-    return sweep.Results(
+    return recorded.Results(
         STUDIES["optimizers"], profile, pd.DataFrame(rows, columns=columns), pd.DataFrame(), 0
     )
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from repro.config import MODULES, Model
-from repro.models import ResNet
+from repro.training.network import ResNet
 
 SUBSETS = [chosen for n in range(7) for chosen in itertools.combinations(MODULES, n)]
 
@@ -144,7 +144,7 @@ def test_members_do_not_feel_each_other():
 NARROW = """
 import torch
 from repro.config import MODULES, Model
-from repro.models import ResNet
+from repro.training.network import ResNet
 
 for width in (1, 4, 7):
     network = ResNet(Model(width, 1), 3, 10)

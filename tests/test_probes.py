@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import probes
 from repro.config import MODULES, InputError, Model
-from repro.models import ResNet
-from repro.probes import (
+from repro.training import probes
+from repro.training.network import ResNet
+from repro.training.probes import (
     gradient_noise,
     largest_hessian_eigenvalue,
     mean_loss,

@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from repro import plans, profiles
+from repro import profiles
 from repro.config import ALL, HALF, Dataset, InputError, Model, Optimizer, Stage
+from repro.data.sampling import steps_per_epoch
 from repro.profiles import PROFILES, profile
-from repro.records import ROOT
-from repro.studies import HELD_OUT_SEEDS, LONGER, STUDIES, by_value, studies
-from repro.subsets import steps_per_epoch
+from repro.questions import STUDIES, by_value, studies
+from repro.store.records import ROOT
+from repro.study import HELD_OUT_SEEDS, LONGER
+from repro.sweep import plans
 
 NAMES = ("smoke", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
 

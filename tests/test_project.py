@@ -38,7 +38,7 @@ def test_lock_pins_every_requirement_to_one_version_and_names_no_index():
 
 @pytest.mark.parametrize(
     "module",
-    ["records", "stats", "figures", "claims", "studies", "sweep", "explorer", "panels", "cli", "book"],
+    ["store.records", "figures.common", "questions", "scorecard", "book.explorer", "book.execution", "cli"],
 )
 def test_light_modules_leave_torch_alone(module):
     code = f"import sys, repro.{module}; sys.exit('torch' in sys.modules)"

@@ -12,24 +12,19 @@ import matplotlib as mpl
 import pytest
 import torch
 
-from repro import (
-    cli,
-    downloads,
-    figures,
-    plans,
-    profiles,
-    published,
-    records,
-    scorecard,
-    stats,
-    studies,
-    sweep,
-    worker,
-    workers,
-)
+from repro import cli, profiles, scorecard
+from repro.analysis import recorded, stats
 from repro.config import PRECISIONS
-from repro.populations import Member, Population
-from repro.records import Store
+from repro.data import downloads
+from repro.figures import common
+from repro.questions import by_value, studies
+from repro.questions.warm_start import warm_start
+from repro.running import run_study
+from repro.store import audit, records
+from repro.store.records import Store
+from repro.study import LAST
+from repro.sweep import dispatch, plans, trainer
+from repro.training.populations import Member, Population
 
 ROOT = Path(__file__).resolve().parents[1]
 MOSAICS = ROOT.parent / "shared" / "data"
@@ -44,7 +39,7 @@ def store(monkeypatch):
     monkeypatch.setattr(records, "commit", lambda: head.stdout.strip())
     chosen = profiles.profile("smoke")
     store = Store.of("smoke")
-    workers.execute(plans.plan(case.run for case in studies.warm_start(chosen)), store)
+    dispatch.execute(plans.plan(case.run for case in warm_start(chosen)), store)
     return store
 
 
@@ -58,9 +53,9 @@ def changed(store, **changes):
 
 
 def test_sound_records_have_no_problems(store):
-    rows, problems = published.verify(store.folder)
+    rows, problems = audit.verify(store.folder)
     assert problems == [] and len(rows) == 6
-    [row] = published.summary(rows)
+    [row] = audit.summary(rows)
     assert row.records == 6 and row.precision in PRECISIONS and row.hours < 1
 
 
@@ -79,20 +74,20 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_what_is_wrong_with_a_record_is_named(store, kind):
     changes, words = WRONG[kind]
-    if "commit" in changes and published._commits() is None:
+    if "commit" in changes and audit._commits() is None:
         pytest.skip("no git history here")
     name = changed(store, **changes)
-    _, problems = published.verify(store.folder)
+    _, problems = audit.verify(store.folder)
     assert len(problems) == 1 and name in problems[0] and words in problems[0]
 
 
 @pytest.mark.parametrize("landed", [True, False])
 def test_a_commit_that_was_rewritten_before_it_landed_is_known_by_the_one_that_did(store, landed):
-    if published._commits() is None:
+    if audit._commits() is None:
         pytest.skip("no git history here")
     name, old, new = changed(store, commit="0" * 40), "0" * 40, records.commit() if landed else "1" * 40
-    (store.folder.parent / published.REWRITTEN).write_text(json.dumps({old: new}))
-    _, problems = published.verify(store.folder)
+    (store.folder.parent / audit.REWRITTEN).write_text(json.dumps({old: new}))
+    _, problems = audit.verify(store.folder)
     assert landed == (problems == [])
     assert all(name in line and "made by 0000" in line for line in problems)
 
@@ -117,10 +112,10 @@ def test_an_unknown_folder_is_one_line(capsys):
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
 def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder):
-    rows, problems = published.verify(folder)
+    rows, problems = audit.verify(folder)
     assert problems == []
     page = (ROOT / "results" / "README.md").read_text()
-    for row in published.summary(rows):
+    for row in audit.summary(rows):
         assert re.search(rf"^{re.escape(row.device)} .*{row.commit} .* {row.records} ", page, re.MULTILINE), (
             row
         )
@@ -151,20 +146,20 @@ def test_pretraining_compiled_and_not_differs_by_what_the_page_says():
 
 
 def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing():
-    results = sweep.run_study("warm_start", "laptop", device="none")
+    results = run_study("warm_start", "laptop", device="none")
     assert (len(results.table), results.missing) == (0, 10)
     assert results.gaps.empty and not Store.of("laptop").folder.exists()
 
 
 def test_what_says_most_is_trained_first():
     chosen = profiles.profile("cifar10")
-    order = [run.id for run in studies.by_value(chosen)]
-    cases = [case for study in studies.studies() for case in study.cases(chosen)]
+    order = [run.id for run in by_value(chosen)]
+    cases = [case for study in studies() for case in study.cases(chosen)]
     assert set(order) == {case.run.id for case in cases} and len(order) == len(set(order))
-    first = {case.run.id for case in studies.warm_start(chosen)}
+    first = {case.run.id for case in warm_start(chosen)}
     assert set(order[: len(first)]) == first
     rank = {run_id: place for place, run_id in enumerate(order)}
-    wanted = {case.run.id for case in cases if case.priority < studies.LAST}
+    wanted = {case.run.id for case in cases if case.priority < LAST}
     assert max(rank[name] for name in wanted) < min(rank[name] for name in set(order) - wanted)
 
 
@@ -172,8 +167,8 @@ def test_the_first_page_shows_and_says_what_the_records_do(tmp_path, monkeypatch
     """Its figure is drawn from the published records, and each of its sentences is a verdict on them."""
     monkeypatch.setenv("REPRO_RESULTS", str(ROOT / "results"))
     chosen, drawn = profiles.profile("cifar10"), tmp_path / "drawn.svg"
-    [study] = studies.studies(["warm_start"])
-    figure = figures.learning_curves(sweep.results(study, chosen).curves, chosen.window)
+    [study] = studies(["warm_start"])
+    figure = common.learning_curves(recorded.results(study, chosen).curves, chosen.window)
     with mpl.rc_context({"svg.hashsalt": "repro"}):
         figure.savefig(drawn, metadata={"Date": None, "Creator": None})
     assert drawn.read_bytes() == (ROOT / "book" / "_static" / "warm_start.svg").read_bytes()
@@ -181,8 +176,8 @@ def test_the_first_page_shows_and_says_what_the_records_do(tmp_path, monkeypatch
     for claim in ("gap", "fits_equally", "small_reset", "rate_shrinks"):
         assert told[claim].verdict == "reproduced", claim
     assert told["rate_not_enough"].verdict == "contradicted"
-    [study] = studies.studies(["two_phases"])
-    by = sweep.results(study, chosen).table.pivot_table(
+    [study] = studies(["two_phases"])
+    by = recorded.results(study, chosen).table.pivot_table(
         index="seed", columns="condition", values="test_accuracy"
     )
     assert stats.mean_estimate(by["warm start, 10x"] - by["fresh, 10x"]).low > 0  # like with like, too
@@ -202,7 +197,7 @@ def origin(device, precision, versions):
 def test_training_anew_finds_the_beginning_of_published_curves(tmp_path):
     """Bitwise where machine, precision and libraries are the same, else within some percent of the loss."""
     store = Store(ROOT / "results" / "laptop")
-    runs = {run.id: run for run in studies.by_value(profiles.profile("laptop")) if run.parent is None}
+    runs = {run.id: run for run in by_value(profiles.profile("laptop")) if run.parent is None}
     found = store.load(runs)
     kinds = {
         (*origin(r["device"], r["precision"], r["versions"]), r["population"]): name
@@ -218,7 +213,7 @@ def test_training_anew_finds_the_beginning_of_published_curves(tmp_path):
     cpu = torch.device("cpu")
     for (*there, size), name in kinds.items():
         record, curve = found[name], found[name]["curves"][0]
-        here = origin(worker.device_name(cpu), record["precision"], worker.versions())
+        here = origin(trainer.device_name(cpu), record["precision"], trainer.versions())
         torch.set_num_threads(record["threads"])
         population = Population([Member(runs[name])] * size, cpu, record["precision"])
         for epoch in range(2):

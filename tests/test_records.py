@@ -6,18 +6,18 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro import records, tables
+from repro.analysis import tables
 from repro.config import HALF, Dataset, Model, Run, Stage, as_json
-from repro.files import Damaged, set_aside
-from repro.records import CURVES, Store
-from repro.studies import Case
+from repro.store import records
+from repro.store.files import Damaged, set_aside
+from repro.store.records import CURVES, Store
+from repro.study import Case
 
 RUN = Run(Dataset("digits", 64, 32), Model(2, 1), (Stage(3, HALF), Stage(4)), 16)
 ENVIRONMENT = {
@@ -152,7 +152,7 @@ def test_records_lie_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "elsewhere"))
     assert Store.of("quick").path("ab") == tmp_path / "elsewhere" / "quick" / "ab.json"
     monkeypatch.delenv("REPRO_RESULTS")
-    assert records.results_folder() == Path(records.__file__).parents[1] / "results"
+    assert records.results_folder() == records.ROOT / "results"
 
 
 def test_the_commit_is_told_with_a_mark_where_the_code_differs_and_by_hand_without_git(monkeypatch):
@@ -404,7 +404,7 @@ import os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 from repro.config import Dataset, Model, Run, Stage
-from repro.records import CURVES, Store
+from repro.store.records import CURVES, Store
 
 store = Store(Path(sys.argv[1]))
 RUN = Run(Dataset("digits"), Model(2, 1), (Stage(400),))
@@ -479,12 +479,14 @@ def test_records_are_read_and_sweeps_planned_without_torch(store):
     code = """
 import sys
 from pathlib import Path
-import repro.plans, repro.profiles, repro.records, repro.studies, repro.sweep, repro.tables, repro.workers
-cases = [case for study in repro.studies.studies() for case in study.cases(repro.profiles.profile("quick"))]
-made = repro.plans.plan(case.run for case in cases)
+import repro.profiles, repro.questions
+import repro.analysis.recorded, repro.analysis.tables, repro.store.records
+import repro.sweep.plans, repro.sweep.dispatch
+cases = [case for study in repro.questions.studies() for case in study.cases(repro.profiles.profile("quick"))]
+made = repro.sweep.plans.plan(case.run for case in cases)
 sum(batch.steps for batch in made.batches)
-repro.tables.table(cases, repro.records.Store(Path(sys.argv[1])), 2)
-repro.records.Store(Path(sys.argv[1])).read(sys.argv[2])
+repro.analysis.tables.table(cases, repro.store.records.Store(Path(sys.argv[1])), 2)
+repro.store.records.Store(Path(sys.argv[1])).read(sys.argv[2])
 print(*sorted({"torch", "torchvision"} & set(sys.modules)))
 """
     assert python(code, store.folder, RUN.id).strip() == ""

@@ -2,10 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repro import profiles, scorecard, sweep
-from repro.claims import sample, slope
-from repro.records import ROOT, Store
-from repro.studies import LONGER, STUDIES
+from repro import profiles, scorecard
+from repro.analysis import recorded
+from repro.analysis.claims import sample, slope
+from repro.analysis.curves import epochs_to_reach
+from repro.questions import CLAIMS, STUDIES, claims_of
+from repro.questions.two_phases import probe_ratio, sharpness_at_equal_loss
+from repro.store.records import ROOT, Store
+from repro.study import LONGER
 
 
 def curves(train_accuracy, condition="fresh", seed=0):
@@ -32,14 +36,14 @@ def curves(train_accuracy, condition="fresh", seed=0):
     ],
 )
 def test_epochs_to_reach_a_level_are_counted_between_epochs(accuracy, epochs):
-    found = scorecard.epochs_to_reach(curves(accuracy), 0.9)
+    found = epochs_to_reach(curves(accuracy), 0.9)
     assert found.epochs.tolist() == pytest.approx([epochs], nan_ok=True)
 
 
 def test_only_the_last_stage_counts_for_speed():
     second = curves([0.3, 0.9], "warm start").assign(stage=2)
     both = pd.concat([curves([0.95, 1.0], "warm start"), second])
-    assert scorecard.epochs_to_reach(both, 0.9).epochs.tolist() == [2.0]
+    assert epochs_to_reach(both, 0.9).epochs.tolist() == [2.0]
 
 
 def test_slope_is_that_of_a_line_within_each_seed():
@@ -48,11 +52,11 @@ def test_slope_is_that_of_a_line_within_each_seed():
 
 
 def test_every_claim_belongs_to_a_study_and_is_not_run_where_nothing_is_recorded():
-    assert {claim.study for claim in scorecard.CLAIMS} <= set(STUDIES)
-    assert len({claim.id for claim in scorecard.CLAIMS}) == len(scorecard.CLAIMS)
+    assert {claim.study for claim in CLAIMS} <= set(STUDIES)
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
     card = scorecard.scorecard(profiles.profile("smoke"))
     assert {verdict.verdict for verdict in card.values()} == {"not run"}
-    assert all(sweep.results(study, profiles.profile("smoke")).gaps.empty for study in STUDIES.values())
+    assert all(recorded.results(study, profiles.profile("smoke")).gaps.empty for study in STUDIES.values())
 
 
 def best_rates(case):
@@ -71,7 +75,7 @@ def planted(study, accuracy, curve=(0.5, 1.0)):
         row = {"condition": case.condition, "seed": case.seed, **case.factors, "train_accuracy": 1.0}
         rows.append(row | {"test_accuracy": accuracy(case) + 0.001 * case.seed**2})
         parts.append(curves(curve, case.condition, case.seed))
-    return sweep.Results(STUDIES[study], profile, pd.DataFrame(rows), pd.concat(parts), 0)
+    return recorded.Results(STUDIES[study], profile, pd.DataFrame(rows), pd.concat(parts), 0)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def planted(study, accuracy, curve=(0.5, 1.0)):
     ],
 )
 def test_a_claim_measures_what_was_planted(claim, study, accuracy, expected):
-    [asked] = [c for c in scorecard.CLAIMS if c.id == claim]
+    [asked] = [c for c in CLAIMS if c.id == claim]
     found = sample(asked, planted(study, accuracy))
     assert found.means.max() == pytest.approx(expected, abs=1e-6)
     assert found.seeds == 3
@@ -119,9 +123,9 @@ def test_sharpness_is_compared_at_one_training_loss():
         for name, losses in {"fresh": (1.0, 0.1, 0.01), "warm start": (0.5, 0.02, 0.001)}.items()
         for n, loss in enumerate(losses, start=1)
     ]
-    found = scorecard.sharpness_at_equal_loss(pd.DataFrame(rows))
+    found = sharpness_at_equal_loss(pd.DataFrame(rows))
     assert found.loc[0].tolist() == pytest.approx([0.7, 0.7])
-    lacking = scorecard.sharpness_at_equal_loss(pd.DataFrame(rows[:4]))  # the warm one's first probe alone
+    lacking = sharpness_at_equal_loss(pd.DataFrame(rows[:4]))  # the warm one's first probe alone
     assert np.isnan(lacking.loc[0, "warm start"]) or lacking.loc[0, "fresh"] > 0
 
 
@@ -138,8 +142,8 @@ def test_a_claim_is_told_at_the_largest_scale_that_is_whole(monkeypatch):
 def test_probe_ratios_are_logarithms_of_warm_over_fresh(warm, expected):
     results = planted("probes", lambda case: 0.8)
     table = results.table.assign(gradient_noise=np.where(results.table.condition == "fresh", 1.0, warm))
-    results = sweep.Results(results.study, results.profile, table, results.curves, 0)
-    assert scorecard.probe_ratio(results, "gradient_noise", [1, 2]).tolist() == pytest.approx([expected] * 3)
+    results = recorded.Results(results.study, results.profile, table, results.curves, 0)
+    assert probe_ratio(results, "gradient_noise", [1, 2]).tolist() == pytest.approx([expected] * 3)
 
 
 def record(case):
@@ -165,7 +169,7 @@ def test_a_scorecard_can_be_drawn_up_whatever_is_recorded(study):
         card = scorecard.scorecard(profile)
         words = {verdict.verdict for verdict in card.values()}
         assert words <= {"not run", "not tested", "incomplete", "inconclusive", "reproduced", "contradicted"}
-    told = {claim.id: card[claim.id].verdict for claim in scorecard.of(study)}
+    told = {claim.id: card[claim.id].verdict for claim in claims_of(study)}
     assert "incomplete" not in told.values()
 
 

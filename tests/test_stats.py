@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from repro.stats import (
+from repro.analysis.stats import (
     bootstrap_interval,
     generalisation_gap,
     mean_estimate,

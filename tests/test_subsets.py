@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repro.config import ALL, HALF, Dataset, InputError, Model, Run, Stage, Subset
-from repro.subsets import examples, p_full, portions
+from repro.data.sampling import examples, p_full, portions
 
 # Stages of appendix A.3
 

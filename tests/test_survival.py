@@ -15,13 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from repro import cli, files, leases, plans, populations, profiles, snapshots, training, worker, workers
-from repro.children import Child
+from repro import cli, profiles
 from repro.config import HALF, Dataset, Model, Run, Stage
-from repro.files import Damaged
-from repro.progress import Progress
-from repro.records import Store
-from repro.studies import STUDIES
+from repro.questions import STUDIES
+from repro.store import files
+from repro.store.files import Damaged
+from repro.store.records import Store
+from repro.sweep import dispatch, leases, plans, trainer
+from repro.sweep.processes import Child
+from repro.sweep.progress import Progress
+from repro.training import loop, populations, snapshots
 
 TINY = ["train=64", "test=32", "width=2", "batch_size=16"]
 LONG = [*TINY, "tuning_epochs=40"]
@@ -34,7 +37,7 @@ def warm_start(seeds=3, settings=TINY):
 
 def execute(runs, store, **changes):
     settings = {"device": "cpu", "precision": "float32", "slots": 1} | changes
-    return workers.execute(plans.plan(runs), store, **settings)
+    return dispatch.execute(plans.plan(runs), store, **settings)
 
 
 def outcomes(store):
@@ -50,7 +53,7 @@ def store(tmp_path):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     store = Store(tmp_path_factory.mktemp("undisturbed"))
-    assert execute(warm_start(), store) == workers.Outcome()
+    assert execute(warm_start(), store) == dispatch.Outcome()
     return outcomes(store)
 
 
@@ -76,7 +79,7 @@ def test_who_holds_a_lease_keeps_others_out_and_all_or_none_are_taken(tmp_path):
     assert not busy(tmp_path, "b", "c")
 
 
-HOLD = "import sys, time\nfrom repro import leases\nfrom pathlib import Path\n"
+HOLD = "import sys, time\nfrom repro.sweep import leases\nfrom pathlib import Path\n"
 HOLD += "with leases.held(Path(sys.argv[1]), ['a']):\n    print('held', flush=True)\n    time.sleep(60)"
 
 
@@ -145,15 +148,15 @@ def test_of_many_that_find_an_abandoned_lease_one_takes_it(tmp_path):
 
 def test_a_run_in_training_elsewhere_is_waited_for_and_used(store, undisturbed, monkeypatch):
     """Of two sweeps each trains what the other does not, as two threads of one process that tell apart."""
-    monkeypatch.setattr(workers, "PAUSE", 0.05)
-    trained, real = [], worker._train
+    monkeypatch.setattr(dispatch, "PAUSE", 0.05)
+    trained, real = [], trainer._train
 
     def noted(batch, *rest):
         trained.extend(run.id for run in batch.runs)
         time.sleep(0.3)
         return real(batch, *rest)
 
-    monkeypatch.setattr(worker, "_train", noted)
+    monkeypatch.setattr(trainer, "_train", noted)
     ends = []
     sweeps = [
         threading.Thread(target=lambda: ends.append(execute(warm_start(), store))),
@@ -164,17 +167,17 @@ def test_a_run_in_training_elsewhere_is_waited_for_and_used(store, undisturbed, 
             thread.start()
         for thread in sweeps:
             thread.join()
-    assert ends == [workers.Outcome(), workers.Outcome()]
+    assert ends == [dispatch.Outcome(), dispatch.Outcome()]
     assert sorted(trained) == sorted(r.id for batch in plans.plan(warm_start()).batches for r in batch.runs)
     assert outcomes(store) == undisturbed
 
 
 @pytest.mark.filterwarnings("ignore:batch .* is in training by")
 def test_sweeps_that_share_some_runs_train_these_once(store, monkeypatch):
-    monkeypatch.setattr(workers, "PAUSE", 0.05)
-    trained, real = [], worker._train
+    monkeypatch.setattr(dispatch, "PAUSE", 0.05)
+    trained, real = [], trainer._train
     monkeypatch.setattr(
-        worker, "_train", lambda batch, *rest: (trained.extend(batch.runs), real(batch, *rest))[1]
+        trainer, "_train", lambda batch, *rest: (trained.extend(batch.runs), real(batch, *rest))[1]
     )
     few, many = warm_start(2), warm_start(4)  # in batches of other ids
     sweeps = [threading.Thread(target=execute, args=(runs, store)) for runs in (few, many)]
@@ -189,23 +192,23 @@ def test_sweeps_that_share_some_runs_train_these_once(store, monkeypatch):
 RUN = """
 import os, sys
 from repro import plans, profiles, records, training, worker, workers
-from repro.progress import Progress
-from repro.studies import STUDIES
+from repro.sweep.progress import Progress
+from repro.questions import STUDIES
 
 def sweep(slots):
     if slots == "1":  # a checkpoint after every epoch
         def train(*arguments, **named):
-            return training.train_population(*arguments, **named, every=0)
-        worker.train_population = train
+            return loop.train_population(*arguments, **named, every=0)
+        trainer.train_population = train
     store, progress = records.Store.of("smoke"), Progress()
-    outcome = workers.execute(
+    outcome = dispatch.execute(
         made, store, device="cpu", precision="float32", slots=int(slots), progress=progress
     )
     return progress.steps_done, 1 if outcome.failures else 0 if outcome.finished else 3
 
 slots, *settings = sys.argv[1:]
-workers.FEW_STEPS = 0
-workers.PAUSE = 0.2
+dispatch.FEW_STEPS = 0
+dispatch.PAUSE = 0.2
 cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
 made = plans.plan(c.run for c in cases)
 if slots != "many":
@@ -334,9 +337,7 @@ def test_resumed_at_random_epochs_a_sweep_comes_to_the_same_end_bit_for_bit(
 
     runs, calm = warm_start(seeds, [*TINY, "tuning_epochs=9"]), Store(tmp_path / "calm")
     execute(runs, calm)
-    monkeypatch.setattr(
-        worker, "train_population", lambda *a, **k: training.train_population(*a, **k, every=0)
-    )
+    monkeypatch.setattr(trainer, "train_population", lambda *a, **k: loop.train_population(*a, **k, every=0))
     epochs = random.Random(seeds).sample(range(1, 10), 3)  # from one interruption to the next
     interrupted = 0
     for count in epochs:
@@ -355,7 +356,7 @@ def test_resumed_at_random_epochs_a_sweep_comes_to_the_same_end_bit_for_bit(
         except Killed:
             interrupted += 1
     assert interrupted >= 1
-    assert execute(runs, store) == workers.Outcome()
+    assert execute(runs, store) == dispatch.Outcome()
     assert outcomes(store) == outcomes(calm)
 
 
@@ -437,7 +438,7 @@ def test_a_sweep_repairs_a_store_of_damaged_files(halfway, tmp_path, round):
     folder = tmp_path / "store"
     shutil.copytree(halfway.folder, folder)
     store, calm = Store(folder), Store(tmp_path / "calm")
-    assert execute(warm_start(5), calm, precision="float64") == workers.Outcome()
+    assert execute(warm_start(5), calm, precision="float64") == dispatch.Outcome()
     records, networks = sorted(folder.glob("*.json")), sorted(store.snapshot("x").parent.iterdir())
     [checkpoint] = store.checkpoint("x").parent.iterdir()
     hurt = {}
@@ -445,7 +446,7 @@ def test_a_sweep_repairs_a_store_of_damaged_files(halfway, tmp_path, round):
         damage(path, records[3] if path in records else networks[0], KINDS[round], chance)
         hurt[path] = path.read_bytes()
     with pytest.warns(UserWarning) as warned:
-        assert execute(warm_start(5), store) == workers.Outcome()
+        assert execute(warm_start(5), store) == dispatch.Outcome()
     said = "\n".join(str(warning.message) for warning in warned)
     for path, content in hurt.items():
         if (
@@ -488,7 +489,7 @@ def test_a_checkpoint_left_behind_by_a_sweep_killed_at_its_very_end_is_removed(s
     other = store.checkpoint("0123456789abcdef-1")  # of a sweep of other runs, which may go on from it
     for path in (*left, other):
         path.touch()
-    assert execute(runs, store) == workers.Outcome()
+    assert execute(runs, store) == dispatch.Outcome()
     assert list(other.parent.iterdir()) == [other]
 
 
@@ -504,7 +505,7 @@ def test_a_network_of_another_shape_is_set_aside(store):
     for path in store.folder.glob("*.json"):
         path.unlink()
     with pytest.warns(UserWarning, match=f"{parent.id}.pt: not a network of this shape; set aside as"):
-        assert execute(runs, store) == workers.Outcome()
+        assert execute(runs, store) == dispatch.Outcome()
 
 
 def test_a_second_result_is_compared_and_the_first_stands(store, monkeypatch):
@@ -512,10 +513,10 @@ def test_a_second_result_is_compared_and_the_first_stands(store, monkeypatch):
     runs = warm_start(1)
     execute(runs, store)
     before = {path: path.read_bytes() for path in store.folder.glob("*.json")}
-    monkeypatch.setattr(worker, "_there", lambda *arguments: False)
+    monkeypatch.setattr(trainer, "_there", lambda *arguments: False)
     monkeypatch.setattr(plans, "missing", lambda plan, store: set(plan.wanted))
-    monkeypatch.setattr(workers, "missing", lambda plan, store: set(plan.wanted))
-    assert execute(runs, store) == workers.Outcome()  # the same curves
+    monkeypatch.setattr(dispatch, "missing", lambda plan, store: set(plan.wanted))
+    assert execute(runs, store) == dispatch.Outcome()  # the same curves
     outcome = execute(runs, store, precision="float64")
     assert outcome.finished and outcome.failures == []
     assert {line.partition(": ")[0] for line in outcome.differences} == {
@@ -532,14 +533,14 @@ def failing(monkeypatch):
     """A run whose measurement raises, in the midst of others that train with it."""
 
     def make(run, error):
-        real = worker._measured
+        real = trainer._measured
 
         def measured(made, *rest):
             if made.id == run.id:
                 raise error
             return real(made, *rest)
 
-        monkeypatch.setattr(worker, "_measured", measured)
+        monkeypatch.setattr(trainer, "_measured", measured)
 
     return make
 
@@ -581,14 +582,14 @@ def test_networks_too_large_together_are_trained_by_halves(store, undisturbed, m
     with pytest.warns(
         UserWarning, match="6 networks at once need more memory than there is; now 3 at a time"
     ):
-        assert execute(warm_start(), store) == workers.Outcome()
+        assert execute(warm_start(), store) == dispatch.Outcome()
     assert {store.read(name)["population"] for name in store.ids()} <= {1, 2}
     assert store.ids() == undisturbed.keys()
 
 
 @pytest.mark.parametrize("width", [3000, 100_000])
 def test_a_network_larger_than_memory_is_one_line_with_a_size_that_fits(capsys, width, monkeypatch):
-    monkeypatch.setattr(worker, "_memory", lambda device: 16 * 2**30)
+    monkeypatch.setattr(trainer, "_memory", lambda device: 16 * 2**30)
     with pytest.raises(SystemExit) as end:
         cli.main(["run", "warm_start", "--profile", "smoke", "--seeds", "1", "--set", f"width={width}"])
     lines = capsys.readouterr().err.splitlines()
@@ -599,7 +600,7 @@ def test_a_network_larger_than_memory_is_one_line_with_a_size_that_fits(capsys, 
 
 
 def test_a_child_killed_again_and_again_is_given_up_with_a_word_on_memory(store, monkeypatch):
-    monkeypatch.setattr(workers, "FEW_STEPS", 0)
+    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
     start = Child.start
 
     def shot(child, job):

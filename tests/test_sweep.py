@@ -13,13 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repro import children, config, messages, plans, profiles, snapshots, sweep, worker, workers
+from repro import config, profiles
+from repro.analysis import recorded
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
-from repro.models import ResNet
-from repro.progress import Progress
-from repro.records import CURVES, Store
-from repro.studies import STUDIES
-from repro.subsets import steps_per_epoch
+from repro.data.sampling import steps_per_epoch
+from repro.questions import STUDIES
+from repro.running import run_study
+from repro.store.records import CURVES, Store
+from repro.sweep import dispatch, messages, plans, processes, trainer
+from repro.sweep.progress import Progress
+from repro.training import snapshots
+from repro.training.network import ResNet
 
 TINY = ["train=64", "test=32", "width=2", "batch_size=16"]
 LONG = [*TINY, "tuning_epochs=60"]  # a second or two, time enough to be interrupted
@@ -61,7 +65,7 @@ def conditions():
 def execute(runs, store, precision="float32", **changes):
     """Train what is missing; whether all of it was."""
     made = plans.plan(runs)
-    outcome = workers.execute(made, store, device="cpu", precision=precision, **changes)
+    outcome = dispatch.execute(made, store, device="cpu", precision=precision, **changes)
     assert outcome.failures == []
     return outcome.finished
 
@@ -92,7 +96,7 @@ def untrained(monkeypatch):
     def refuse(*arguments, **settings):
         pytest.fail("something was trained")
 
-    monkeypatch.setattr(worker, "train_batch", refuse)
+    monkeypatch.setattr(trainer, "train_batch", refuse)
 
 
 @pytest.fixture(scope="module")
@@ -336,14 +340,14 @@ def test_prefixes_and_shared_beginnings_are_the_same_numbers(store):
 def test_a_second_sweep_trains_nothing(store, untrained, undisturbed):
     made = plans.plan(warm_start())
     with pytest.raises(pytest.fail.Exception):
-        workers.execute(made, store, device="cpu", slots=1)  # the trap works
+        dispatch.execute(made, store, device="cpu", slots=1)  # the trap works
     for name, (found, _) in undisturbed.items():
         store.write(
             made.wanted[name], curves=found, diverged=None, seconds=0, precision="", device="", data=""
         )
-    assert workers.execute(made, store).finished
+    assert dispatch.execute(made, store).finished
     progress = Progress()
-    assert workers.execute(made, store, progress=progress, time_limit=0).finished
+    assert dispatch.execute(made, store, progress=progress, time_limit=0).finished
     assert (progress.runs, progress.recorded, progress.steps) == (6, 6, 0)
 
 
@@ -401,7 +405,7 @@ def test_deleting_snapshots_is_harmless(store):
 
 def test_mistakes_are_refused_before_anything_is_trained(store):
     with pytest.raises(InputError, match="unknown device"):
-        workers.execute(plans.plan(warm_start()), store, device="tpu")
+        dispatch.execute(plans.plan(warm_start()), store, device="tpu")
     with pytest.raises(InputError, match="unknown precision"):
         execute(warm_start(), store, "float16")
     assert not store.folder.exists()
@@ -541,7 +545,7 @@ def test_another_precision_does_not_go_on_from_a_checkpoint(store):
 
 
 def test_what_no_process_may_tell_is_refused_and_not_passed_over(store):
-    sweeping = workers.Sweep(plans.plan(warm_start()), store, Progress(), "cpu", "float32")
+    sweeping = dispatch.Sweep(plans.plan(warm_start()), store, Progress(), "cpu", "float32")
     with pytest.raises(AssertionError):
         sweeping.hear({"recorded": "0123456789abcdef"})
     with pytest.raises(TypeError):
@@ -553,13 +557,13 @@ def born(monkeypatch):
     """Children that train, one after another as they are born, however little there is to train."""
     found = []
 
-    class Noted(children.Child):
+    class Noted(processes.Child):
         def begin(self):
             super().begin()
             found.append(self.process)
 
-    monkeypatch.setattr(children, "Child", Noted)
-    monkeypatch.setattr(workers, "FEW_STEPS", 0)
+    monkeypatch.setattr(processes, "Child", Noted)
+    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
     yield found
     assert all(process.poll() is not None for process in found)  # none outlives the sweep
 
@@ -592,10 +596,10 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
 
     made, progress = plans.plan([*runs, lame]), Progress(show=show)
     with pytest.warns(UserWarning, match=f"{lame.parent.id}.pt: not a file of this format; set aside as"):
-        outcome = workers.execute(made, store, device="cpu", precision="float32", slots=2, progress=progress)
+        outcome = dispatch.execute(made, store, device="cpu", precision="float32", slots=2, progress=progress)
     assert len(killed) == 2
     assert len(born) > 2
-    assert outcome == workers.Outcome()
+    assert outcome == dispatch.Outcome()
     with pytest.warns(UserWarning, match="set aside as"):
         assert execute([*runs, lame], single, slots=1)
     assert curves(store) == curves(single)
@@ -606,7 +610,7 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
 def test_children_stop_with_a_checkpoint_when_their_sweep_is_asked_to(store, tmp_path, born, few_threads):
     runs, calm = warm_start(settings=LONG), Store(tmp_path / "calm")
     made, progress = plans.plan(runs), interrupting(4)
-    outcome = workers.execute(made, store, device="cpu", precision="float32", slots=2, progress=progress)
+    outcome = dispatch.execute(made, store, device="cpu", precision="float32", slots=2, progress=progress)
     assert not outcome.finished
     assert outcome.failures == []
     assert store.ids() == set()
@@ -622,10 +626,10 @@ def test_where_a_batch_trains_does_not_depend_on_what_is_recorded_already(store,
     made = plans.plan(warm_start())
     assert execute(warm_start(), store, slots=1)
     store.path(warm_start()[1].id).unlink()
-    monkeypatch.setattr(workers, "Children", lambda *arguments: pytest.fail("in children"))
-    monkeypatch.setattr(workers, "FEW_STEPS", made.steps)
+    monkeypatch.setattr(dispatch, "Children", lambda *arguments: pytest.fail("in children"))
+    monkeypatch.setattr(dispatch, "FEW_STEPS", made.steps)
     with pytest.raises(pytest.fail.Exception, match="in children"):
-        workers.execute(made, store, device="cpu", precision="float32", slots=2)
+        dispatch.execute(made, store, device="cpu", precision="float32", slots=2)
 
 
 @pytest.mark.slow
@@ -640,8 +644,8 @@ def test_a_sweep_in_children_keeps_pytorch_out_of_its_own_process():
 SWEEP = """
 import sys, time
 from repro import plans, profiles, records, workers
-from repro.progress import Progress
-from repro.studies import STUDIES
+from repro.sweep.progress import Progress
+from repro.questions import STUDIES
 
 def show(progress):
     if progress.steps_done:
@@ -649,11 +653,11 @@ def show(progress):
         time.sleep(0.1 if slots == "1" else 0)
 
 slots, *settings = sys.argv[1:]
-workers.FEW_STEPS = 0
+dispatch.FEW_STEPS = 0
 cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
 made, store = plans.plan(case.run for case in cases), records.Store.of("smoke")
 progress = Progress(show=show)
-outcome = workers.execute(
+outcome = dispatch.execute(
     made, store, device="cpu", precision="float32", slots=int(slots), progress=progress
 )
 sys.exit(0 if outcome.finished else 3)
@@ -709,7 +713,7 @@ def test_children_end_when_their_sweep_is_killed_and_another_completes_it(tmp_pa
 
 def test_a_study_is_run_once_and_read_without_torch():
     settings = ", ".join(TINY)
-    found = sweep.run_study("warm_start", "smoke", seeds=2, device="cpu", settings=settings)
+    found = run_study("warm_start", "smoke", seeds=2, device="cpu", settings=settings)
     assert found.missing == 0
     assert found.profile.seeds == 2
     assert len(found.table) == 4
@@ -719,7 +723,7 @@ def test_a_study_is_run_once_and_read_without_torch():
     code = f"""
 import sys
 from repro import sweep
-found = sweep.run_study("warm_start", "smoke", seeds=2, settings={settings!r})
+found = run_study("warm_start", "smoke", seeds=2, settings={settings!r})
 print(found.table.test_accuracy.tolist(), "torch" in sys.modules)
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -729,7 +733,7 @@ print(found.table.test_accuracy.tolist(), "torch" in sys.modules)
 def test_results_tell_what_is_missing(store):
     chosen = profiles.profile("smoke", TINY, 2)
     made = plans.plan(warm_start(1))
-    workers.execute(made, Store.of("smoke"), device="cpu", precision="float32")
-    found = sweep.results(STUDIES["warm_start"], chosen)
+    dispatch.execute(made, Store.of("smoke"), device="cpu", precision="float32")
+    found = recorded.results(STUDIES["warm_start"], chosen)
     assert found.missing == 2
     assert found.table.seed.tolist() == [0, 0]

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repro import data, populations, snapshots, worker
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
-from repro.models import ResNet
-from repro.populations import Member, Population
-from repro.records import CURVES
-from repro.snapshots import Snapshot
-from repro.subsets import examples
-from repro.training import Stopped, train_population
+from repro.data import datasets
+from repro.data.sampling import examples
+from repro.store.records import CURVES
+from repro.sweep import trainer
+from repro.training import populations, snapshots
+from repro.training.loop import Stopped, train_population
+from repro.training.network import ResNet
+from repro.training.populations import Member, Population
+from repro.training.snapshots import Snapshot
 
 CPU = torch.device("cpu")
 DIGITS = Dataset("digits", 160, 96, 0.1)  # 5 steps an epoch
@@ -336,7 +338,7 @@ def normalised(images, x):
 
 def plainly_trained(made, forget=True):
     """Weights of a run after all its stages, by a plain loop over one ordinary network in float64."""
-    images = data.images(made.dataset)
+    images = datasets.images(made.dataset)
     x, y = normalised(images, images.x_train), torch.tensor(images.y_train)
     net = ResNet(made.model, x.shape[1], images.classes).double()
     net.initialise(0, MODULES, made.init_seed, stage=1)
@@ -408,7 +410,7 @@ def test_curves_of_a_constant_answer_are_those_computed_by_hand():
     bias = [0.0] * 10
     bias[3], bias[7] = 2.0, 1.0
     [snapshot] = train([constant(bias)]).values()
-    images = data.images(DIGITS)
+    images = datasets.images(DIGITS)
     threes, sevens, n = (images.y_train == 3).sum(), (images.y_train == 7).sum(), 160
     normaliser = math.log(math.exp(2) + math.exp(1) + 8)
     curve = snapshot.curves[-1]
@@ -427,7 +429,7 @@ def test_images_arrive_with_mean_zero_and_deviation_one():
     assert population.x_train.shape == (160, 1, 12, 12)
     assert float(population.x_train.mean()) == pytest.approx(0, abs=1e-5)
     assert float(population.x_train.std()) == pytest.approx(1, abs=1e-4)
-    images = data.images(DIGITS)
+    images = datasets.images(DIGITS)
     pixel = (images.x_test[5, 3, 4, 0] - images.x_train.mean()) / images.x_train.std()
     assert float(population.x_test[5, 0, 3, 4]) == pytest.approx(pixel, abs=1e-5)
 
@@ -481,21 +483,21 @@ def test_bf16_stays_close_to_float32_for_a_few_steps():
 
 def test_unknown_devices_and_precisions_are_refused():
     with pytest.raises(InputError, match="unknown device 'tpu': choose from auto, cpu, cuda"):
-        worker.choose_device("tpu")
+        trainer.choose_device("tpu")
     with pytest.raises(InputError, match="unknown precision 'float16': choose from auto, float32, bf16"):
-        worker.choose_precision("cpu", "float16")
+        trainer.choose_precision("cpu", "float16")
     with pytest.raises(InputError, match="unknown precision 'float16': choose from float32, bf16, float64"):
         train([Member(run(Stage(1)))], "float16")
-    assert worker.choose_device("cpu") == ("cpu", 0)
-    assert worker.choose_precision("cpu", "float64") == "float64"
-    assert worker.choose_precision("cpu", "auto") == "float32"
+    assert trainer.choose_device("cpu") == ("cpu", 0)
+    assert trainer.choose_precision("cpu", "float64") == "float64"
+    assert trainer.choose_precision("cpu", "auto") == "float32"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_here_is_refused_and_auto_does_without():
     with pytest.raises(InputError, match="no CUDA device here: choose auto or cpu"):
-        worker.choose_device("cuda")
-    assert worker.choose_device("auto") == ("cpu", 0)
+        trainer.choose_device("cuda")
+    assert trainer.choose_device("auto") == ("cpu", 0)
 
 
 # Tests of some epochs only

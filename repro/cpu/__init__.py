@@ -1,6 +1,6 @@
 """The same network, sooner on a CPU: nothing outside this folder knows how.
 
-`forward` computes what `repro.models.ResNet` computes, with its parameters and
+`forward` computes what `repro.training.network.ResNet` computes, with its parameters and
 buffers. Where llvmlite is not installed, PyTorch's own operations do it.
 """
 

@@ -1,0 +1,305 @@
+"""What a claim is, how it is tested over seeds, and what verdict that gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from repro.analysis.recorded import Results
+from repro.analysis.stats import Estimate, holm, largest_spread, p_below, two_way_residuals
+from repro.data import datasets
+from repro.lazy import Lazy
+from repro.study import FRESH, WARM
+
+np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")  # as in `repro.analysis.stats`
+
+ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
+FITTED = 0.99  # mean train accuracy from which an arm counts as trained to the end, as the paper's are
+FEWEST_SEEDS = 3
+UNLIKE = 2.0  # times the spread of the others that an arm may have for all to be pooled
+SMALLEST_P = 0.0001  # smaller p values print as < 0.0001
+LESS, MORE, SAME = "less", "more", "same"
+DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts from all planned seeds
+VERDICTS = (*DECIDED, "not tested", "exploratory", "incomplete", "not run")
+
+
+class NotFitted(Exception):
+    """An arm does not fit its training data, so that the paper's claim is not about it."""
+
+
+class Arms:
+    """Test accuracies of the arms of a study, in percent."""
+
+    def __init__(self, results: Results) -> None:
+        factors = [name for name in results.factors if name != "held_out"]
+        table = results.table.assign(accuracy=100 * results.table.test_accuracy)
+        table["arm"] = table.groupby(["condition", *factors], dropna=False).ngroup()
+        held_out = table.held_out.astype(bool) if "held_out" in results.factors else table.seed < 0
+        self.table, self.held_out = table[~held_out], table[held_out]
+        self.columns = {name: self.table[name].to_numpy() for name in self.table}  # asked many times
+        self.used: set[int] = set()  # arms that were asked for
+        self.planned = [case.factors for case in results.study.cases(results.profile)]  # recorded or not
+
+    def only(self, arm: int) -> Arms:
+        """The same arms, had one of them an accuracy of 1 and the others of 0."""
+        changed = copy.copy(self)
+        changed.columns = self.columns | {"accuracy": (self.columns["arm"] == arm).astype(float)}
+        return changed
+
+    def __call__(self, condition: str, **factors: object) -> pd.Series:
+        """Accuracy of one arm by seed; raises `KeyError` where none is recorded, or `NotFitted`."""
+        chosen = self.columns["condition"] == condition
+        for name, value in factors.items():
+            chosen &= self.columns[name] == value
+        if not chosen.any():
+            raise KeyError(condition)
+        fitted = pd.Series(self.columns["train_accuracy"][chosen]).mean()
+        if fitted < FITTED:
+            words = ", ".join([condition, *(f"{name} {value}" for name, value in factors.items())])
+            raise NotFitted(f"{words}: {100 * fitted:.1f} % of the training images fitted")
+        self.used.update(self.columns["arm"][chosen])
+        seeds = pd.Index(self.columns["seed"][chosen], name="seed")
+        return pd.Series(self.columns["accuracy"][chosen], seeds)
+
+    def best_rate(self, condition: str) -> object:
+        """The rate at which these networks are best on held-out training images, of those that fit theirs."""
+        tried = self.held_out[self.held_out.condition == condition]
+        means = tried.groupby("rate")[["test_accuracy", "train_accuracy"]].mean()
+        means = means[means.train_accuracy >= FITTED]
+        if means.empty:
+            raise NotFitted(f"{condition} at any rate") if len(tried) else KeyError(condition)
+        return means.test_accuracy.idxmax()
+
+    def matrix(self, seeds: pd.Index) -> pd.DataFrame:
+        """Accuracies [seed, arm] of all arms that are fitted and recorded at each of these seeds."""
+        fitted = self.table.groupby("arm").train_accuracy.transform("mean") >= FITTED
+        return (
+            self.table[fitted]
+            .pivot_table(index="seed", columns="arm", values="accuracy")
+            .loc[seeds]
+            .dropna(axis=1)
+        )
+
+
+Contrast = Callable[[Arms], "pd.Series | Mapping[object, pd.Series]"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence of the paper as a statement about one number per seed.
+
+    The claim says that this number is `less` or `more` than zero in expectation,
+    or the `same` as zero up to `margin`. Where the paper says it of several
+    conditions, there is a column for each, and it has to hold in all of them. The
+    number is a weighted sum of the accuracies of `Arms`, or any other `effect`.
+    """
+
+    id: str
+    words: str
+    figure: str
+    study: str
+    contrast: Contrast | None = None
+    direction: str = LESS
+    margin: float = 0.0
+    unit: str = "points"
+    effect: Callable[[Results], pd.Series | pd.DataFrame] | None = None
+    exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this rule was made
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The number, or numbers, of a claim: means over seeds with their standard errors, [conditions]."""
+
+    means: np.ndarray
+    errors: np.ndarray
+    freedom: np.ndarray  # degrees of freedom of each error
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records of one profile say of a claim.
+
+    `verdict` is reproduced, contradicted or inconclusive; exploratory where the
+    rule was made after the records; incomplete before all planned seeds are
+    there; not tested where a network does not fit its training data; not run.
+    """
+
+    claim: Claim
+    verdict: str
+    effect: Estimate
+    p: float  # of the test that gave the verdict, adjusted for all claims; NaN where there is none
+    profile: str = ""
+    planned: int = 0  # seeds
+    reason: str = ""  # why a claim is not tested
+
+    def __str__(self) -> str:
+        """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
+        if not self.effect.n:
+            return self.verdict + (f" ({self.reason})" if self.reason else "")
+        p = self.p_text
+        if p:
+            p = f", p {p}" if p[0] == "<" else f", p = {p}"
+        return f"{self.verdict}: {self.effect} {self.claim.unit}{p}"
+
+    @property
+    def p_text(self) -> str:
+        """As in `0.003`; `< 0.0001` where it is smaller than that, empty where there is none."""
+        if np.isnan(self.p):
+            return ""
+        return f"{self.p:.2g}" if self.p >= SMALLEST_P else f"< {SMALLEST_P:g}"
+
+    def as_json(self) -> dict:
+        numbers = {"effect": self.effect.mean, "interval": [self.effect.low, self.effect.high], "p": self.p}
+        return {
+            "id": self.claim.id,
+            "claim": self.claim.words,
+            "figure": self.claim.figure,
+            "profile": self.profile,
+            "verdict": self.verdict,
+            **{k: _finite(v) for k, v in numbers.items()},
+            "unit": self.claim.unit,
+            "n": self.effect.n,
+            "planned": self.planned,
+        }
+
+
+def _finite(value):
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return float(value) if np.isfinite(value) else None
+
+
+def sample(claim: Claim, results: Results) -> Sample:
+    """The claim's number from the seeds at which all that it needs is recorded; of no seed where nothing is.
+
+    Raises `NotFitted` where the claim is about networks that do not fit their data.
+    """
+    floor = (100 if claim.unit.startswith("points") else 1) / datasets.counts(results.profile.data())[1]
+    arms = Arms(results)
+    try:
+        found = claim.effect(results) if claim.contrast is None else claim.contrast(arms)
+    except KeyError:  # a condition of which nothing is recorded
+        found = ()
+    values = pd.DataFrame(found).dropna()
+    n, columns = values.shape
+    if n < 2:
+        means = values.to_numpy(float).mean(0) if n else np.empty(0)
+        return Sample(means, np.full(len(means), np.nan), np.zeros(len(means)), n)
+    own = np.maximum(values.std(ddof=1).to_numpy(float), floor)
+    spread, freedom = own, n - 1
+    if claim.contrast is not None:
+        spread, freedom = _pooled(claim.contrast, arms, values.index, floor) or (own, n - 1)
+    return Sample(values.to_numpy(float).mean(0), spread / n**0.5, np.full(columns, float(freedom)), n)
+
+
+def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tuple[np.ndarray, int] | None:
+    """Standard deviation of each number of a contrast from the spread that all arms of its study share.
+
+    That is the residual of arms and seeds (a two-way analysis of variance), with
+    its degrees of freedom. None where one arm varies more than `UNLIKE` times as
+    much as the others: then each number has its own.
+    """
+    residuals = two_way_residuals(arms.matrix(seeds).to_numpy())
+    if largest_spread(residuals) > UNLIKE:
+        return None
+    freedom = (residuals.shape[0] - 1) * (residuals.shape[1] - 1)
+    shared = (np.square(residuals).sum() / freedom) ** 0.5
+    return np.maximum(shared, floor) * np.square(weights(contrast, arms)).sum(0) ** 0.5, freedom
+
+
+def weights(contrast: Contrast, arms: Arms) -> np.ndarray:
+    """Weights [arm, number] in a contrast: what it makes of 1 for one arm and 0 for all others."""
+    contrast(arms)
+    return np.array(
+        [pd.DataFrame(contrast(arms.only(arm))).dropna().iloc[0] for arm in sorted(arms.used)], float
+    )
+
+
+def p_values(claim: Claim, found: Sample) -> tuple[float, float]:
+    """P values for and against the claim, from one-sided t tests.
+
+    There are two tests, of which the larger p value counts, where the claim is
+    that there is no difference. Over conditions the largest p value counts for
+    the claim, and against it the smallest, times their number.
+    """
+    pairs = []
+    for mean, error, freedom in zip(found.means, found.errors, found.freedom, strict=True):
+        x = -mean if claim.direction == MORE else mean
+        below = partial(p_below, error=error, freedom=freedom)
+        if claim.direction == SAME:
+            inside = max(below(x, bound=claim.margin), below(-x, bound=claim.margin))
+            outside = min(below(x, bound=-claim.margin), below(-x, bound=-claim.margin))
+            pairs.append((inside, 2 * outside))
+        else:
+            pairs.append((below(x, bound=0.0), below(-x, bound=0.0)))
+    supporting, opposing = zip(*pairs, strict=True)
+    return max(supporting), min(1.0, len(pairs) * min(opposing))
+
+
+def verdicts(asked: Iterable[tuple[Claim, Results | None]]) -> list[Verdict]:
+    """A verdict on every claim from the results of its study, all of them one family for Holm's method.
+
+    A claim that is not decided here stays in the family with a p value of 1, so
+    that no verdict hangs on what else is recorded.
+    """
+    made, p = [], []
+    for claim, results in asked:
+        verdict, pair = _undecided(claim, results)
+        made.append(verdict)
+        p.append(pair or (1.0, 1.0))
+    decided = []
+    for verdict, support, against in zip(made, *(holm(side) for side in zip(*p, strict=True)), strict=True):
+        if verdict.verdict == "inconclusive":
+            if against < ALPHA <= support:
+                verdict = _with(verdict, "contradicted", against)
+            else:
+                verdict = _with(verdict, "reproduced" if support < ALPHA else "inconclusive", support)
+        decided.append(verdict)
+    return decided
+
+
+def _with(verdict: Verdict, word: str, p: float) -> Verdict:
+    return Verdict(verdict.claim, word, verdict.effect, float(p), verdict.profile, verdict.planned)
+
+
+def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[float, float] | None]:
+    """The verdict before p values are adjusted, with those for and against the claim where they count."""
+    nothing = Estimate(np.nan, np.nan, np.nan, np.nan, 0)
+    if results is None or results.table.empty:
+        return Verdict(claim, "not run", nothing, np.nan), None
+    name, planned = results.profile.name, results.planned_seeds
+    try:
+        found = sample(claim, results)
+    except NotFitted as reason:
+        return Verdict(claim, "not tested", nothing, np.nan, name, planned, str(reason)), None
+    if not found.seeds:
+        return Verdict(claim, "not run", nothing, np.nan, name, planned), None
+    effect = _weakest(claim, found)
+    if results.profile.exploratory or name in claim.exploratory:
+        return Verdict(claim, "exploratory", effect, np.nan, name, planned), None
+    if found.seeds < max(planned, FEWEST_SEEDS):
+        return Verdict(claim, "incomplete", effect, np.nan, name, planned), None
+    return Verdict(claim, "inconclusive", effect, np.nan, name, planned), p_values(claim, found)
+
+
+def _weakest(claim: Claim, found: Sample, level: float = 0.95) -> Estimate:
+    """The condition that speaks least for the claim, with its t interval."""
+    towards = {LESS: found.means, MORE: -found.means, SAME: np.abs(found.means)}[claim.direction]
+    i = int(np.argmax(towards))
+    mean, error, freedom = (float(x[i]) for x in (found.means, found.errors, found.freedom))
+    reach = float(special.stdtrit(freedom, (1 + level) / 2)) * error if freedom else np.nan
+    return Estimate(mean, mean - reach, mean + reach, error * found.seeds**0.5, found.seeds, level)
+
+
+def gap(arm: Arms, **factors: object) -> pd.Series:
+    """The contrast that most claims are about: warm start minus fresh network, in points."""
+    return arm(WARM, **factors) - arm(FRESH, **factors)
+
+
+def slope(columns: Sequence[pd.Series], x: Sequence[float]) -> pd.Series:
+    """Least-squares slope along x within each seed, of a column for each x."""
+    centred = np.asarray(x, float) - np.mean(x)
+    return sum(w * column for w, column in zip(centred, columns, strict=True)) / np.square(centred).sum()

@@ -1,0 +1,53 @@
+"""The results of a study: what is recorded of it, after training what is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from repro.analysis import tables
+from repro.analysis.stats import generalisation_gap
+from repro.profiles import Profile
+from repro.store.records import Store
+from repro.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is recorded of a study: the tables that figures and statistics are made of."""
+
+    study: Study
+    profile: Profile
+    table: pd.DataFrame  # a row per run, see `tables.table`
+    curves: pd.DataFrame  # a row per epoch, see `tables.curves`
+    missing: int  # runs not recorded
+
+    @property
+    def factors(self) -> list[str]:
+        """What tells the arms of the study apart besides their conditions."""
+        return list(dict.fromkeys(f for case in self.study.cases(self.profile) for f in case.factors))
+
+    @property
+    def planned_seeds(self) -> int:
+        """How many seeds the study has at this profile."""
+        return len({case.seed for case in self.study.cases(self.profile)})
+
+    def gaps_to(self, condition: str) -> pd.DataFrame:
+        """All other runs with their `gap` to this condition at the same seed, in percentage points."""
+        return generalisation_gap(self.table, self.study.pairs, condition)
+
+    @cached_property
+    def gaps(self) -> pd.DataFrame:
+        """The pretrained runs with their `gap` to the fresh run of the same seed, in percentage points."""
+        return generalisation_gap(self.table, self.study.pairs)
+
+
+def results(study: Study, profile: Profile) -> Results:
+    """The recorded part of a study; trains nothing."""
+    cases, store = study.cases(profile), Store.of(profile.name)
+    table = tables.table(cases, store, profile.window, profile.median)
+    return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))

@@ -1,0 +1,72 @@
+"""Records as tables: a row for each run, and its learning curves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from repro.lazy import Lazy
+from repro.store.records import COPIED, CURVES, Store
+
+pd = Lazy("pandas")  # as in `repro.analysis.stats`
+
+COLUMNS = (  # of a table, besides factors and probes
+    *("condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"),
+    *COPIED,
+)
+
+
+def table(cases: Iterable, store: Store, window: int, median: bool = False) -> pd.DataFrame:
+    """One row per recorded case of a study: its condition, seed and factors, and what came out.
+
+    `test_accuracy` is the mean (or the median) over the last `window` epochs of the
+    last stage that count and `train_accuracy` the value at the last, both fractions.
+    """
+    average = statistics.median if median else statistics.fmean
+    cases = list(cases)
+    found = store.load(case.run.id for case in cases)
+    rows = []
+    for case in cases:
+        if record := found.get(case.run.id):
+            last = {name: values[: case.epochs] for name, values in record["curves"][-1].items()}
+            tail = [math.nan if v is None else v for v in last["test_accuracy"][-window:]]
+            row = {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": record["id"]}
+            row |= {"test_accuracy": average(tail), "train_accuracy": last["train_accuracy"][-1]}
+            row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
+            row |= record.get("probes", {})
+            row |= {key: record[key] for key in COPIED}
+            rows.append(row)
+    made = pd.DataFrame(rows, columns=None if rows else COLUMNS)
+    factors = dict.fromkeys(name for case in cases for name in case.factors)
+    return made.assign(**{name: math.nan for name in factors if name not in made})
+
+
+def curves(cases: Iterable, store: Store) -> pd.DataFrame:
+    """Learning curves of the recorded cases, one row per epoch.
+
+    `stage` counts from 1 and `epoch` from 1 within the stage; `total` counts the
+    epochs of all stages. Of a case's last stage there are the epochs that count.
+    Test accuracy is NaN after an epoch without a test.
+    """
+    cases = list(cases)
+    found = store.load(case.run.id for case in cases)
+    epochs = {name: [] for name in ("total", "epoch", *CURVES)}
+    stages, lengths = [], []  # what all epochs of a stage have in common, and how many they are
+    for case in cases:
+        done = 0
+        for number, curve in enumerate(found.get(case.run.id, {"curves": ()})["curves"], start=1):
+            n = len(curve[CURVES[0]])
+            if number == len(case.run.stages):
+                n = min(n, case.epochs or n)
+            epochs["total"] += range(done + 1, done + n + 1)
+            epochs["epoch"] += range(1, n + 1)
+            for name in CURVES:
+                epochs[name] += curve[name][:n]
+            stages.append({"condition": case.condition, "seed": case.seed, "stage": number, **case.factors})
+            lengths.append(n)
+            done += n
+    factors = dict.fromkeys(name for case in cases for name in case.factors)
+    common = pd.DataFrame(stages, columns=["condition", "seed", "stage", *factors])
+    made = pd.DataFrame(epochs).astype(dict.fromkeys(CURVES, float))
+    return made.join(common.loc[common.index.repeat(lengths)].reset_index(drop=True))

@@ -1,0 +1,213 @@
+"""The pages of the book: executed chapters put beside the other sources, and rendered.
+
+Jupyter Book renders `_build/stage`, a copy of the sources in which the executed
+chapters replace theirs. A chapter is rendered only if this very source was
+executed with these very parameters, and nothing is rendered twice from the same
+stage.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from repro import profiles
+from repro.analysis import recorded
+from repro.lazy import Lazy
+from repro.questions import studies
+from repro.running import scale
+
+pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
+
+LAUNCH = {  # where readers can run a chapter, given a public repository
+    "notebook_interface": "jupyterlab",
+    "binderhub_url": "https://mybinder.org",
+    "colab_url": "https://colab.research.google.com",
+}
+
+NOT_RUN = """
+```{warning}
+This chapter has no results in this build: it was not among the chapters to execute, or it failed.
+```
+"""
+
+
+class BuildError(RuntimeError):
+    """Pages that Jupyter Book refused to render; the message holds its first warnings."""
+
+
+def chapters(root: Path) -> list[Path]:
+    """The notebooks of all chapters, in the order of their numbers."""
+    return sorted((root / "book" / "chapters").glob("*.ipynb"))
+
+
+def read(path: Path) -> dict:
+    """A notebook as it is stored; the library for it takes longer to import than all chapters to read."""
+    return json.loads(path.read_bytes())
+
+
+def source_of(cell: dict) -> str:
+    return "".join(cell["source"])  # a string, or one for each line
+
+
+def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None:
+    """The executed notebook without what names this machine and hour; None if it is of another version."""
+    if not executed.exists():
+        return None
+    page, now = read(executed), read(source)
+    own = [cell for cell in page["cells"] if "injected-parameters" not in cell["metadata"].get("tags", ())]
+    used = page["metadata"].get("papermill", {}).get("parameters")
+    sources, known = ([source_of(cell) for cell in cells] for cells in (own, now["cells"]))
+    if sources != known or used != json.loads(json.dumps(parameters)):
+        return None
+    page["metadata"].pop("papermill", None)
+    page["metadata"].pop("widgets", None)  # an explorer brings its own page; these would bring a manager
+    for cell in page["cells"]:
+        for volatile in ("papermill", "execution"):
+            cell["metadata"].pop(volatile, None)
+    return page
+
+
+def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: bool = False) -> list[str]:
+    """Names of the chapters without results, after making `stage` the sources to render.
+
+    A chapter has results if its present source was executed with `parameters`.
+    Its records as CSV and its first figure as PNG go with it. Files keep their
+    time unless their content changes.
+    """
+    import yaml  # part of the book's tools, which only this command needs
+
+    config = published(yaml.safe_load((root / "_config.yml").read_text()))
+    config.setdefault("execute", {})["execute_notebooks"] = "off"
+    config["sphinx"]["config"]["book_pdf"] = pdf
+    files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
+    sources = chapters(root)
+    shown = [p for p in (root / "book").rglob("*") if p.is_file() and p not in sources]
+    for path in [*shown, *(root / "repro").rglob("*.py")]:  # the package, for literalinclude
+        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    without = []
+    for source in sources:
+        name = f"book/chapters/{source.stem}"
+        page = executed_page(source, executed / source.name, parameters)
+        if page:
+            text = json.dumps(page, ensure_ascii=False, indent=1, sort_keys=True)  # as Jupyter stores it
+            files[f"{name}.ipynb"] = text.encode()
+            files |= _downloads(source.stem, page, executed, parameters)
+        else:
+            without.append(source.stem)
+            title = re.match(r"(\(.+\)=\n)?# .+", source_of(read(source)["cells"][0]))
+            files[f"{name}.md"] = f"{title[0] if title else '# ' + source.stem}\n{NOT_RUN}".encode()
+    for path in sorted(stage.rglob("*"), reverse=True):
+        if path.is_file() and path.relative_to(stage).as_posix() not in files:
+            path.unlink()
+    for name, content in files.items():
+        path = stage / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_bytes() != content:
+            path.write_bytes(content)
+    return without
+
+
+def published(config: dict) -> dict:
+    """The configuration with what the environment says of where the book is published.
+
+    `BOOK_URL` is the address of its pages, for the sitemap and the cards of links;
+    `BOOK_REPOSITORY` that of a public repository, for the buttons that open a chapter
+    from there.
+    """
+    sphinx = config["sphinx"]["config"]
+    if url := os.environ.get("BOOK_URL"):
+        sphinx["html_baseurl"] = f"{url.rstrip('/')}/"
+    if repository := os.environ.get("BOOK_REPOSITORY"):
+        theme = {"repository_url": repository.rstrip("/"), "repository_branch": "main"}
+        sphinx["html_theme_options"] |= theme | {"launch_buttons": LAUNCH}
+    return config
+
+
+def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> dict[str, bytes]:
+    """The records of a chapter as CSV and its first figure as PNG, by their place in the stage."""
+    files, csv = {}, executed / f"{chapter}.csv"
+    if not csv.exists():  # since the chapter was executed
+        csv.write_bytes(_records(chapter, parameters))
+    if records := csv.read_bytes():
+        files[f"book/_static/records/{chapter}.csv"] = records
+    outputs = (output.get("data", {}) for cell in page["cells"] for output in cell.get("outputs", ()))
+    pictures = (data[kind] for data in outputs for kind in data if kind.endswith("image/png"))
+    if figure := next(pictures, None):
+        files[f"book/_static/cards/{chapter}.png"] = base64.b64decode("".join(figure))
+    return files
+
+
+def _records(chapter: str, parameters: dict) -> bytes:
+    """What is recorded of a chapter's studies as CSV, empty where it has none."""
+    profile = parameters.get("profile")
+    asked = [study for study in studies() if study.chapter == chapter]
+    if profile not in profiles.PROFILES or not asked:
+        return b""
+    chosen = scale(profile, parameters.get("seeds"), parameters.get("settings", ""))
+    tables = [recorded.results(study, chosen).table.assign(study=study.name) for study in asked]
+    return pd.concat(tables).to_csv(index=False).encode()
+
+
+def build(stage: Path, out: Path) -> Path:
+    """The first page, `out/_build/html/index.html`, rendered from `stage` with warnings as errors.
+
+    Renders everything or, where neither the stage nor the tools changed,
+    nothing: by itself Sphinx leaves old sidebars on the pages it takes for
+    unchanged, and pages and figures that no longer exist.
+    """
+    stage, out = stage.resolve(), out.resolve()
+    index, stamp = out / "_build" / "html" / "index.html", out / "_build" / "stage.sha256"
+    digest = hashlib.sha256(repr([(tool, importlib.metadata.version(tool)) for tool in RENDERERS]).encode())
+    for path in sorted(p for p in stage.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(stage).as_posix()} {len(content)}\n".encode() + content)
+    if index.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
+        return index
+    stamp.unlink(missing_ok=True)
+    for old in ("html", ".doctrees", "jupyter_execute"):
+        shutil.rmtree(out / "_build" / old, ignore_errors=True)
+    options = ["--path-output", str(out), "--warningiserror", "--nitpick", "--keep-going", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", JUPYTER_BOOK, "build", str(stage), *options],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    if done.returncode:
+        text = re.sub(r"\x1b\[[\d;]*m", "", done.stderr).replace(f"{stage}{os.sep}", "")
+        lines = text.split("Traceback (most recent call last)")[0].splitlines()
+        warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
+        raise BuildError("\n".join((warnings or lines or text.splitlines()[-10:])[:10]))
+    stamp.write_text(digest.hexdigest())
+    return index
+
+
+def browser() -> str | None:
+    """The path of a Chromium, or None."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def print_pdfs(html: Path) -> None:
+    """A PDF beside the page of each chapter, by Chromium."""
+    for page in sorted((html / "book" / "chapters").glob("*.html")):
+        pdf = page.with_suffix(".pdf")
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+        done = subprocess.run(
+            [browser(), *options, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, text=True
+        )
+        if done.returncode or not pdf.exists():
+            raise BuildError(
+                f"{pdf.name}: Chromium ended with status {done.returncode}: {done.stderr[-300:]}"
+            )

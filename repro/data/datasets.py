@@ -1,0 +1,207 @@
+"""The images a run learns from, always the same ones for a `Dataset`.
+
+`digits` is made here, offline, in a moment; `cifar10`, `cifar100` and `svhn`
+come from `repro.data.downloads`; any other name belongs to an `.npz` file in the
+convention of Keras, described by `npz_dataset`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+
+from repro.config import Dataset, InputError
+from repro.data.downloads import SIDE, SOURCES, cache, named
+from repro.data.npz import Images, pack, read
+from repro.lazy import Lazy
+
+np = Lazy("numpy")  # a plan counts images without it
+
+CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
+DIGITS = 1000  # images in each split of `digits`, where no number is given
+TRAIN_BASES = 1198  # two thirds of scikit-learn's 1,797 digits; test images come from the other 599
+MOST_DIGITS = 100_000
+
+# Streams of random numbers, independent of each other.
+STRATA, PLACE, NOISE = range(3)
+
+
+def _random(*stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=stream)))
+
+
+def _stratified(y: np.ndarray, sample: int = 0) -> np.ndarray:
+    """All indices, shuffled such that every beginning and end of them holds the classes in proportion."""
+    shuffled = _random(STRATA, *_sampled(sample)).permutation(len(y))
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        members = shuffled[y[shuffled] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return shuffled[np.argsort(place[shuffled], kind="stable")]
+
+
+def _sampled(sample: int) -> tuple[int, ...]:
+    """What names the streams of a sample; those of the first one have no number."""
+    return (sample,) if sample else ()
+
+
+@functools.lru_cache(maxsize=2)
+def images(dataset: Dataset) -> Images:
+    """The images of a data set, always the same ones; downloads a named data set that is not here yet.
+
+    Asked for fewer than there are, it keeps a random sample with the classes in
+    proportion, and a smaller sample is part of any larger one. Each number `sample`
+    names another one. Held-out test images are training images that are not trained
+    on, a tenth of all unless `test` says otherwise.
+    """
+    from_file = bool(dataset.fingerprint or dataset.path)
+    if dataset.name == "digits" and not from_file:
+        splits = [_digits(split, dataset) for split in ("train", "test")]
+        return pack([array for split in splits for array in split], classes=10)
+    if dataset.noise:
+        raise InputError(f"noise is for the built-in digits only, not for {dataset.name}")
+    return _sample(_own(dataset) if from_file else named(dataset.name), dataset)
+
+
+def _sample(full: Images, dataset: Dataset) -> Images:
+    if (dataset.train, dataset.test, dataset.held_out) == (None, None, False):
+        return full
+    y = full.y_train
+    order, held = _stratified(y, dataset.sample), _held_out(dataset, len(y))
+    train = _part("train", order[: len(y) - held], dataset.train, dataset)
+    if dataset.held_out:
+        x_test, y_test, test = full.x_train, y, np.sort(order[len(y) - held :])
+    else:
+        x_test, y_test = full.x_test, full.y_test
+        test = _part("test", _stratified(y_test), dataset.test, dataset)
+    return pack([full.x_train[train], y[train], x_test[test], y_test[test]], full.classes)
+
+
+def _held_out(dataset: Dataset, images: int) -> int:
+    """How many of so many training images are kept for tests."""
+    return (dataset.test or images // 10) if dataset.held_out else 0
+
+
+def _part(split: str, order: np.ndarray, n: int | None, dataset: Dataset) -> np.ndarray:
+    """The first n images of an order, sorted; all where n is None."""
+    if n is not None and n > len(order):
+        raise InputError(f"{dataset.name} has {len(order)} {split} images: {split} cannot be {n}")
+    return np.sort(order[:n])
+
+
+def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits at random places of a larger canvas, with Gaussian noise.
+
+    Training and test images come from different digits; a digit serves again, at
+    another place, where more images are wanted than there are digits.
+    """
+    n = getattr(dataset, split) or DIGITS
+    if n > MOST_DIGITS:
+        raise InputError(f"digits makes at most {MOST_DIGITS} {split} images, not {n}")
+    digits, labels = _handwritten()
+    bases = _digit_bases(labels, dataset.held_out)[split]
+    # One split must not change with the size of the other, nor the test images with the sample.
+    stream = ("train", "test").index(split), *(_sampled(dataset.sample) if split == "train" else ())
+    if stream[1:]:
+        bases = _random(STRATA, *stream).permutation(bases)
+    chosen = np.resize(bases, n)
+    corner = _random(PLACE, *stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
+    rows, columns = (corner[:, axis, None] + np.arange(DIGIT) for axis in (0, 1))
+    x = np.zeros((n, CANVAS, CANVAS))
+    x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = digits[chosen] / 16
+    x += dataset.noise * _random(NOISE, *stream).standard_normal(x.shape)
+    # Bytes for -0.5 to 1.5: rounding hides differences of mathematics libraries in the last bit.
+    x = np.rint(255 * (x + 0.5) / 2).clip(0, 255).astype(np.uint8)
+    return x[..., None], labels[chosen]
+
+
+@functools.cache
+def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """Scikit-learn's digits, from 0 to 16, float64 [n, side, side], and which they are, int64 [n].
+
+    From its file: to import the library takes a second.
+    """
+    [library] = importlib.util.find_spec("sklearn").submodule_search_locations
+    table = np.loadtxt(Path(library, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    return table[:, :-1].reshape(-1, DIGIT, DIGIT), table[:, -1].astype(np.int64)
+
+
+def _digit_bases(y: np.ndarray, held_out: bool) -> dict[str, np.ndarray]:
+    """Which of scikit-learn's digits serve in each split; held-out ones are a third of those to train on."""
+    order, first = _stratified(y), TRAIN_BASES
+    if held_out:
+        order, first = order[:TRAIN_BASES], 2 * TRAIN_BASES // 3
+    return {"train": order[:first], "test": order[first:]}
+
+
+def npz_dataset(path: str | Path, train: int | None = None, test: int | None = None) -> Dataset:
+    """The data set in an `.npz` file, known by its pixels, so that the file may move.
+
+    The file holds x_train, y_train, x_test and y_test: square images, uint8 or
+    float, [n, side, side] or [n, side, side, channels], and integer labels from 0.
+    """
+    path = Path(path).expanduser().absolute()
+    found = path.stat() if path.is_file() else None
+    return _described(path, train, test, found and (found.st_mtime_ns, found.st_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _described(path: Path, train: int | None, test: int | None, stamp: object) -> Dataset:
+    """The data set in a file as it was at `stamp`: every run of a study asks, one reading serves them all."""
+    full = read(path)
+    dataset = Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path))
+    _sample(full, dataset)  # refuses now what could not be loaded later
+    return dataset
+
+
+def _own(dataset: Dataset) -> Images:
+    if not (dataset.path and dataset.fingerprint):
+        raise InputError(f"data set {dataset.name} is an .npz file: name the file, as npz_dataset does")
+    full = read(Path(dataset.path))
+    if full.fingerprint != dataset.fingerprint:
+        raise InputError(
+            f"{dataset.path} has changed: its images have fingerprint {full.fingerprint}, "
+            f"the data set {dataset.name} has {dataset.fingerprint}"
+        )
+    return full
+
+
+def describe() -> list[dict[str, object]]:
+    """One row per named data set: name, state, number of images, fingerprint and file.
+
+    The state is `built in`, `here`, `damaged`, or `not here`; what is here has been read and checked.
+    """
+    rows = [("digits", "built in", DIGITS, DIGITS, images(Dataset("digits")).fingerprint, None)]
+    for name, source in SOURCES.items():
+        state, fingerprint = "not here", source.fingerprint
+        if cache(name).exists():
+            try:
+                state, fingerprint = "here", named(name).fingerprint
+            except InputError:
+                state = "damaged"
+        rows.append((name, state, source.train, source.test, fingerprint, str(cache(name))))
+    return [
+        dict(zip(("name", "state", "train", "test", "fingerprint", "path"), row, strict=True)) for row in rows
+    ]
+
+
+def counts(dataset: Dataset) -> tuple[int, int, int]:
+    """Numbers of training images, test images and classes; a named data set need not be here."""
+    if dataset.fingerprint is None and dataset.name == "digits":
+        return dataset.train or DIGITS, dataset.test or DIGITS, 10
+    if dataset.fingerprint is None and dataset.name in SOURCES:
+        source = SOURCES[dataset.name]
+        held = _held_out(dataset, source.train)
+        return dataset.train or source.train - held, held or dataset.test or source.test, source.classes
+    full = images(dataset)
+    return len(full.y_train), len(full.y_test), full.classes
+
+
+def side(dataset: Dataset) -> int:
+    """Height and width of an image in pixels; a named data set need not be here."""
+    if dataset.fingerprint is None and dataset.name == "digits":
+        return CANVAS
+    if dataset.fingerprint is None and dataset.name in SOURCES:
+        return SIDE
+    return images(dataset).x_train.shape[1]

@@ -1,0 +1,117 @@
+"""Images as arrays with a fingerprint, and checked reading of them from `.npz` files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from repro.config import InputError
+from repro.lazy import Lazy
+
+np = Lazy("numpy")  # as in `repro.data.datasets`
+
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+SMALLEST_SIDE = 4
+FLAT = 1e-6  # a channel that varies by less than this fraction of its mean counts as constant
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Training and test images, uint8 or float32 [n, side, side, channels], with int64 labels [n].
+
+    The arrays are shared between callers and therefore read-only; `torch.tensor` copies them.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    classes: int
+    fingerprint: str  # sixteen hexadecimal digits: hash of the four arrays
+
+    @functools.cached_property
+    def normalization(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the training pixels, float32 [channels], in units of a pixel.
+
+        The deviation of a constant channel is given as 1, so that dividing by it is safe.
+        """
+        pixels = self.x_train[..., 0].size
+        # Sums of bytes are exact in float64, hence the same on every machine, and need no large copy.
+        mean = np.einsum("nhwc->c", self.x_train, dtype=np.float64) / pixels
+        square = np.einsum("nhwc,nhwc->c", self.x_train, self.x_train, dtype=np.float64) / pixels
+        std = np.sqrt(np.maximum(square - mean**2, 0))
+        std = np.where(std > FLAT * np.abs(mean), std, 1)
+        return mean.astype(np.float32), std.astype(np.float32)
+
+
+def pack(arrays: list[np.ndarray], classes: int) -> Images:
+    """The four arrays, made read-only, with their fingerprint."""
+    digest = hashlib.sha256()
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    for array in arrays:
+        array.setflags(write=False)
+        digest.update(f"{array.dtype.name}{array.shape}".encode())
+        digest.update(array)
+    return Images(*arrays, classes, digest.hexdigest()[:16])
+
+
+def read(path: Path) -> Images:
+    """All images of an `.npz` file in the convention of Keras, checked."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
+    except Exception as error:  # a damaged file raises errors of some ten types
+        raise InputError(
+            f"{path} cannot be read as an .npz file of plain arrays: {one_line(error)}"
+        ) from error
+    try:
+        if missing := [name for name in ARRAYS if name not in arrays]:
+            raise InputError(f"no {', '.join(missing)}; the file must hold {', '.join(ARRAYS)}")
+        x_train, y_train = _checked("train", arrays["x_train"], arrays["y_train"])
+        x_test, y_test = _checked("test", arrays["x_test"], arrays["y_test"])
+        if (x_train.dtype, *x_train.shape[1:]) != (x_test.dtype, *x_test.shape[1:]):
+            train, test = (f"{x.dtype} {list(x.shape[1:])}" for x in (x_train, x_test))
+            raise InputError(f"x_train holds images {train} and x_test {test}; they must be alike")
+        classes = int(y_train.max()) + 1
+        if not 2 <= classes <= len(y_train):
+            raise InputError(f"y_train goes up to {classes - 1}; labels count 2 or more classes from 0")
+        if y_test.max() >= classes:
+            raise InputError(f"y_test has {y_test.max()}, a class that y_train lacks (0 to {classes - 1})")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return pack([x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64)], classes)
+
+
+def _checked(split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images [n, side, side, channels] and labels [n] of one split, refused where they are none."""
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise InputError(f"x_{split} is {x.dtype}; pixels must be uint8 or float")
+    shape = f"{list(x.shape)}"
+    x = x[..., None] if x.ndim == 3 else x
+    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[1] < SMALLEST_SIDE or not 1 <= x.shape[3] <= 4:
+        raise InputError(
+            f"x_{split} has shape {shape}; images must be [n, side, side] or [n, side, side, channels], "
+            f"side {SMALLEST_SIDE} or more, channels 1 to 4"
+        )
+    if y.dtype.kind not in "iu" or y.shape not in ((y.size,), (y.size, 1)):
+        raise InputError(f"y_{split} is {y.dtype} {list(y.shape)}; labels must be integers [n] or [n, 1]")
+    if len(x) != len(y) or len(x) < 2:
+        raise InputError(
+            f"{len(x)} images in x_{split}, {len(y)} labels in y_{split}; need as many, 2 or more"
+        )
+    if y.min() < 0:
+        raise InputError(f"y_{split} has {y.min()}; labels count from 0")
+    if x.dtype != np.uint8:
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+        if not np.isfinite(x).all():
+            raise InputError(f"x_{split} has NaN, infinite or too large pixels; all must be finite float32")
+    return x, y.reshape(-1)
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

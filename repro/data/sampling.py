@@ -1,0 +1,84 @@
+"""Which training images a stage sees, and in which order."""
+
+from __future__ import annotations
+
+from repro.config import ALL, InputError, Run, Subset
+from repro.data import datasets
+from repro.lazy import Lazy
+
+np = Lazy("numpy")  # a plan counts steps without it
+
+# Streams of random numbers, independent of each other for one and the same split seed.
+CLASSES, DEAL = range(2)
+
+
+def _random(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)))
+
+
+def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
+    """Sorted indices, int64, of images labelled `y` in a subset (paper, appendix A.3).
+
+    D_i = D_(i-1) + D_(u,i) + {(x, c) in D_c : c in C_i}. One seed gives nested
+    subsets: those of a later part hold those of an earlier one.
+    """
+    classes = np.unique(y)
+    kind, most = ("classes", len(classes)) if subset.ratio < 1 else ("images", len(y))
+    if subset.parts > most:
+        raise InputError(f"{most} {kind} make at most {most} parts, not {subset.parts}")
+    groups = np.array_split(_random(seed, CLASSES).permutation(classes), subset.parts)
+    deal = _random(seed, DEAL).permutation(len(y))
+    uniform, by_class = np.split(deal, [round(subset.ratio * len(y))])
+    first = np.concatenate(np.array_split(uniform, subset.parts)[: subset.part])
+    seen = np.concatenate(groups[: subset.part])
+    return np.sort(np.concatenate([first, by_class[np.isin(y[by_class], seen)]]))
+
+
+def p_full(n: float, total: float, gamma: float) -> float:
+    """Chance of drawing from all images at step n of `total` (paper, Figure 3)."""
+    return 1 - gamma ** (50 * n / total)
+
+
+def expected_size(images: int, classes: int, subset: Subset) -> int:
+    """Number of images in a subset of so many, were the classes in proportion.
+
+    It fixes the steps of an epoch: the same for every seed, and known without the data.
+    """
+    uniform = round(subset.ratio * images)
+    dealt, seen = (
+        sum(n // subset.parts + (i < n % subset.parts) for i in range(subset.part))
+        for n in (uniform, classes)
+    )
+    return dealt + (images - uniform) * seen // classes
+
+
+def steps_per_epoch(run: Run) -> int:
+    """Full batches in an epoch of the run's last stage: of its subset, of all data with `gamma`."""
+    stage = run.stages[-1]
+    images, _, classes = datasets.counts(run.dataset)
+    n = expected_size(images, classes, stage.data if stage.data.gamma is None else ALL)
+    if n < run.batch_size:
+        raise InputError(f"batch_size {run.batch_size} is more than the {n} images of a stage")
+    return n // run.batch_size
+
+
+def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None = None) -> np.ndarray:
+    """Training images of one epoch of the run's last stage, int64 [steps, batch], in order.
+
+    Without `gamma` a new permutation of the stage's subset, its last incomplete
+    batch dropped (or filled from its start, where the subset falls short of its
+    expected size). With it, every example is drawn by itself, from the whole
+    training set with the probability of that step, else from the subset (paper,
+    Figure 3). `subset` is what `portions` gives, where it is known already.
+    """
+    stage, number = run.stages[-1], len(run.stages)
+    random = _random(run.order_seed, number, epoch)
+    if subset is None:
+        subset = portions(labels, stage.data, run.split_seed)
+    steps = steps_per_epoch(run)
+    shape = (steps, run.batch_size)
+    if stage.data.gamma is None:
+        return np.resize(random.permutation(subset), shape)
+    step = epoch * steps + np.arange(steps)[:, None]
+    full = random.random(shape) < p_full(step, stage.epochs * steps, stage.data.gamma)
+    return np.where(full, random.integers(len(labels), size=shape), random.choice(subset, size=shape))

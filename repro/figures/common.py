@@ -1,0 +1,200 @@
+"""Figures that several questions share: pure functions from tables of records to Matplotlib figures.
+
+Each draws what there is, and says so where that is nothing. Intervals are 95 %
+t intervals of the mean over seeds; one seed has none.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from repro.analysis.claims import MORE, SAME, Verdict
+from repro.analysis.curves import in_last_stage
+from repro.analysis.stats import t_quantile
+from repro.figures import style
+from repro.figures.style import GAP, GREY, blank, colour, estimate, known, line, marker, message, styled
+from repro.lazy import Lazy
+from repro.study import WARM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+np, pd = Lazy("numpy"), Lazy("pandas")
+
+
+@styled
+def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
+    """Train and test accuracy of all stages, a thin line per seed and a thick one for their mean.
+
+    Epoch 0 is the start of the last stage; the window over which test accuracy
+    is averaged is shaded. As the paper's Figure 1.
+    """
+    if curves.empty:
+        return message()
+    figure, axes = blank(2, 1, height=3.1, sharex=True)
+    last = in_last_stage(curves)
+    before = curves[~last].groupby(["condition", "seed"]).total.max()
+    shift = curves.set_index(["condition", "seed"]).index.map(before).fillna(0)
+    curves = curves.assign(x=curves.total - shift.to_numpy(), last=last)
+    for ax, column, label in zip(
+        axes, ("train_accuracy", "test_accuracy"), ("Train accuracy, %", "Test accuracy, %"), strict=True
+    ):
+        for (condition, _), part in curves.groupby(["condition", "last"], sort=False):
+            part = part.dropna(subset=column)  # epochs without a test
+            for _, run in part.groupby("seed"):
+                ax.plot(run.x, 100 * run[column], color=colour(condition), alpha=0.25, lw=0.8)
+            mean = 100 * part.groupby("x")[column].mean()
+            name = condition if part["last"].all() else None
+            ax.plot(
+                mean.index,
+                mean,
+                color=colour(condition),
+                marker=marker(condition),
+                markevery=0.12,
+                mec="white",
+                mew=0.7,
+                label=name,
+            )
+        ax.set_ylabel(label)
+        ax.axvline(0, color=GREY, lw=1)
+    end = curves.x.max()
+    axes[1].axvspan(end - window, end, color="#f0e442", alpha=0.35, lw=0, label="averaged")
+    axes[1].set_xlabel("Epochs of tuning (pretraining before 0)")
+    style.legend(figure, axes[1])
+    return figure
+
+
+@styled
+def gap_strip(
+    gap: pd.DataFrame,
+    by: str = "condition",
+    xlabel: str = "Generalisation gap, points\n(left of 0: pretraining hurt)",
+) -> Figure:
+    """Generalisation gap of each seed, with the mean of each condition (or factor) and its interval.
+
+    Takes `Results.gaps`.
+    """
+    gap = known(gap, by, "gap")
+    if gap.empty:
+        return message()
+    names = list(gap[by].unique())
+    figure, ax = blank(height=1.3 + 0.7 * len(names))
+    for y, name in enumerate(names):
+        style.strip(ax, y, gap[gap[by] == name].gap, colour(str(name)))
+    style.rows(ax, names)
+    ax.axvline(0, color=GREY, lw=1)
+    ax.set_xlabel(xlabel)
+    return figure
+
+
+@styled
+def gap_lines(
+    gap: pd.DataFrame, x: str, lines: str | None = None, xlabel: str = "", log: bool = False
+) -> Figure:
+    """Generalisation gap along a factor, a line for each value of another one.
+
+    Takes `Results.gaps`. Warm starts without the factor make a dashed line and a
+    band, for comparison.
+    """
+    rest = gap
+    gap = known(gap, x, "gap", *([lines] if lines else []))
+    if gap.empty:
+        return message()
+    figure, ax = blank(height=4.0)
+    line_of = gap[lines or "condition"]
+    names = list(line_of.unique())
+    for i, (name, look) in enumerate(zip(names, style.looks(names), strict=False)):
+        part = gap[line_of == name]
+        at = style.spread(i, len(names), gap[x], log)[part.index]
+        label = name if isinstance(name, str) else f"{lines} {name:g}"
+        line(ax, part, x, "gap", *look, label, at=at)
+    reference = rest[(rest.condition == WARM) & rest[x].isna()].gap.dropna()
+    if len(reference):
+        level = estimate(reference)
+        ax.axhline(level.mean, color=colour(WARM), ls="--", label=WARM)
+        if level.n > 1:
+            ax.axhspan(level.low, level.high, color=colour(WARM), alpha=0.15, lw=0)
+    ax.axhline(0, color=GREY, lw=1)
+    style.ticks(ax, gap[x], log)
+    ax.set_xlabel(xlabel or x.replace("_", " ").capitalize())
+    ax.set_ylabel(GAP)
+    if len(names) > 1 or len(reference):
+        style.legend(figure, ax)
+    return figure
+
+
+VERDICTS = {  # symbol, colour, marker
+    "reproduced": ("✓", "#1B6E3C", "o"),
+    "contradicted": ("✗", "#A3195B", "X"),
+    "inconclusive": ("?", "#595959", "D"),
+    "not tested": ("–", "#595959", ""),
+    "exploratory": ("~", "#595959", "d"),
+    "incomplete": ("…", "#595959", "d"),
+    "not run": ("–", "#8A8A8A", ""),
+}
+FARTHEST = 100  # t value at which the axis ends
+
+
+def t_value(verdict: Verdict) -> float:
+    """The effect over its standard error, positive where it supports the claim; NaN without two seeds.
+
+    Of a claim of no difference, how far the mean lies within the margin.
+    """
+    effect, claim = verdict.effect, verdict.claim
+    if effect.n < 2:
+        return np.nan
+    inside = claim.margin - abs(effect.mean) if claim.direction == SAME else effect.mean
+    towards = inside if claim.direction in (MORE, SAME) else -inside
+    error = effect.sd / effect.n**0.5
+    return towards / error if error else float(np.copysign(np.inf, towards)) if towards else 0.0
+
+
+@styled
+def scorecard(verdicts: Iterable[Verdict]) -> Figure:
+    """A row per claim: its verdict, and how many standard errors the effect lies on the claim's side.
+
+    A small upright mark is where one claim alone would be significant at 5 %
+    with so many seeds; the verdict, corrected for all claims, asks for more.
+    """
+    verdicts = list(verdicts)
+    if not verdicts:
+        return message()
+    words = [textwrap.fill(verdict.claim.words, 32) for verdict in verdicts]
+    heights = np.array([0.3 + 0.2 * (text.count("\n") + 1) for text in words])
+    y = np.cumsum(heights) - heights / 2
+    figure, ax = blank(height=1.2 + heights.sum())
+    for place, verdict in zip(y, verdicts, strict=True):
+        symbol, shade, mark = VERDICTS[verdict.verdict]
+        t = t_value(verdict)
+        if not np.isnan(t):
+            threshold = t_quantile(0.95, verdict.effect.n)
+            ax.plot([threshold] * 2, [place - 0.14, place + 0.14], color=GREY, lw=1.5)
+            shown = float(np.clip(t, -FARTHEST, FARTHEST))
+            ax.plot([0, shown], [place] * 2, color=shade, lw=1.5)
+            beyond = {FARTHEST: ">", -FARTHEST: "<"}.get(shown, mark)
+            ax.plot(shown, place, beyond, color=shade, ms=9, mec="white", clip_on=False)
+        ax.text(
+            1.06,
+            place,
+            f"{symbol} {verdict.verdict}",
+            transform=ax.get_yaxis_transform(),
+            color=shade,
+            va="center",
+        )
+    ax.set_yticks(y, words)
+    for label, verdict in zip(ax.get_yticklabels(), verdicts, strict=True):
+        label.set_color(VERDICTS["not run"][1] if verdict.verdict == "not run" else "#1a1a1a")
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(heights.sum(), 0)
+    ax.set_xscale("symlog", linthresh=3)
+    ax.set_xlim(-FARTHEST, FARTHEST)
+    style.ticks(ax, (-30, -3, 0, 3, 30))
+    ax.axvline(0, color=GREY, lw=1)
+    ax.grid(axis="y", visible=False)
+    figure.supxlabel(
+        "t value: ← against the claim, for it →\nUpright mark: 5 % level for one claim alone",
+        fontsize="medium",
+    )
+    return figure

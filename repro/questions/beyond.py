@@ -1,0 +1,87 @@
+"""Which remedy costs least? (not in the paper)"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from repro.analysis.curves import epochs_to_reach
+from repro.config import Optimizer
+from repro.figures.style import bar, blank, colour, estimate, known, marker, message, styled
+from repro.lazy import Lazy
+from repro.profiles import Profile
+from repro.study import Arm, Study, crossed, pair, pretraining, tuning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+np, pd = Lazy("numpy"), Lazy("pandas")
+
+
+@crossed
+def beyond(profile: Profile) -> Iterator[Arm]:
+    """Remedies that the paper does not try, beside its own."""
+    half, rate = pretraining(profile), 10 * profile.learning_rate
+    larger = Optimizer(learning_rate=rate)
+    falling = Optimizer(learning_rate=rate, schedule="cosine")
+    yield from pair(profile)
+    yield Arm("shrink and perturb", (half, tuning(profile, shrink=0.4, perturb=0.1)))
+    yield Arm("rate restart", (half, tuning(profile, optimizer=falling)))
+    yield Arm("fresh, falling rate", (tuning(profile, optimizer=falling),))
+    yield Arm("reset 6", (half, tuning(profile, reset=(6,))))
+    yield Arm("reset 3 4 5 6", (half, tuning(profile, reset=(3, 4, 5, 6))))
+    yield Arm("warm start, 10x", (half, tuning(profile, optimizer=larger)))
+
+
+@styled
+def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: float = 0.95) -> Figure:
+    """Test accuracy against the epochs of the last stage until train accuracy reaches `level`.
+
+    Pretraining is not in the cost, nor any stage but the last. A hollow marker
+    is the mean of those seeds that got there, where some did not.
+    """
+    table = known(table, "test_accuracy")
+    if table.empty or curves.empty:
+        return message()
+    costs = epochs_to_reach(curves, level).groupby("condition").epochs
+    accuracy = (100 * table.test_accuracy).groupby(table.condition)
+    points = {
+        name: (estimate(costs.get_group(name).dropna()), estimate(values), costs.get_group(name).isna().any())
+        for name, values in accuracy
+        if name in costs.groups
+    }
+    never = [name for name, (x, _, _) in points.items() if not x.n]
+    points = sorted(
+        ((name, *point) for name, point in points.items() if point[0].n), key=lambda point: point[2].mean
+    )
+    if not points:
+        return message(f"No run reached a train accuracy of {100 * level:g} %")
+    figure, ax = blank(height=max(4.6, 0.26 * len(points)))
+    for place, (name, x, y, hollow) in zip(np.linspace(0, 1, len(points) + 2)[1:-1], points, strict=True):
+        shade = colour(name)
+        bar(ax, x.mean, y, shade)
+        if x.n > 1:
+            ax.plot([x.low, x.high], [y.mean] * 2, color=shade, solid_capstyle="butt")
+        face = "white" if hollow else shade
+        ax.plot(x.mean, y.mean, marker(name), mfc=face, mec=shade if hollow else "white", ms=11, mew=1.5)
+        ax.annotate(
+            name,
+            (x.mean, y.mean),
+            (1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            color=shade,
+            arrowprops={"arrowstyle": "-", "color": shade, "lw": 0.8, "alpha": 0.5, "relpos": (0, 0.5)},
+        )
+    notes = ["(hollow: not every seed)"] if any(point[3] for point in points) else []
+    notes += textwrap.wrap(f"Never reached by: {'; '.join(never)}", 60) if never else []
+    ax.set_xlabel("\n".join([f"Epochs of tuning to {100 * level:g} % train accuracy", *notes]))
+    ax.set_ylabel("Test accuracy, %")
+    return figure
+
+
+STUDIES = (Study("beyond", "Which remedy costs least?", "none", "09_beyond", beyond),)
+
+
+CLAIMS = ()

@@ -1,0 +1,63 @@
+"""Do wider or deeper networks escape the gap? (Figure 5)"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from repro.analysis.claims import Arms, Claim, NotFitted, gap
+from repro.config import Model
+from repro.lazy import Lazy
+from repro.profiles import Profile
+from repro.study import Arm, Study, crossed, pair
+
+pd = Lazy("pandas")
+
+
+@crossed
+def capacity(profile: Profile) -> Iterator[Arm]:
+    """Fresh and warm networks of several widths and depths (appendix A.4)."""
+    base = profile.width
+    widths = sorted({max(1, base // 2), base, 2 * base})
+    depths = (1, 2, 3) if profile.full_grids else (1, 2)
+    for width, depth in itertools.product(widths, depths):
+        own = (width, depth) == (profile.width, profile.depth)
+        model = None if own else Model(width, depth)
+        factors = {"width": width, "depth": depth}
+        yield from pair(profile, factors, model=model, priority=8)
+
+
+def _gap_at_capacities(arm: Arms) -> dict[object, pd.Series]:
+    """The gap at each width and depth at which the networks fit."""
+    found, unfitted = {}, None
+    for width, depth in sorted({(factors["width"], factors["depth"]) for factors in arm.planned}):
+        try:
+            found[width, depth] = gap(arm, width=width, depth=depth)
+        except NotFitted as reason:
+            unfitted = reason
+    if unfitted and not found:
+        raise unfitted
+    return found
+
+
+STUDIES = (
+    Study(
+        "capacity",
+        "Do wider or deeper networks escape the gap?",
+        "Figure 5",
+        "06_capacity",
+        capacity,
+        ("width", "depth"),
+    ),
+)
+
+
+CLAIMS = (
+    Claim(
+        "every_capacity",
+        "The gap persists at every width and depth.",
+        "Figure 5",
+        "capacity",
+        _gap_at_capacities,
+    ),
+)

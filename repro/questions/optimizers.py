@@ -1,0 +1,53 @@
+"""Does the optimiser affect the gap? (Figures 8, 9 and 10)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from repro.analysis.claims import Claim, gap
+from repro.config import Optimizer
+from repro.profiles import Profile
+from repro.study import Arm, Study, crossed, pair
+
+
+def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
+    """Four optimisers, rates tied to that of Adam, all that the paper gives."""
+    rate = profile.learning_rate
+    return {
+        "Adam": Optimizer("adam", rate),
+        "RMSprop": Optimizer("rmsprop", rate),
+        "SGD": Optimizer("sgd", 100 * rate),
+        "SGD with momentum": Optimizer("sgd", 10 * rate, momentum=0.9),
+    }
+
+
+@crossed
+def optimizers(profile: Profile) -> Iterator[Arm]:
+    """Fresh and warm-started networks under each optimiser."""
+    for name, optimizer in optimizer_settings(profile).items():
+        yield from pair(profile, {"optimizer": name}, optimizer=optimizer, priority=6)
+
+
+STUDIES = (
+    Study(
+        "optimizers",
+        "Does the optimiser affect the gap?",
+        "Figures 2, 8, 9, 10",
+        "02_optimizers",
+        optimizers,
+        ("optimizer",),
+    ),
+)
+
+
+CLAIMS = (
+    *(
+        Claim(id, f"The gap is there with {name}.", figure, "optimizers", partial(gap, optimizer=name))
+        for id, name, figure in (
+            ("gap_rmsprop", "RMSprop", "Figure 8"),
+            ("gap_sgd", "SGD", "Figure 9"),
+            ("gap_momentum", "SGD with momentum", "Figure 10"),
+        )
+    ),
+)

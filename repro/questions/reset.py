@@ -1,0 +1,263 @@
+"""Which modules must be re-initialised? (Figures 6 and 11)"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from repro.analysis.claims import MORE, SAME, Arms, Claim
+from repro.analysis.curves import epochs_to_reach
+from repro.analysis.recorded import Results
+from repro.config import MODULES
+from repro.figures import style
+from repro.figures.style import GAP, GREY, bar, blank, colour, estimate, known, line, marker, message, styled
+from repro.lazy import Lazy
+from repro.profiles import Profile
+from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pretraining, reset_condition, tuning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+np, pd = Lazy("numpy"), Lazy("pandas")
+
+SPEED_AT = 0.9  # train accuracy whose epoch is compared where modules are kept
+SPEED_LEVELS = (0.8, 0.9, 0.95)  # train accuracies at which the claim on speed is tested
+RECOVERED = 0.8  # share of the gap that a reset has to close to count as recovery
+SUBSETS = tuple("".join(map(str, s)) for k in range(7) for s in itertools.combinations(MODULES, k))
+_REST = len(MODULES) - 1  # modules besides the one in question
+
+
+def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
+    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone."""
+    if profile.full_grids:
+        return [s for k in range(7) for s in itertools.combinations(MODULES, k)]
+    ends = [s for k in range(7) for s in (MODULES[:k], MODULES[6 - k :])]
+    return list(dict.fromkeys([*ends, *((m,) for m in MODULES)]))
+
+
+@crossed
+def reset(profile: Profile) -> Iterator[Arm]:
+    """Warm starts with some modules re-initialised before tuning."""
+    yield Arm(FRESH, (tuning(profile),))
+    last = [MODULES[6 - k :] for k in (1, 2, 3, 4, 5)]
+    for modules in subsets_to_reset(profile):
+        stages = pretraining(profile), tuning(profile, reset=modules)
+        factors = {"modules": "".join(map(str, modules))}
+        priority = 2 if modules in last else LAST
+        yield Arm(reset_condition(modules), stages, factors, priority=priority)
+
+
+def last(k: int) -> str:
+    """Condition in which the last k modules are re-initialised."""
+    return reset_condition(MODULES[6 - k :])
+
+
+def _gap_after_reset(arm: Arms) -> dict[object, pd.Series]:
+    return {k: arm(last(k)) - arm(FRESH) for k in (1, 2)}
+
+
+def _beyond_recovery(arm: Arms) -> dict[object, pd.Series]:
+    needed = RECOVERED * (arm(FRESH) - arm(WARM))
+    return {k: arm(last(k)) - arm(WARM) - needed for k in (4, 5)}
+
+
+def _speed_with_first_modules(results: Results) -> pd.DataFrame:
+    """Logarithm of epochs over a fresh network's, averaged over levels, with one and two modules kept."""
+    kept = {k: reset_condition(MODULES[k:]) for k in (1, 2)}
+    found = []
+    for level in SPEED_LEVELS:
+        epochs = epochs_to_reach(results.curves, level)
+        epochs = epochs.pivot(index="seed", columns="condition", values="epochs")
+        found.append(pd.DataFrame({f"{k} kept": np.log(epochs[kept[k]] / epochs[FRESH]) for k in kept}))
+    return sum(found) / len(found)
+
+
+def subsets_recorded(gaps: pd.DataFrame) -> int:
+    """Subsets, of 64, that are recorded of the seed with most."""
+    return int(_games(gaps).notna().sum(axis=1).max()) if len(gaps) else 0
+
+
+def main_effects(gaps: pd.DataFrame, column: str = "gap") -> pd.DataFrame:
+    """Columns seed, module and `value`: mean of `column` with the module re-initialised, less that without.
+
+    Takes `Results.gaps` of the reset study. In the unit of `column`, so positive
+    where re-initialising the module helps. Seeds with fewer than all 64 subsets
+    are left out.
+    """
+    return _averaged(gaps, column, lambda size: 1 / 2**_REST)
+
+
+def shapley(gaps: pd.DataFrame, column: str = "gap") -> pd.DataFrame:
+    """Columns seed, module and `value`: what each module contributes on average over all orders of six.
+
+    As `main_effects`, but the six values of a seed sum to the change of `column`
+    from none re-initialised to all.
+    """
+    return _averaged(gaps, column, lambda size: 1 / (len(MODULES) * math.comb(_REST, size)))
+
+
+def _games(gaps: pd.DataFrame, column: str = "gap") -> pd.DataFrame:
+    """The column by seed (rows) and subset (64 columns), NaN where not recorded."""
+    if missing := {"seed", "modules", column} - set(gaps.columns):
+        if len(gaps):
+            raise ValueError(
+                f"no column {sorted(missing)[0]!r}: the contributions take gaps of the reset study"
+            )
+        return pd.DataFrame(columns=SUBSETS, dtype=float)
+    return gaps.pivot(index="seed", columns="modules", values=column).reindex(columns=SUBSETS)
+
+
+def _averaged(gaps: pd.DataFrame, column: str, weight: Callable[[int], float]) -> pd.DataFrame:
+    """Average of v(S + module) - v(S) by seed and module, `weight` given the size of S."""
+    games = _games(gaps, column).dropna()
+    weights = np.array(
+        [[weight(len(s) - 1) if str(m) in s else -weight(len(s)) for m in MODULES] for s in SUBSETS]
+    )
+    values = pd.DataFrame(games.to_numpy(float) @ weights, games.index, MODULES)
+    long = values.rename_axis(index="seed", columns="module").stack().rename("value").reset_index()
+    return long.astype({"module": int, "value": float})
+
+
+@styled
+def reset_gaps(gap: pd.DataFrame) -> Figure:
+    """Gap after re-initialising the first k, the last k, and single modules (Figure 6).
+
+    With none it is the warm start's; its mean is the dashed line beside single modules.
+    """
+    gap = known(gap, "modules", "gap")
+    if gap.empty:
+        return message()
+    figure, axes = blank(1, 3, height=4.0, sharey=True)
+    every, ks = "123456", range(7)
+    panels = {
+        "First k": {k: every[:k] for k in ks},
+        "Last k": {k: every[6 - k :] for k in ks},
+        "Only k": {k: every[k - 1] for k in ks if k},
+    }
+    for ax, (name, chosen) in zip(axes, panels.items(), strict=True):
+        values = {k: gap[gap.modules == modules].gap for k, modules in chosen.items()}
+        means = {k: estimate(v) for k, v in values.items() if len(v)}
+        if name != "Only k":
+            line = [means[k].mean if k in means else np.nan for k in ks]  # broken where one is not recorded
+            ax.plot(ks, line, color="#b3b3b3", zorder=1)
+        elif len(none := gap[gap.modules == ""]):
+            ax.axhline(none.gap.mean(), color=colour(WARM), ls="--")
+        for k, found in means.items():
+            condition = reset_condition(tuple(map(int, chosen[k])))
+            shade = colour(condition)
+            ax.plot([k] * found.n, values[k], "o", color=shade, alpha=0.35, ms=4.5, mew=0)
+            bar(ax, k, found, shade)
+            ax.plot(k, found.mean, marker(condition), color=shade, ms=8, mec="white")
+        ax.axhline(0, color=GREY, lw=1)
+        ax.set_title(name, fontsize="medium")
+        ax.set_xlim(-0.5 if name != "Only k" else 0.5, 6.5)
+        ax.set_xticks(list(chosen))
+        ax.grid(axis="x", visible=False)
+    axes[0].set_ylabel(GAP)
+    figure.supxlabel("Modules re-initialised (6: the last layer)", fontsize="medium")
+    return figure
+
+
+@styled
+def contributions(gap: pd.DataFrame) -> Figure:
+    """Main effect and Shapley value of re-initialising each module, in points."""
+    gap = known(gap, "modules", "gap")
+    accounts = {"main effect": main_effects(gap), "Shapley value": shapley(gap)}
+    if accounts["main effect"].empty:
+        return message(
+            f"{subsets_recorded(gap)} of the 64 subsets of modules are recorded.\n"
+            "What each module contributes needs them all:\n"
+            "run the study with `--set full_grids=true`."
+        )
+    figure, ax = blank(height=4.0)
+    for (name, found), shade, hatch, side in zip(
+        accounts.items(), ("#8C3A68", "#E3B5CF"), ("", "//"), (-0.2, 0.2), strict=True
+    ):
+        for module, part in found.groupby("module"):
+            value = estimate(part.value)
+            label = name if module == 1 else None
+            ax.bar(module + side, value.mean, 0.38, color=shade, hatch=hatch, ec="white", label=label)
+            bar(ax, module + side, value, "#1a1a1a", lw=1.5)
+    ax.axhline(0, color=GREY, lw=1)
+    ax.set_xlabel("Module re-initialised (1: first convolution, 6: last layer)")
+    ax.set_ylabel("Contribution to the gap, points\n(above 0: resetting it helps)")
+    ax.grid(axis="x", visible=False)
+    style.legend(figure, ax)
+    return figure
+
+
+@styled
+def speed(
+    curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99)
+) -> Figure:
+    """Epochs of the last stage until train accuracy first reaches each level (Figure 11).
+
+    A hollow marker is the mean of those seeds that got there, where some did not.
+    """
+    if curves.empty:
+        return message()
+    conditions = [name for name in conditions if name in set(curves.condition)]
+    curves = curves[curves.condition.isin(conditions)]
+    if curves.empty:
+        return message()
+    found = pd.concat([epochs_to_reach(curves, level).assign(level=i) for i, level in enumerate(levels)])
+    found = found.reset_index(drop=True)
+    if found.epochs.isna().all():
+        return message(f"No run reached a train accuracy of {100 * min(levels):g} %")
+    figure, ax = blank(height=4.4)
+    hollow = False
+    for i, condition in enumerate(conditions):
+        part = found[found.condition == condition]
+        at = style.spread(i, len(conditions), found.level)[part.index]
+        whole, look = part.dropna(), (colour(condition), marker(condition))
+        if whole.empty:
+            continue
+        line(ax, whole, "level", "epochs", *look, condition, at=at[whole.index])
+        some = whole[whole.level.isin(part[part.epochs.isna()].level)]
+        means = some.groupby(at[some.index]).epochs.mean()
+        if len(means):
+            hollow = True
+            ax.plot(means.index, means, look[1], mfc="white", mec=look[0], ms=8, mew=1.5)
+    ax.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels])
+    ax.set_ylim(0)
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    note = "\n(hollow: not every seed reached it)" if hollow else ""
+    ax.set_xlabel("Train accuracy reached, %" + note)
+    ax.set_ylabel("Epochs of tuning")
+    style.legend(figure, ax)
+    return figure
+
+
+STUDIES = (Study("reset", "Which modules must be re-initialised?", "Figures 6, 11", "07_reset", reset),)
+
+
+CLAIMS = (
+    Claim(
+        "small_reset",
+        "Re-initialising the last one or two modules is not enough.",
+        "Figure 6",
+        "reset",
+        _gap_after_reset,
+    ),
+    Claim(
+        "deep_reset",
+        "Re-initialising the last four or five modules recovers, closing four fifths of the gap or more.",
+        "Figure 6",
+        "reset",
+        _beyond_recovery,
+        MORE,
+        exploratory=("cifar10",),
+    ),
+    Claim(
+        "no_speed",
+        "Keeping the first one or two modules brings no speed, within 10 %.",
+        "Figure 11",
+        "reset",
+        direction=SAME,
+        margin=math.log(1.1),
+        unit="log ratio of epochs",
+        effect=_speed_with_first_modules,
+    ),
+)

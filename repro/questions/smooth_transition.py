@@ -1,0 +1,100 @@
+"""Does a smooth transition avoid the gap? (Figure 3)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from repro.analysis.claims import Arms, Claim
+from repro.config import ALL, HALF
+from repro.data.sampling import p_full
+from repro.figures import common, style
+from repro.figures.style import blank, message, styled
+from repro.lazy import Lazy
+from repro.profiles import Profile
+from repro.study import FRESH, LAST, REPLACED, Arm, Study, crossed, pair
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+np, pd = Lazy("numpy"), Lazy("pandas")
+
+GAMMAS = (0.1, 0.5, 0.9)  # from the shortest to the longest smooth transition
+
+
+@crossed
+def smooth_transition(profile: Profile) -> Iterator[Arm]:
+    """One stage whose examples come from all of the data with a growing probability.
+
+    The control draws every example from all of the data: like the transition, and
+    unlike an epoch, it draws with replacement.
+    """
+    yield from pair(profile)
+    gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else GAMMAS
+    for gamma in gammas:
+        stage = profile.stage(profile.arms_tuned, replace(HALF, gamma=gamma))
+        priority = 3 if gamma in GAMMAS else LAST
+        yield Arm("smooth", (stage,), {"gamma": gamma}, priority=priority)
+    if profile.controls:  # both sets to draw from are all of the data: gamma plays no part
+        stage = profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5))
+        yield Arm(REPLACED, (stage,), priority=3)
+
+
+def _smooth_gap(arm: Arms, gammas: Sequence[float] = GAMMAS) -> pd.Series:
+    return sum(arm("smooth", gamma=g) for g in gammas) / len(gammas) - arm(REPLACED)
+
+
+def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> Figure:
+    """Gap after smooth transitions to fresh networks and to those that draw with replacement (Figure 3)."""
+    there = [gap.assign(to=np.where(gap.gamma.notna(), FRESH, None))]
+    there += [to_control[to_control.condition == "smooth"].assign(to=REPLACED)] if len(to_control) else []
+    both = pd.concat(there, ignore_index=True)
+    return common.gap_lines(both, "gamma", "to", xlabel="γ (larger: smoother)")
+
+
+@styled
+def transition(gammas: Iterable[float], epochs: int) -> Figure:
+    """Probability with which an example comes from all of the data, along the single stage (Figure 3)."""
+    if not (gammas := sorted(gammas)):
+        return message()
+    figure, ax = blank()
+    n = np.linspace(0, epochs, 501)
+    ramp = style.shades("#4FA98A", "#003D2C", len(gammas))
+    for gamma, shade, symbol in zip(gammas, ramp, "^osDvPX<>", strict=False):
+        p = p_full(n, epochs, gamma)
+        ax.plot(n, p, color=shade, marker=symbol, markevery=0.08, mec="white", label=f"γ = {gamma:g}")
+    ax.set_xlabel("Epochs of the only stage")
+    ax.set_ylabel("Probability of drawing\nfrom all of the data")
+    ax.legend(loc="lower right")
+    return figure
+
+
+STUDIES = (
+    Study(
+        "smooth_transition",
+        "Does a smooth transition avoid the gap?",
+        "Figure 3",
+        "04_smooth_transition",
+        smooth_transition,
+    ),
+)
+
+
+CLAIMS = (
+    Claim(
+        "survives_smoothness",
+        "The gap survives a smooth transition.",
+        "Figure 3",
+        "smooth_transition",
+        _smooth_gap,
+    ),
+    Claim(
+        "survives_short_transition",
+        "Even a short smooth transition leaves a gap.",
+        "Figure 3",
+        "smooth_transition",
+        partial(_smooth_gap, gammas=GAMMAS[:1]),
+    ),
+)

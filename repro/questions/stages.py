@@ -1,0 +1,109 @@
+"""Do more stages, or uneven classes, widen the gap? (Figure 4)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from repro.analysis.claims import Arms, Claim, slope
+from repro.config import Stage, Subset
+from repro.figures import style
+from repro.figures.style import GAP, GREY, blank, colour, known, line, marker, message, styled
+from repro.lazy import Lazy
+from repro.profiles import Profile
+from repro.study import FRESH, LAST, Arm, Study, crossed, tuning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+pd = Lazy("pandas")
+
+PARTS = (2, 3, 5, 10)  # portions of the data, with whose number the gap is said to grow
+UNEVEN = (2, 5, 10)  # portions that are also dealt by class, to one class in each
+
+
+def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
+    """Stages that bring the training set in `parts` portions (paper, appendix A.3).
+
+    All but the last end once the training examples are fitted, or at as many
+    epochs as the profile pretrains for.
+    """
+    most = profile.pretraining_epochs
+    portions = (Subset(part, parts, ratio) for part in range(1, parts))
+    before = (profile.stage(most, portion, until=profile.until) for portion in portions)
+    return (*before, tuning(profile))
+
+
+@crossed
+def stages(profile: Profile) -> Iterator[Arm]:
+    """The data in several portions, dealt at random or by class, to one class in each."""
+    splits = PARTS if profile.full_grids or profile.controls else PARTS[:3]
+    ratios = (0.0, 0.25, 0.5, 0.75, 1.0) if profile.full_grids else (0.0, 0.5, 1.0)
+    by_class = (5, 10) if profile.controls else ()
+    yield Arm(FRESH, (tuning(profile),), {"parts": 1, "ratio": 1.0})
+    pairs = [*((n, 1.0) for n in splits), *((2, r) for r in ratios), *((n, 0.0) for n in by_class)]
+    for parts, ratio in dict.fromkeys(pairs):
+        factors, first = {"parts": parts, "ratio": ratio}, ratio in (0.0, 1.0)
+        yield Arm("stages", staged(profile, parts, ratio), factors, priority=4 if first else LAST)
+
+
+def _growth_with_stages(arm: Arms) -> pd.Series:
+    return slope([arm("stages", parts=n, ratio=1.0) for n in PARTS], PARTS)
+
+
+def _effect_of_imbalance(arm: Arms) -> pd.Series:
+    by_class = (arm("stages", parts=n, ratio=0.0) - arm("stages", parts=n, ratio=1.0) for n in UNEVEN)
+    return sum(by_class) / len(UNEVEN)
+
+
+@styled
+def stage_gaps(gap: pd.DataFrame) -> Figure:
+    """Gap against the number of portions, dealt at random or by class, and the share of two (Figure 4)."""
+    gap = known(gap, "parts", "ratio", "gap")
+    if gap.empty:
+        return message()
+    figure, axes = blank(1, 2, height=3.8, sharey=True)
+    ways = {
+        "at random": (gap[gap.ratio == 1], "stages"),
+        "by class": (gap[gap.ratio == 0], "stages by class"),
+    }
+    for label, (part, look) in ways.items():
+        if len(part):
+            line(axes[0], part, "parts", "gap", colour(look), marker(look), label)
+    line(axes[1], gap[gap.parts == 2], "ratio", "gap", colour("stages"), marker("stages"))
+    labels = "Number of portions", "Share r dealt at random,\nthe rest by class, two portions"
+    for ax, part, x, label in zip(axes, (gap, gap[gap.parts == 2]), ("parts", "ratio"), labels, strict=True):
+        if part.empty:
+            style.notice(ax)
+            continue
+        ax.axhline(0, color=GREY, lw=1)
+        style.ticks(ax, part[x])
+        ax.set_xlabel(label)
+    axes[0].set_ylabel(GAP)
+    style.legend(figure, axes[0])
+    return figure
+
+
+STUDIES = (
+    Study("stages", "Do more stages, or uneven classes, widen the gap?", "Figure 4", "05_stages", stages),
+)
+
+
+CLAIMS = (
+    Claim(
+        "grows_with_stages",
+        "The gap grows with the number of stages.",
+        "Figure 4",
+        "stages",
+        _growth_with_stages,
+        unit="points per stage",
+    ),
+    Claim(
+        "grows_with_imbalance",
+        "The gap grows with the imbalance of classes.",
+        "Figure 4",
+        "stages",
+        _effect_of_imbalance,
+        unit="points, uniform to pure",
+    ),
+)

@@ -1,0 +1,241 @@
+"""Does a larger learning rate close the gap, and why? (Figure 7 and the paper's discussion)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from repro.analysis.claims import MORE, Arms, Claim
+from repro.analysis.recorded import Results
+from repro.config import Optimizer
+from repro.figures import style
+from repro.figures.style import blank, colour, known, line, marker, message, styled
+from repro.lazy import Lazy
+from repro.profiles import Profile
+from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pair, pretraining, tuning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+np, pd = Lazy("numpy"), Lazy("pandas")
+
+
+@crossed
+def two_phases(profile: Profile) -> Iterator[Arm]:
+    """A larger learning rate in tuning, alone or before the base rate."""
+    base, epochs = profile.learning_rate, profile.arms_tuned
+    rates = {k: Optimizer(learning_rate=k * base) for k in (3, 10, 30)}
+    fast = {k: tuning(profile, optimizer=rate) for k, rate in rates.items()}
+    half = pretraining(profile)
+    first = max(1, epochs // 2)
+    there_and_back = (
+        tuning(profile, epochs=first, optimizer=rates[10]),
+        tuning(profile, epochs=max(1, epochs - first)),
+    )
+    yield from pair(profile)
+    for k, stage in fast.items():
+        yield Arm(f"warm start, {k}x", (half, stage), priority=1 if k == 10 else LAST)
+    yield Arm("warm start, 10x then 1x", (half, *there_and_back), priority=1)
+    yield Arm("fresh, 10x", (fast[10],), priority=1)
+    yield Arm("fresh, 10x then 1x", there_and_back, priority=1)
+
+
+@crossed
+def rates(profile: Profile) -> Iterator[Arm]:
+    """Fresh and warm networks at several rates, also tested on held-out training images."""
+    for k in (1, 3, 10) if profile.controls else ():
+        rate = Optimizer(learning_rate=k * profile.learning_rate)
+        for held_out in (False, True):
+            factors = {"rate": k, "held_out": held_out}
+            settings = {"optimizer": rate, "held_out": held_out}
+            yield from pair(profile, factors, **settings, priority=5)
+
+
+def probe_epochs(profile: Profile) -> list[int]:
+    """Epochs of tuning after which networks are probed, the last one included."""
+    last = profile.arms_tuned
+    later = (last,) if profile.exploratory else (3 * last // 4, last)
+    return sorted({*(n for n in (1, 2, 3, 5, 10) if n < last), *later} - {0})
+
+
+def noise_epochs(profile: Profile) -> list[int]:
+    """Epochs of tuning after which gradient noise is measured, the last one left out."""
+    return [n for n in (1, 2, 3, 5, 10) if n < profile.arms_tuned]
+
+
+@crossed
+def probes(profile: Profile) -> Iterator[Arm]:
+    """Gradient noise in the first epochs of tuning, sharpness and training loss along it."""
+    for condition, before in {FRESH: (), WARM: (pretraining(profile),)}.items():
+        for n in probe_epochs(profile):
+            if not profile.exploratory:
+                names = ("noise", "curvature")
+            else:
+                last = ["sharpness"] if n == profile.arms_tuned else []
+                names = ("gradient_noise", *last)
+            stages = (*before, tuning(profile, epochs=n))
+            yield Arm(condition, stages, {"tuning_epochs": n}, probes=names, priority=7)
+
+
+def _gap_at_best_rates(arm: Arms) -> pd.Series:
+    return arm(WARM, rate=arm.best_rate(WARM)) - arm(FRESH, rate=arm.best_rate(FRESH))
+
+
+def _rate_effect(arm: Arms) -> pd.Series:
+    return arm("warm start, 10x") - arm(WARM)
+
+
+def _gap_at_a_larger_rate(arm: Arms) -> pd.Series:
+    return arm("warm start, 10x") - arm(FRESH)
+
+
+def probe_ratio(results: Results, probe: str, epochs: Iterable[int]) -> pd.Series:
+    """Logarithm of warm over fresh by seed, averaged over epochs of tuning."""
+    chosen = results.table[results.table.tuning_epochs.isin(list(epochs))]
+    by = chosen.pivot_table(index=["seed", "tuning_epochs"], columns="condition", values=probe)
+    return np.log(by[WARM] / by[FRESH]).groupby("seed").mean()
+
+
+def _early_noise(results: Results) -> pd.Series:
+    return probe_ratio(results, "noise_trace", noise_epochs(results.profile)[:3])
+
+
+def at_loss(table: pd.DataFrame, loss: float) -> float:
+    """Curvature of one network at a training loss, between what was probed (log-log); NaN beyond it."""
+    known = table.dropna(subset=["curvature", "curvature_loss"])
+    known = known[(known.curvature > 0) & (known.curvature_loss > 0)].sort_values("curvature_loss")
+    x, y = np.log(known.curvature_loss), np.log(known.curvature)
+    return float(np.exp(np.interp(np.log(loss), x, y, np.nan, np.nan))) if len(known) else np.nan
+
+
+def sharpness_at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
+    """Curvature of fresh and warm networks by seed, at the larger of the two last training losses."""
+    rows = {}
+    for seed, part in table.groupby("seed"):
+        runs = {name: part[part.condition == name] for name in (FRESH, WARM)}
+        ends = [run.sort_values("tuning_epochs")["curvature_loss"].iloc[-1:].max() for run in runs.values()]
+        rows[seed] = {name: at_loss(run, max(ends)) for name, run in runs.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[FRESH, WARM])
+
+
+def _sharpness(results: Results) -> pd.Series:
+    found = sharpness_at_equal_loss(results.table)
+    return np.log(found[WARM] / found[FRESH])
+
+
+NOISES = {"noise_trace": "all images", "noise_trace_old": "the old half", "noise_trace_new": "the new half"}
+NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # of records made before these
+
+
+@styled
+def noise(table: pd.DataFrame) -> Figure:
+    """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric means."""
+    asked = NOISES if NOISES.keys() <= set(table.columns) else NOISE_BEFORE
+    panels = [(c, label, known(table, "tuning_epochs", c)) for c, label in asked.items()]
+    panels = [(c, label, part[part[c] > 0]) for c, label, part in panels if len(part)]
+    if not panels:
+        return message()
+    figure, axes = blank(1, len(panels), height=3.9, sharey=True, squeeze=False)
+    for ax, (column, label, part) in zip(axes[0], panels, strict=True):
+        names = list(part.condition.unique())
+        for i, (name, look) in enumerate(zip(names, style.looks(names), strict=True)):
+            runs = part[part.condition == name]
+            at = style.spread(i, len(names), part.tuning_epochs, log=True)[runs.index]
+            line(ax, runs, "tuning_epochs", column, *look, name, at=at, log=True)
+        style.logarithmic(ax, "y")
+        style.ticks(ax, sorted(set(part.tuning_epochs))[::2], log=True)
+        ax.set_title(label, fontsize="medium")
+        ax.set_xlabel("Epochs of tuning")
+    axes[0, 0].set_ylabel("Gradient noise")
+    style.legend(figure, axes[0, 0])
+    return figure
+
+
+@styled
+def curvature(table: pd.DataFrame) -> Figure:
+    """Sharpness against training loss along tuning, a line per seed, on logarithmic scales.
+
+    Where lines lie on each other, networks are as sharp at the same loss.
+    """
+    table = known(table, "curvature", "curvature_loss")
+    table = table[(table.curvature > 0) & (table.curvature_loss > 0)] if len(table) else table
+    if table.empty:
+        return message()
+    figure, ax = blank(height=3.9)
+    for (condition, seed), run in table.sort_values("tuning_epochs").groupby(["condition", "seed"]):
+        label = condition if seed == table.seed.min() else None
+        look = {"color": colour(condition), "marker": marker(condition)}
+        ax.plot(run.curvature_loss, run.curvature, **look, alpha=0.7, lw=1.2, mec="white", label=label)
+    style.logarithmic(ax, "x")
+    style.logarithmic(ax, "y")
+    ax.invert_xaxis()
+    ax.set_xlabel("Mean training loss (training goes to the right)")
+    ax.set_ylabel("Largest eigenvalue\nof the Hessian")
+    style.legend(figure, ax)
+    return figure
+
+
+STUDIES = (
+    Study(
+        "two_phases", "Does a larger learning rate close the gap?", "Figure 7", "08_two_phases", two_phases
+    ),
+    Study(
+        "rates",
+        "Is the gap there where each arm has its own best rate?",
+        "control",
+        "08_two_phases",
+        rates,
+        ("rate", "held_out"),
+    ),
+    Study(
+        "probes",
+        "Do warm starts skip a noisy phase of learning?",
+        "its discussion",
+        "08_two_phases",
+        probes,
+        ("tuning_epochs",),
+    ),
+)
+
+
+CLAIMS = (
+    Claim(
+        "gap_best_rates",
+        "They also do where each has the rate that is best for it on held-out images.",
+        "control",
+        "rates",
+        _gap_at_best_rates,
+    ),
+    Claim(
+        "rate_shrinks",
+        "A ten times larger rate in tuning shrinks the gap.",
+        "Figure 7",
+        "two_phases",
+        _rate_effect,
+        MORE,
+    ),
+    Claim(
+        "rate_not_enough",
+        "A larger rate alone does not close the gap.",
+        "Figure 7",
+        "two_phases",
+        _gap_at_a_larger_rate,
+    ),
+    Claim(
+        "less_noise",
+        "Early in tuning, a warm start has less gradient noise than a fresh network.",
+        "section 3",
+        "probes",
+        unit="log ratio",
+        effect=_early_noise,
+    ),
+    Claim(
+        "sharper",
+        "At equal training loss, the minimum that a warm start ends in is sharper.",
+        "section 3",
+        "probes",
+        direction=MORE,
+        unit="log ratio",
+        effect=_sharpness,
+    ),
+)

@@ -1,0 +1,148 @@
+"""Checks of recorded results before, and after, they are published.
+
+`Store.read` asks whether a file is a sound record of the run it is named after.
+Published records also have to agree with each other and with the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from repro.config import Dataset, InputError, run_from_json
+from repro.store.files import Damaged
+from repro.store.records import ROOT, Store, results_folder
+
+REWRITTEN = "rewritten.json"  # in the folder of results: commits as records name them, and as they landed
+
+
+class Row(NamedTuple):
+    """A sound record: what a summary tells apart, then what it adds up."""
+
+    device: str
+    precision: str
+    torch: str
+    commit: str
+    data: str
+    seconds: float
+    finished: str
+
+
+class Made(NamedTuple):
+    """The records of one kind: how many, from which day to which, in how many hours of training."""
+
+    device: str
+    precision: str
+    torch: str
+    commit: str
+    data: str
+    records: int
+    first: str
+    last: str
+    hours: float
+
+
+def folders(names: list[str]) -> list[Path]:
+    """Folders of records of the named profiles, of all that have one where none is named."""
+    there = sorted(path for path in results_folder().glob("*") if path.is_dir())
+    if unknown := [name for name in names if name not in {path.name for path in there}]:
+        found = ", ".join(path.name for path in there) or "none"
+        raise InputError(f"no results of {unknown[0]!r} in {results_folder()}: there are {found}")
+    return [path for path in there if not names or path.name in names]
+
+
+def verify(folder: Path) -> tuple[list[Row], list[str]]:
+    """A row per sound record of a folder, and a line for all that is wrong with it.
+
+    A record has to be a whole one of the run it is named after, with plausible
+    numbers, made by a commit of this repository (or one that was rewritten before
+    it landed, see `REWRITTEN`), from the images that every other record of the
+    data set was made from (those on this machine, if any).
+    """
+    store, rows, problems = Store(folder), [], []
+    known = _commits()
+    images: dict[Dataset, str] = {}
+    landed = _rewritten(folder.parent)
+    for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+        if path.suffix != ".json":
+            problems.append(f"{path}: no record")
+            continue
+        try:
+            record = store.read(path.stem)
+            dataset = run_from_json(record["run"]).dataset
+            if dataset not in images:
+                images[dataset] = _fingerprint(dataset) or record["data"]
+            found = _implausible(record)
+            if record["data"] != images[dataset]:
+                found.append(f"made from images {record['data']}, not {images[dataset]}")
+            if known is not None and landed.get(record["commit"], record["commit"]) not in known:
+                found.append(f"made by {record['commit']}, which is no commit here")
+        except Damaged as damage:
+            problems.append(str(damage))
+            continue
+        except (KeyError, TypeError, ValueError) as error:
+            problems.append(f"{path}: malformed ({type(error).__name__}: {error})")
+            continue
+        problems += [f"{path}: {reason}" for reason in found]
+        own = {name: record[name] for name in ("device", "precision", "data", "seconds", "finished")}
+        commit = str(landed.get(record["commit"], record["commit"]))[:10]
+        rows.append(Row(**own, torch=record["versions"]["torch"], commit=commit))
+    return rows, problems
+
+
+def summary(rows: Iterable[Row]) -> list[Made]:
+    """How many records each device, version and commit gave, in which days and training hours."""
+    kinds: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row[:-2], []).append(row)
+    made = []
+    for kind, alike in kinds.items():
+        days, hours = [row.finished[:10] for row in alike], math.fsum(row.seconds for row in alike) / 3600
+        made.append(Made(*kind, len(alike), min(days), max(days), round(hours, 1)))
+    return made
+
+
+def _implausible(record: dict) -> list[str]:
+    losses = [v for curve in record["curves"] for v in curve["train_loss"] if v is not None]
+    tests = {
+        "a negative loss": any(v < 0 for v in losses),
+        "no seconds": not record["seconds"] > 0,
+        "no population": not record["population"] >= 1,
+        "finished in the future": datetime.fromisoformat(record["finished"]) > datetime.now().astimezone(),
+    }
+    return [words for words, wrong in tests.items() if wrong]
+
+
+def _fingerprint(dataset: Dataset) -> str | None:
+    """That of the images, where they need no download."""
+    from repro.data import datasets, downloads
+
+    if dataset.fingerprint or (
+        dataset.name in downloads.SOURCES and not downloads.cache(dataset.name).exists()
+    ):
+        return None
+    return datasets.images(dataset).fingerprint
+
+
+def _rewritten(results: Path) -> dict[str, str]:
+    """Names of commits as they landed, by those that they had when they made records."""
+    path = results / REWRITTEN
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _commits() -> set[str] | None:
+    """All commits of this repository; None where its history is not here, or cut off."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        shallow = subprocess.run(
+            [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True
+        )
+        listed = subprocess.run([*git, "rev-list", "HEAD"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return None if shallow.stdout.strip() == "true" else set(listed.stdout.split())

@@ -1,0 +1,205 @@
+"""The result store: one JSON file per finished run, written once, read without torch and pandas.
+
+A file is named by its run's id and holds the whole configuration, so it can be
+checked against its name. What is damaged or foreign is named and skipped, never
+used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import subprocess
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import repro
+from repro.config import InputError, Run, as_json, run_from_json, run_id
+from repro.store.files import Damaged, create, set_aside
+
+SCHEMA = 1
+CURVES = ("train_loss", "train_accuracy", "test_accuracy")
+COPIED = (
+    "seconds",
+    "device",
+    "precision",
+    "data",
+)  # into rows of `repro.analysis.tables`
+ROOT = Path(repro.__file__).resolve().parent.parent
+
+
+def results_folder() -> Path:
+    """Where records live: `REPRO_RESULTS`, or `results/` of the checkout (of here, once installed)."""
+    if named := os.environ.get("REPRO_RESULTS"):
+        return Path(named).expanduser()
+    return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "results"
+
+
+@functools.cache
+def commit() -> str | None:
+    """Commit of the code, `+` appended where `repro/` differs from it; `REPRO_COMMIT` where that is set.
+
+    A copy of the code may lie in a repository whose last commit is an older one.
+    """
+    if named := os.environ.get("REPRO_COMMIT"):
+        return named
+    git = ["git", "-C", str(ROOT)]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        dirty = subprocess.run([*git, "status", "--porcelain", "repro"], capture_output=True, text=True)
+        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return None
+
+
+def _checksum(record: dict) -> str:
+    content = {k: v for k, v in record.items() if k != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _text(record: dict) -> str:
+    """JSON with one line a value, and lists of numbers on one line each."""
+    text = json.dumps(record, indent=1, allow_nan=False)
+    return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
+
+
+class Store:
+    """The records of one profile: a folder of `<run id>.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def of(cls, profile: str) -> Store:
+        return cls(results_folder() / profile)
+
+    def path(self, run_id: str) -> Path:
+        return self.folder / f"{run_id}.json"
+
+    def snapshot(self, run_id: str) -> Path:
+        """Where the network in which a run ended lies, for others to start from."""
+        return self.folder / ".snapshots" / f"{run_id}.pt"
+
+    def checkpoint(self, batch_id: str) -> Path:
+        """Where a population in training lies, to go on from."""
+        return self.folder / ".checkpoints" / f"{batch_id}.pt"
+
+    @property
+    def leases(self) -> Path:
+        """Where processes say what they train."""
+        return self.folder / ".leases"
+
+    def ids(self) -> set[str]:
+        """Ids that have a file, sound or not."""
+        return {path.stem for path in self.folder.glob("[0-9a-f]*.json")}
+
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, time and size of each record: other ones, once a record is added or changed."""
+        found = ((path.name, path.stat()) for path in sorted(self.folder.glob("[0-9a-f]*.json")))
+        return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
+
+    def write(self, run: Run, **content: object) -> bool:
+        """Record a finished run; False where a sound record was there before, which then stands."""
+        record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}
+        record["checksum"] = _checksum(record)
+        text = _text(record).encode()
+        while not create(self.path(record["id"]), text):
+            if self.sound(record["id"]) is not None:
+                return False
+        return True
+
+    def difference(self, run: Run, diverged: int | None, curves: list[dict]) -> str | None:
+        """How a second training of a recorded run came out differently, in a line, or None."""
+        first = self.read(run_id(run))
+        if (first["diverged"], first["curves"]) == (diverged, curves):
+            return None
+        places = (
+            f"{name.replace('_', ' ')} from epoch {epoch} of stage {stage} on"
+            for stage, (a, b) in enumerate(zip(first["curves"], curves, strict=False), start=1)
+            for name in CURVES
+            for epoch, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=1)
+            if x != y
+        )
+        differs = next(places, "the number of epochs")
+        return (
+            f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
+        )
+
+    def sound(self, run_id: str) -> dict | None:
+        """The record of a run, or None; one that is damaged is set aside with a warning."""
+        try:
+            return self.read(run_id)
+        except FileNotFoundError:
+            return None
+        except Damaged as damage:
+            warnings.warn(f"{damage}; set aside as {set_aside(self.path(run_id))}", stacklevel=2)
+            return None
+
+    def read(self, run_id: str) -> dict:
+        """The record of a run; raises `FileNotFoundError`, or `Damaged` where it is unsound."""
+        path = self.path(run_id)
+        try:
+            found = path.stat()
+            return _read(path, (found.st_mtime_ns, found.st_size, found.st_ino))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise Damaged(f"{path}: {error.strerror}") from None
+
+    def load(self, run_ids: Iterable[str]) -> dict[str, dict]:
+        """Sound records among these, by id; a damaged one is named in a warning and left out."""
+        found = {}
+        for name in dict.fromkeys(run_ids):
+            try:
+                found[name] = self.read(name)
+            except FileNotFoundError:
+                continue
+            except Damaged as damage:
+                warnings.warn(f"skipped {damage}", stacklevel=2)
+        return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(path: Path, stamp: object) -> dict:
+    """The record in a file as it was at `stamp`: a chapter asks for the same ones many times."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise Damaged(f"{path}: not JSON") from None
+    if reason := defect(record, path.stem):
+        raise Damaged(f"{path}: {reason}")
+    return record
+
+
+def defect(record: object, name: str) -> str | None:
+    """What is wrong with a record that should be of run `name`, or None."""
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        return f"not a record of schema {SCHEMA}"
+    if record.get("checksum") != _checksum(record):
+        return "checksum differs: the file was edited or cut"
+    try:
+        run = run_from_json(record["run"])
+        if not name == record["id"] == run_id(run):
+            return f"it holds run {run_id(run)}"
+        curves = record["curves"]
+        whole = record["diverged"] is None
+        if missing := [name for name in COPIED if name not in record]:
+            return f"no {missing[0]}"
+        if not 1 <= len(curves) <= len(run.stages) or (whole and len(curves) < len(run.stages)):
+            return f"{len(curves)} stages of curves for {len(run.stages)} stages"
+        for stage, curve in zip(run.stages, curves, strict=False):
+            lengths = {len(curve[name]) for name in CURVES}
+            full = not whole or stage.until is not None or lengths == {stage.epochs}
+            if len(lengths) != 1 or not full or not 1 <= max(lengths) <= stage.epochs:
+                return "curves and epochs differ in length"
+            if not all(isinstance(v, int | float) for name in CURVES for v in curve[name] if v is not None):
+                return "a value that is no number"
+            if not all(0 <= v <= 1 for name in CURVES[1:] for v in curve[name] if v is not None):
+                return "an accuracy outside [0, 1]"
+    except (KeyError, TypeError, AttributeError, InputError) as error:
+        return f"malformed ({type(error).__name__}: {error})"
+    return None

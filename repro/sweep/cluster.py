@@ -1,0 +1,179 @@
+"""Runs a plan on a Dask cluster: the same children, one for each thread of its workers.
+
+Dask brings jobs to machines and notices those that are gone. All else is as on
+one machine: a child trains a batch whose leases it got, records go to the store,
+which all machines must share, and whatever is trained twice counts once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import pickle
+import queue
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repro.config import InputError
+from repro.store.records import ROOT, Store, results_folder
+from repro.sweep.messages import End, Ended, Job, Report
+from repro.sweep.processes import BEAT, Children
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PATIENCE = 10.0  # seconds to wait for a scheduler to answer
+JOBS = 8  # of SLURM at once
+
+_own = threading.local()  # on a worker, the child of each of its threads
+_stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
+
+
+@contextlib.contextmanager
+def connected(on: str, jobs: int = JOBS) -> Iterator[Cluster]:
+    """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
+    try:
+        import distributed
+    except ImportError:
+        raise InputError('--on needs Dask: pip install "repro[cluster]"') from None
+    with contextlib.ExitStack() as stack:
+        if on == "slurm":
+            cluster = stack.enter_context(_slurm())
+            cluster.adapt(minimum_jobs=0, maximum_jobs=jobs)
+            yield Cluster(stack.enter_context(distributed.Client(cluster, security=cluster.security)))
+            return
+        if not on.startswith(("tcp://", "tls://")):
+            raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
+        try:
+            client = distributed.Client(on, timeout=PATIENCE)
+        except (OSError, ValueError) as error:
+            raise InputError(f"no Dask scheduler answers at {on} ({type(error).__name__})") from error
+        yield Cluster(stack.enter_context(client))
+
+
+def _slurm():
+    """A scheduler in this process whose workers are jobs of SLURM, one task each, over TLS.
+
+    Dask's own configuration (`jobqueue.slurm`) says queue, account, walltime,
+    cores and memory of a job, and what GPU it asks for.
+    """
+    if not shutil.which("sbatch"):
+        raise InputError("there is no sbatch here: --on slurm is for a machine that submits to SLURM")
+    import dask
+    from distributed import Security
+
+    before = signal.getsignal(signal.SIGINT)
+    from dask_jobqueue import SLURMCluster  # which lets an interrupt end this process at once, with status 0
+
+    signal.signal(signal.SIGINT, before)
+
+    folder = results_folder() / ".dask"  # certificates and logs, where all machines see them
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    setting = dask.config.get("jobqueue.slurm", {})
+    paths = f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    cluster = SLURMCluster(
+        cores=1,  # a thread, so one child, in each worker
+        processes=1,
+        job_cpu=setting.get("job-cpu") or setting.get("cores") or 4,
+        memory=setting.get("memory") or "16GB",
+        walltime=setting.get("walltime") or "04:00:00",
+        security=Security.temporary(),  # the scheduler listens on all interfaces
+        shared_temp_directory=str(folder),
+        log_directory=setting.get("log-directory") or str(folder),
+        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        # The child's memory is not the worker's to limit.
+        worker_extra_args=["--memory-limit", "0", "--dashboard-address", "127.0.0.1:0"],
+        job_script_prologue=[paths, *(setting.get("job-script-prologue") or ())],
+        python=sys.executable,
+    )
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:  # adapting would not tell of a refusal
+        script.write(cluster.job_script())
+        script.flush()
+        asked = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True)
+    if asked.returncode:
+        cluster.close()
+        said = " ".join(asked.stderr.split())[:300]
+        raise InputError(f"SLURM refuses the job: {said}; see jobqueue.slurm in Dask's configuration")
+    return cluster
+
+
+class Cluster:
+    """The workers of a cluster, however many there are at a time."""
+
+    slots = math.inf
+
+    def __init__(self, client: Client) -> None:
+        self.client, self.token = client, uuid.uuid4().hex
+        self.futures, self.news = {}, queue.SimpleQueue()
+        client.subscribe_topic(self.token, lambda event: self.news.put(pickle.loads(event[1])))
+
+    def start(self, job: Job) -> None:
+        key = f"{job.batch.id}-{uuid.uuid4().hex[:8]}"
+        self.futures[self.client.submit(train, job, self.token, key=key, pure=False)] = job
+
+    def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
+        time.sleep(BEAT)
+        done = [future for future in self.futures if future.done()]
+        while not self.news.empty():  # what a job told before it was done is there by now
+            hear(self.news.get())
+        for future in done:
+            lost = Ended(End.KILLED, f"its worker was lost ({future.status})")
+            yield self.futures.pop(future), future.result() if future.status == "finished" else lost
+        if gone := self.client.status not in ("running", "connecting"):
+            warnings.warn("the scheduler is gone", stacklevel=1)
+            self.slots = 0
+        if not self.slots:  # what is not in training yet need not begin
+            begun = {} if gone else self.client.processing()
+            keys = set(itertools.chain(*begun.values()))
+            for future in [future for future in self.futures if future.key not in keys]:
+                yield self.futures.pop(future), Ended(End.STOPPED)
+
+    def stop(self) -> None:
+        self.slots = 0
+        self.client.run(stop, self.token)
+
+
+def stop(token: str) -> None:
+    """On a worker: let the children of a sweep stop at the end of an epoch."""
+    _stopping.add(token)
+
+
+def train(job: Job, token: str) -> Ended:
+    """On a worker: how the training of a job ended in this thread's child."""
+    from distributed import get_worker
+
+    worker, leases = get_worker(), Store(Path(job.folder)).leases
+    if token in _stopping:
+        return Ended(End.STOPPED)
+    if not leases.is_dir():
+        return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
+    if not hasattr(_own, "children"):
+        _own.children = Children(1, max(1, _cores() // worker.state.nthreads))
+    _own.children.start(job)
+    while True:
+        for _, ended in _own.children.listen(lambda news: worker.log_event(token, pickle.dumps(news))):
+            return ended
+        if token in _stopping:
+            _own.children.stop()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if granted := os.environ.get("SLURM_CPUS_PER_TASK"):  # which not every SLURM enforces
+        return int(granted)
+    with contextlib.suppress(AttributeError):  # only Linux knows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,107 @@
+"""How networks of one shape train together on a GPU: by a table, or as it was measured for a store.
+
+So a sweep goes on in the very populations it began with, on whatever machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from repro.config import Run, as_json
+from repro.data import datasets
+from repro.store import files
+from repro.store.records import Store
+from repro.sweep import plans
+from repro.sweep.plans import Batch, Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A population, as one grouped network or as networks side by side, and how fast it trained."""
+
+    population: int
+    grouped: bool
+    rate: float = 0.0  # training images a second, of all members; 0 where nothing was measured
+    evaluation: float = 0.0  # seconds to test one member on one image
+    compiled: bool = False
+    layout: str = "channels_last"  # of images and weights in memory, one of `fused.LAYOUTS`
+
+
+# Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
+# (`benchmarks/results/gpu-h200.json`). At width 16 a compiled group of 20 led, 1.14 times as fast as one of
+# 10. At width 64 three networks on streams were within 2 % of six, not compiled; compiled, three steps of
+# the three took 18 ms instead of 24. Between the two nothing was measured compiled, but batch norm and
+# additions, which a compiler makes cheap, weigh in both. Above, nothing was measured.
+DEFAULTS = (
+    (24, Layout(20, grouped=True, compiled=True)),
+    (48, Layout(6, grouped=False, compiled=True)),
+    (96, Layout(3, grouped=False, compiled=True)),
+    (math.inf, Layout(1, grouped=True)),
+)
+# Training images of what is compiled once; of fewer, compiling takes longer than it saves. At width 16 it
+# took 35 s, then 1 / 224,000 s an image in a group of 20, where one of 10 had taken 1 / 152,000 s without:
+# 16 million images. At width 64 it took 32 s, then 16 microseconds an image instead of 21: 6 million.
+COMPILING_PAYS = 16_000_000
+
+
+def default(run: Run) -> Layout:
+    """How networks of this shape train on a GPU for which nothing was measured."""
+    return next(layout for width, layout in DEFAULTS if run.model.width <= width)
+
+
+def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
+    """The same runs in populations for a GPU, and how these train: as the store says, or the table."""
+    shapes = {shape(run): run for batch in plan.batches for run in batch.runs}
+    found = {key: read(store, run) or default(run) for key, run in shapes.items()}
+    made = plans.plan(plan.wanted.values(), lambda run: found[shape(run)].population)
+
+    def compilation(batch: Batch) -> tuple:
+        """Equal for batches that share what is compiled; a group of another size is another network."""
+        key = shape(batch.trajectories[0].longest)
+        return key, len(batch.trajectories) if found[key].grouped else 1
+
+    images: Counter[tuple] = Counter()
+    for batch in made.batches:
+        images[compilation(batch)] += batch.steps * batch.trajectories[0].longest.batch_size
+    long = {run.id: images[compilation(b)] >= COMPILING_PAYS for b in made.batches for run in b.runs}
+
+    def layout(run: Run) -> Layout:
+        chosen = found[shape(run)]
+        return replace(chosen, compiled=chosen.compiled and long[run.id])
+
+    return made, layout
+
+
+def shape(run: Run) -> tuple:
+    """What the time of a step depends on."""
+    return datasets.side(run.dataset), run.model, run.batch_size
+
+
+def read(store: Store, run: Run) -> Layout | None:
+    """What was measured for networks of this shape, if anything was."""
+    try:
+        found = Layout(**json.loads(_path(store, run).read_bytes()))
+    except (OSError, ValueError, TypeError):  # not there, or damaged: it can be measured again
+        return None
+    return found if found.population >= 1 else None
+
+
+def keep(store: Store, run: Run, layout: Layout) -> Layout:
+    """What is kept for this shape from now on: this, unless another process was first."""
+    path, content = _path(store, run), json.dumps(asdict(layout)).encode()
+    if not files.create(path, content):
+        if (first := read(store, run)) is not None:
+            return first
+        files.replace(path, content)
+    return layout
+
+
+def _path(store: Store, run: Run) -> Path:
+    text = json.dumps(as_json(shape(run)), sort_keys=True)
+    return store.folder / ".layouts" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"

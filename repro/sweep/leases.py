@@ -1,0 +1,117 @@
+"""Who trains what: files in the store by which processes on any machine keep out of each other's way.
+
+A lease is a file created only where there is none. Its holder keeps it locked
+and touches it every few seconds. Where the holder ran on this machine, its lock
+tells at once that it is gone; elsewhere the age of the file does. Ages are
+differences of times that one file system gave, so that clocks need not agree.
+Two holders at once, after a machine slept, cost time but no result: records
+are written once, and a second one is compared.
+
+filelock's SoftFileLease (4.2) is no substitute: it never takes over a lease on
+NFS and the like, which cannot exchange two names in one step, nor one that is
+empty, as a kill or a power failure can leave it. That run would never be trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from repro.store.files import time_here
+
+BEAT = 15.0  # seconds between touches
+EXPIRY = 180.0  # seconds without a touch after which a holder on another machine is taken for dead
+
+
+class Busy(Exception):
+    """Another process holds one of the leases; the message says which."""
+
+
+def machine() -> str:
+    """A name of this machine since it was started; containers that share a kernel differ by host name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else '-'}"
+
+
+@contextlib.contextmanager
+def held(folder: Path, names: Iterable[str]) -> Iterator[None]:
+    """Hold the leases of all these names for the length of the block, or raise `Busy` and hold none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handles: dict[Path, int] = {}
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(handles, done), daemon=True)
+    try:
+        for name in sorted(set(names)):  # in one order everywhere: one of two that compete gets them all
+            handles[folder / name] = _take(folder / name)
+        beating.start()
+        yield
+    finally:
+        done.set()
+        if beating.is_alive():
+            beating.join()
+        for path, handle in handles.items():
+            if _is(path, handle):
+                path.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the leases of processes that are gone."""
+    for path in folder.glob("[!.]*"):
+        with contextlib.suppress(Busy, OSError):
+            _clear(path)
+
+
+def _beat(handles: dict[Path, int], done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        for handle in handles.values():
+            with contextlib.suppress(OSError):
+                os.utime(handle)
+
+
+def _take(path: Path) -> int:
+    for _ in range(3):
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            _clear(path)
+            continue
+        with contextlib.suppress(OSError):  # no locks, or no room: its age must do
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(handle, f"{machine()} {os.getpid()}".encode())
+        return handle
+    raise Busy("several processes")
+
+
+def _clear(path: Path) -> None:
+    """Remove the lease of a dead holder; raises `Busy` where it may be alive."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:  # it was released just now
+        return
+    try:
+        holder = os.read(handle, 200).decode(errors="replace")
+        try:  # only one of those that find it abandoned gets this lock, and may remove the file
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            gone = holder.startswith(machine() + " ")
+        except OSError:
+            gone = False
+        if not gone and time_here(path.parent) - os.fstat(handle).st_mtime <= EXPIRY:
+            host, _, process = (holder or "- - -").partition(" ")
+            raise Busy(f"process {process.rpartition(' ')[2]} on {host}")
+        if _is(path, handle):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Whether the path still names the file of this handle."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    return False

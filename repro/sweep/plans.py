@@ -1,0 +1,235 @@
+"""Which runs are missing, and how they train together.
+
+Planning needs neither torch nor data. It looks at all runs asked for, recorded
+or not, so that an interrupted sweep goes on in the very populations it began
+with, and gives the results it would have given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
+
+from repro.config import ALL, Run
+from repro.data import datasets
+from repro.data.sampling import steps_per_epoch
+from repro.store.records import Store
+
+CACHED = 2**20  # numbers in a layer of a population, beyond which a core slows down
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Runs that are one training: they differ in the epochs of the last stage, or in what is probed."""
+
+    runs: tuple[Run, ...]  # by epochs
+
+    @property
+    def longest(self) -> Run:
+        return self.runs[-1]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps from the parent's end to the end of the longest run."""
+        return self.longest.stages[-1].epochs * steps_per_epoch(self.longest)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trajectories that train together, as one population."""
+
+    trajectories: tuple[Trajectory, ...]
+    whole: Batch | None = None  # the planned batch of which this is what is to be trained
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The hash of its runs; for a part that of the whole, and which of its trajectories these are."""
+        if self.whole is not None:
+            chosen = set(self.trajectories)
+            mask = sum(1 << i for i, t in enumerate(self.whole.trajectories) if t in chosen)
+            return f"{self.whole.id}-{mask:x}"
+        names = ",".join(run.id for run in self.runs)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return tuple(run for t in self.trajectories for run in t.runs)
+
+    @functools.cached_property
+    def starts(self) -> frozenset[str]:
+        """Ids of the runs whose last network is where a trajectory starts."""
+        parents = (t.longest.parent for t in self.trajectories)
+        return frozenset(run.id for run in parents if run is not None)
+
+    @property
+    def steps(self) -> int:
+        return sum(t.steps for t in self.trajectories)
+
+    def pieces(self, size: int) -> list[Batch]:
+        """Parts of the same planned batch, of so many trajectories."""
+        starts = range(0, len(self.trajectories), size)
+        return [Batch(self.trajectories[i : i + size], self.whole) for i in starts]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a set of runs takes: batches in an order that trains parents first."""
+
+    wanted: dict[str, Run]
+    parents: frozenset[str]  # ids of runs whose end is the start of others
+    batches: tuple[Batch, ...]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs to train with shared stages trained once."""
+        return sum(t.longest.stages[-1].epochs for batch in self.batches for t in batch.trajectories)
+
+    @property
+    def epochs_alone(self) -> int:
+        """Epochs to train with every run trained from its first stage by itself."""
+        return sum(stage.epochs for run in self.wanted.values() for stage in run.stages)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of single networks, with sharing."""
+        return sum(batch.steps for batch in self.batches)
+
+
+def population_size(run: Run) -> int:
+    """How many networks of this shape train together on a core, as `benchmarks/NOTES.md` has measured it.
+
+    Small ones leave it idle, large ones crowd its cache.
+    """
+    activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # of a layer of module 1
+    return max(1, min(64 // run.model.width, CACHED // activations))
+
+
+def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> Plan:
+    """Group runs into trajectories and those into batches of a size; shared pretraining appears once.
+
+    Runs asked for first come first.
+    """
+    wanted = {run.id: run for run in runs}
+    rank: dict[str, int] = {}  # of the first wanted run that a run serves
+    needed: dict[str, Run] = {}
+    parents = set()
+    for position, run in enumerate(wanted.values()):
+        ancestor: Run | None = run
+        while ancestor is not None:
+            needed[ancestor.id] = ancestor
+            rank.setdefault(ancestor.id, position)
+            ancestor = ancestor.parent
+            if ancestor is not None:
+                parents.add(ancestor.id)
+
+    families = defaultdict(list)
+    for run in needed.values():
+        unmeasured = dataclasses.replace(run, probes=())
+        # Probes take longer than training, and are worth less: what is measured is trained by itself.
+        begun = with_epochs(unmeasured, 1) if run.stages[-1].prefixed else unmeasured
+        families[begun, bool(run.probes)].append(run)
+    shapes = defaultdict(list)
+    for family in families.values():
+        trajectory = Trajectory(tuple(sorted(family, key=lambda r: r.stages[-1].epochs)))
+        shapes[_shape(trajectory, parents)].append(trajectory)
+
+    batches = []
+    for alike in shapes.values():
+        alike.sort(key=lambda t: min(rank[r.id] for r in t.runs))
+        chunks = -(-len(alike) // size(alike[0].longest))
+        for i in range(chunks):  # of nearly equal size
+            batches.append(Batch(tuple(alike[len(alike) * i // chunks : len(alike) * (i + 1) // chunks])))
+    batches.sort(key=lambda batch: min(rank[r.id] for t in batch.trajectories for r in t.runs))
+    return Plan(wanted, frozenset(parents), tuple(_parents_first(batches)))
+
+
+def _parents_first(batches: list[Batch]) -> list[Batch]:
+    """The batches in the order given, each preceded by those that train its members' parents."""
+    home = {run.id: batch for batch in batches for t in batch.trajectories for run in t.runs}
+    ordered: dict[Batch, None] = {}
+
+    def place(batch: Batch) -> None:
+        if batch in ordered:
+            return
+        for trajectory in batch.trajectories:
+            if (parent := trajectory.longest.parent) is not None:
+                place(home[parent.id])
+        ordered[batch] = None
+
+    for batch in batches:
+        place(batch)
+    return list(ordered)
+
+
+def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
+    """What trajectories of one population have in common, their place in the order of training first.
+
+    Those that nothing starts from may mix fresh and pretrained networks: they
+    train after all others, so no two batches can wait for each other.
+    """
+    run = trajectory.longest
+    stage = run.stages[-1]
+    is_parent = any(r.id in parents for r in trajectory.runs)
+    level = len(run.stages) if is_parent else sys.maxsize
+    subset = ALL if stage.data.gamma or stage.data.part == stage.data.parts else stage.data
+    return (level, run.dataset, run.model, run.batch_size, stage.epochs, stage.optimizer, stage.until, subset)
+
+
+def with_epochs(run: Run, epochs: int) -> Run:
+    """The run that ends after so many epochs of its last stage."""
+    last = dataclasses.replace(run.stages[-1], epochs=epochs)
+    return dataclasses.replace(run, stages=(*run.stages[:-1], last))
+
+
+def missing(plan: Plan, store: Store) -> set[str]:
+    """Ids of wanted runs without a sound record; an unsound one is set aside, with a warning."""
+    there = store.ids()
+    return {name for name in plan.wanted if name not in there or store.sound(name) is None}
+
+
+def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Batch, frozenset[str]]]:
+    """What is left to train for the absent runs to be recorded, what serves the first of them first.
+
+    Parts of planned batches, each with the ids of those of its runs that are
+    needed: the absent ones, and those whose network is lacking where another
+    starts.
+    """
+    needed = {name: place for place, name in enumerate(plan.wanted) if name in absent}
+    parts = []
+    for batch in reversed(plan.batches):
+        if part := left(batch, store, needed.keys()):
+            own = frozenset(run.id for run in part.runs if run.id in needed)
+            place = min(needed[name] for name in own)
+            parts.append((place, part, own))
+            for name in part.starts:
+                if not store.snapshot(name).exists():
+                    needed[name] = min(place, needed.get(name, place))
+    parts.reverse()  # parents come before their branches again, and stay there: sorting is stable
+    return [(part, own) for _, part, own in sorted(parts, key=lambda found: found[0])]
+
+
+def left(batch: Batch, store: Store, needed: Set[str]) -> Batch | None:
+    """The part of a planned batch to train for the needed runs, None where there are none of them.
+
+    These trajectories alone, or those that lie together in a checkpoint that has
+    all of these. Checkpoints of which nothing is left to train are deleted.
+    """
+    pending = sum(1 << i for i, t in enumerate(batch.trajectories) if any(r.id in needed for r in t.runs))
+    begun = {}
+    for path in store.checkpoint(batch.id).parent.glob(f"{batch.id}-*.pt"):
+        with contextlib.suppress(ValueError):
+            begun[int(path.stem.partition("-")[2], 16)] = path
+    if not pending:
+        for mask, path in begun.items():
+            runs = [run for i, t in enumerate(batch.trajectories) if mask >> i & 1 for run in t.runs]
+            if all(store.path(run.id).exists() or store.snapshot(run.id).exists() for run in runs):
+                path.unlink(missing_ok=True)
+        return None
+    kept = min((mask for mask in begun if mask & pending == pending), key=int.bit_count, default=pending)
+    return Batch(tuple(t for i, t in enumerate(batch.trajectories) if kept >> i & 1), batch)

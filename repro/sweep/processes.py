@@ -1,0 +1,151 @@
+"""Where jobs are trained: in this process or in children, and by `repro.sweep.trainer` in either.
+
+Whatever trains jobs has so many `slots`, can `start` a job in a free one,
+`listen` to what is told of all and to how some ended, for a beat at most, and
+`stop` them at the end of an epoch, whereupon it has no slots any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+
+from repro.store.records import ROOT
+from repro.sweep.messages import LAST, End, Ended, Job, Message, Report
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BEAT = 0.2  # seconds between looks at the clock and at signals
+
+
+class Here:
+    """This process, which trains its job while somebody listens."""
+
+    slots = 1
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self.stopping, self.job = stopping, None
+
+    def start(self, job: Job) -> None:
+        self.job = job
+
+    def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
+        if self.job is None:
+            time.sleep(BEAT)
+            return
+        from repro.sweep import trainer  # PyTorch takes seconds to import
+
+        job, self.job = self.job, None
+        yield job, trainer.train_batch(job, hear, self.stopping)
+
+    def stop(self) -> None:
+        self.slots = 0
+
+
+class Children:
+    """Children, one in each slot: on a GPU, or on a share of the processor's cores."""
+
+    def __init__(self, slots: int, threads: int, gpus: bool = False) -> None:
+        self.slots = slots
+        self.children = [Child(threads, slot if gpus else None) for slot in range(slots)]
+
+    def start(self, job: Job) -> None:
+        next(child for child in self.children if child.job is None).start(job)
+
+    def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
+        busy = {child.pipe: child for child in self.children if child.job is not None}
+        for pipe in wait(list(busy), timeout=BEAT):
+            message, job = busy[pipe].heard(), busy[pipe].job
+            if isinstance(message, Ended):
+                busy[pipe].job = None
+                yield job, message
+            else:
+                hear(message)
+
+    def stop(self) -> None:
+        self.slots = 0
+        for child in self.children:
+            child.stop()
+
+    def close(self) -> None:
+        for child in self.children:
+            child.close()
+
+
+class Child:
+    """A process on a pipe that trains the jobs sent to it: no daemon, no port.
+
+    It stops at the end of an epoch when told to or when its parent is gone, and
+    pays for its start-up once. Where it died, the next job begins another one.
+    """
+
+    def __init__(self, threads: int, gpu: int | None = None) -> None:
+        self.threads, self.gpu, self.job = threads, gpu, None
+        self.begin()
+
+    def begin(self) -> None:
+        self.pipe, far = Pipe()
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.threads)}
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+        if self.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = visible(self.gpu)
+        call = f"from repro.sweep.trainer import serve; serve({far.fileno()})"
+        # Blocked signals stay blocked in the child, which may get one before it has begun to ignore them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", call],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=environment,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        far.close()
+
+    def start(self, job: Job) -> None:
+        if self.process.poll() is not None:
+            self.begin()
+        self.job = job
+        with contextlib.suppress(OSError):  # it died: the next look at the pipe tells
+            self.pipe.send(job)
+
+    def heard(self) -> Message | Ended:
+        """The child's next message; waits for it."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            message = Ended(End.KILLED, _death(self.process.wait()))
+        if isinstance(message, Ended) and message.end in LAST:
+            self.close()
+        return message
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.wait()
+
+
+def visible(gpu: int) -> str:
+    """The name, a number or a UUID, of the GPU that is at this place among those that may be used."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return names[gpu] if names != [""] else str(gpu)
+
+
+def _death(status: int) -> str:
+    if status != -signal.SIGKILL:
+        return f"its process ended with status {status}"
+    return (
+        "its process was killed (SIGKILL), as systems do that run out of memory: "
+        "a smaller width or batch_size needs less"
+    )
