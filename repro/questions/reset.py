@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from repro.analysis.claims import MORE, SAME, Arms, Claim
-from repro.analysis.curves import epochs_to_reach
+from repro.analysis.curves import LEVELS, epochs_to_reach
 from repro.analysis.recorded import Results
 from repro.config import MODULES
 from repro.figures import style
 from repro.figures.style import GAP, GREY, bar, blank, colour, estimate, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pretraining, reset_condition, tuning
+from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, reset_condition, tuning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,9 +189,7 @@ def contributions(gap: pd.DataFrame) -> Figure:
 
 
 @styled
-def speed(
-    curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99)
-) -> Figure:
+def speed(curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS) -> Figure:
     """Epochs of the last stage until train accuracy first reaches each level (Figure 11).
 
     A hollow marker is the mean of those seeds that got there, where some did not.
@@ -230,7 +228,34 @@ def speed(
     return figure
 
 
-STUDIES = (Study("reset", "Which modules must be re-initialised?", "Figures 6, 11", "07_reset", reset),)
+def _in_words(modules: str) -> str:
+    """Such as `modules 4, 5 and 6 re-initialised`."""
+    if len(modules) in (0, len(MODULES)):
+        return "all six modules re-initialised" if modules else "no module re-initialised"
+    listed = " and ".join(filter(None, (", ".join(modules[:-1]), modules[-1])))
+    return f"module{'s' * (len(modules) > 1)} {listed} re-initialised"
+
+
+STUDIES = (
+    Study(
+        "reset",
+        "Which modules must be re-initialised?",
+        "Figures 6, 11",
+        "07_reset",
+        reset,
+        explored=(
+            Explored(
+                "modules",
+                "The network, from image to classes: tick the modules to re-initialise",
+                _in_words,
+                "boxes",
+                dict(zip("123456", ("first convolution", *["blocks"] * 4, "last layer"), strict=True)),
+                start="456",
+                wider={"full_grids": True},
+            ),
+        ),
+    ),
+)
 
 
 CLAIMS = (

@@ -14,7 +14,7 @@ from repro.figures import common, style
 from repro.figures.style import blank, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, REPLACED, Arm, Study, crossed, pair
+from repro.study import FRESH, LAST, REPLACED, Arm, Explored, Study, crossed, pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,6 +78,7 @@ STUDIES = (
         "Figure 3",
         "04_smooth_transition",
         smooth_transition,
+        explored=(Explored("gamma", "γ", "γ = {}".format),),
     ),
 )
 
