@@ -179,6 +179,9 @@ PROFILES = {
         _PAPER,
     )
 }
+# A claim is told at the first that is whole.
+LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "quick")
+PUBLISHED = "published"  # for a chapter: what is recorded of a study, at the largest scale that is whole
 FIELDS = get_type_hints(Profile)
 
 
@@ -190,6 +193,11 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
     return dataclasses.replace(PROFILES[name], **changes)
+
+
+def scale(name: str, seeds: int | None = None, settings: str = "") -> Profile:
+    """The profile that a chapter's parameters name; `settings` changes fields: "width=16, train=500"."""
+    return profile(name, filter(None, settings.split(",")), seeds or None)
 
 
 def _setting(text: str) -> tuple[str, object]:

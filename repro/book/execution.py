@@ -205,7 +205,7 @@ def _first_error(notebook: Path) -> str | None:
 
 
 def check(
-    profile: str,
+    profile: str | None,
     chapters: Iterable[str] | None,
     parameters: dict,
     pdf: bool = False,
@@ -217,12 +217,17 @@ def check(
         raise InputError("no Chromium here to make PDFs with: install it, or leave out --pdf")
     notebooks = select(root or project_root(), chapters)
     for notebook in notebooks:
-        check_parameters(notebook, {"profile": profile, **parameters})
+        check_parameters(notebook, _named(profile) | parameters)
     return notebooks
 
 
+def _named(profile: str | None) -> dict:
+    """The profile as a parameter; where none is named, each chapter keeps its own."""
+    return {} if profile is None else {"profile": profile}
+
+
 def make_book(
-    profile: str,
+    profile: str | None,
     chapters: Iterable[str] | None = None,
     parameters: dict | None = None,
     out: Path | None = None,
@@ -239,7 +244,7 @@ def make_book(
     notebooks = check(profile, chapters, parameters, pdf, root)
     root = root or project_root()
     work = Path(out or root).resolve() / "_build"
-    parameters = {"profile": profile, **parameters}
+    parameters = _named(profile) | parameters
     state = _state()
     stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
     results = execute(stale, parameters, work / "executed", jobs, state)

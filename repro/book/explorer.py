@@ -21,9 +21,8 @@ from repro.analysis import recorded
 from repro.analysis.curves import epochs_to_reach, in_last_stage
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.config import InputError
-from repro.profiles import Profile, changes
+from repro.profiles import Profile, changes, scale
 from repro.questions import studies
-from repro.running import scale
 from repro.study import FRESH, WARM, Case, Study, factor_text, only
 
 FACTORS = {  # of each study that can be explored

@@ -13,9 +13,9 @@ import numpy as np
 
 from repro.analysis.stats import Estimate
 from repro.book.explorer import LEVELS, Choice, Explorer, Panel
-from repro.book.text import enumerated
 from repro.config import MODULES
 from repro.figures import style
+from repro.figures.shown import enumerated
 from repro.study import FRESH, WARM
 
 MODULE_NAMES = ("first convolution", "blocks", "blocks", "blocks", "blocks", "last layer")

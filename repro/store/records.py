@@ -29,6 +29,7 @@ COPIED = (
     "device",
     "precision",
     "data",
+    "finished",
 )  # into rows of `repro.analysis.tables`
 ROOT = Path(repro.__file__).resolve().parent.parent
 
