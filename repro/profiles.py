@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.places import given
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Profile:
     exploratory: bool = False  # its records were seen before the present rules were made
 
     def __post_init__(self) -> None:
+        if Path(self.dataset).suffix:
+            object.__setattr__(self, "dataset", str(given(self.dataset)))
         for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
@@ -184,7 +187,7 @@ FIELDS = get_type_hints(Profile)
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
     """The named profile with `field=value` settings applied; raises `InputError` on any mistake."""
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise InputError(f"unknown profile {name!r}: choose from {', '.join(PROFILES)}")
     changes = dict(_setting(text) for text in settings)
     if seeds is not None:
@@ -193,7 +196,7 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
 
 
 def _setting(text: str) -> tuple[str, object]:
-    field, equals, value = (part.strip() for part in text.partition("="))
+    field, equals, value = (part.strip() for part in str(text).partition("="))
     allowed = [name for name in FIELDS if name != "name"]
     if not equals or field not in allowed:
         raise InputError(
