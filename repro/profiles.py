@@ -11,6 +11,8 @@ from typing import get_type_hints
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
 from repro.places import given
 
+MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -43,20 +45,19 @@ class Profile:
     def __post_init__(self) -> None:
         if Path(self.dataset).suffix:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
-        for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
-        if self.arm_epochs is not None and self.arm_epochs < 1:
-            raise InputError(f"arm_epochs must be at least 1, not {self.arm_epochs}")
+        # The configuration's own checks, before anything is trained.
+        Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
+        Dataset(self.dataset, self.train, self.test, self.noise)
+        for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
+            value, least = getattr(self, field), field != "first_seed"
+            most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
+            if value is not None and value < least:
+                raise InputError(f"{field} must be at least {least:d}, not {value}")
+            if value is not None and value > most:
+                raise InputError(f"{field} must be at most {most}, not {value}")
         if self.window > self.arms_tuned:
             name = "tuning_epochs" if self.arms_tuned == self.tuning_epochs else "arm_epochs"
             raise InputError(f"window ({self.window}) is longer than {name} ({self.arms_tuned})")
-        if self.first_seed < 0:
-            raise InputError(f"first_seed must not be negative, not {self.first_seed}")
-        # The configuration's own checks, before anything is trained.
-        Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
-        if not Path(self.dataset).suffix:
-            Dataset(self.dataset, self.train, self.test, self.noise)
 
     @property
     def arms_tuned(self) -> int:
@@ -79,6 +80,7 @@ class Profile:
         return Stage(epochs, data, **{"optimizer": Optimizer(learning_rate=self.learning_rate), **settings})
 
 
+FIELDS = get_type_hints(Profile)
 _DIGITS = Profile(
     name="quick",
     dataset="digits",
@@ -182,7 +184,6 @@ PROFILES = {
         _PAPER,
     )
 }
-FIELDS = get_type_hints(Profile)
 
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
