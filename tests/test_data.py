@@ -245,7 +245,10 @@ def floats(value):
         ({"x_train": np.zeros((12, 8, 8, 3), np.int64)}, "x_train is int64; pixels must be uint8 or float"),
         ({"x_train": np.zeros((12, 8, 8, 3), bool)}, "x_train is bool"),
         ({"x_train": np.zeros((12, 8, 8, 3), complex)}, "x_train is complex128"),
-        ({"x_train": np.array([None] * 12)}, "cannot be read as an .npz file of plain arrays: an array of Python objects"),
+        (
+            {"x_train": np.array([None] * 12)},
+            "cannot be read as an .npz file of plain arrays: an array of Python objects",
+        ),
         (
             {"x_train": np.zeros((12, 8, 9, 3), np.uint8)},
             r"x_train has shape \[12, 8, 9, 3\]; images must be",
