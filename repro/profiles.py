@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.places import given
+
+MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
 
 
 @dataclass(frozen=True)
@@ -40,20 +44,21 @@ class Profile:
     exploratory: bool = False  # its records were seen before the present rules were made
 
     def __post_init__(self) -> None:
-        for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
-        if self.arm_epochs is not None and self.arm_epochs < 1:
-            raise InputError(f"arm_epochs must be at least 1, not {self.arm_epochs}")
+        if Path(self.dataset).suffix:
+            object.__setattr__(self, "dataset", str(given(self.dataset)))
+        # The configuration's own checks, before anything is trained.
+        Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
+        Dataset(self.dataset, self.train, self.test, self.noise)
+        for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
+            value, least = getattr(self, field), field != "first_seed"
+            most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
+            if value is not None and value < least:
+                raise InputError(f"{field} must be at least {least:d}, not {value}")
+            if value is not None and value > most:
+                raise InputError(f"{field} must be at most {most}, not {value}")
         if self.window > self.arms_tuned:
             name = "tuning_epochs" if self.arms_tuned == self.tuning_epochs else "arm_epochs"
             raise InputError(f"window ({self.window}) is longer than {name} ({self.arms_tuned})")
-        if self.first_seed < 0:
-            raise InputError(f"first_seed must not be negative, not {self.first_seed}")
-        # The configuration's own checks, before anything is trained.
-        Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
-        if not Path(self.dataset).suffix:
-            Dataset(self.dataset, self.train, self.test, self.noise)
 
     @property
     def arms_tuned(self) -> int:
@@ -76,6 +81,7 @@ class Profile:
         return Stage(epochs, data, **{"optimizer": Optimizer(learning_rate=self.learning_rate), **settings})
 
 
+FIELDS = get_type_hints(Profile)
 _DIGITS = Profile(
     name="quick",
     dataset="digits",
@@ -182,12 +188,11 @@ PROFILES = {
 # A claim is told at the first that is whole.
 LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "quick")
 PUBLISHED = "published"  # for a chapter: what is recorded of a study, at the largest scale that is whole
-FIELDS = get_type_hints(Profile)
 
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
     """The named profile with `field=value` settings applied; raises `InputError` on any mistake."""
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise InputError(f"unknown profile {name!r}: choose from {', '.join(PROFILES)}")
     changes = dict(_setting(text) for text in settings)
     if seeds is not None:
@@ -195,13 +200,23 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
     return dataclasses.replace(PROFILES[name], **changes)
 
 
-def scale(name: str, seeds: int | None = None, settings: str = "") -> Profile:
-    """The profile that a chapter's parameters name; `settings` changes fields: "width=16, train=500"."""
-    return profile(name, filter(None, settings.split(",")), seeds or None)
+def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
+    """The profile that a chapter's parameters name, in what forms papermill passes them.
+
+    `settings` change fields: ["width=16", "train=500"], or in one string "width=16, train=500".
+    """
+    if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
+        raise InputError(
+            f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
+        )
+    if isinstance(settings, str):
+        settings = filter(None, re.split(r",\s*(?=\w+\s*=|$)", settings))  # a path may have a comma
+    chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
+    return profile(name, chosen, None if seeds is None else int(float(seeds)))
 
 
 def _setting(text: str) -> tuple[str, object]:
-    field, equals, value = (part.strip() for part in text.partition("="))
+    field, equals, value = (part.strip() for part in str(text).partition("="))
     allowed = [name for name in FIELDS if name != "name"]
     if not equals or field not in allowed:
         raise InputError(

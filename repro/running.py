@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from repro.analysis.recorded import Results, results
-from repro.config import InputError
+from repro.config import InputError, check_engine
 from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, scale
 from repro.questions import studies
 from repro.store.records import Store
@@ -33,7 +35,7 @@ def run_study(
     profile: str = PUBLISHED,
     seeds: int | None = None,
     device: str = "auto",
-    settings: str = "",
+    settings: str | Sequence[str] | None = (),
 ) -> Results:
     """The results of a study, after training what of it is not recorded yet; not with the device `none`.
 
@@ -47,6 +49,7 @@ def run_study(
     chosen = scale(profile, seeds, settings)
     if device == "none":
         return results(study, chosen)
+    check_engine(device, "auto")
     with shown() as progress:
         cases = study.cases(chosen)
         made, store = plan(case.run for case in cases), Store.of(chosen.name)

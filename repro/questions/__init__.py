@@ -27,7 +27,7 @@ CLAIMS: tuple[Claim, ...] = tuple(claim for question in QUESTIONS for claim in q
 def studies(names: Iterable[str] = ()) -> list[Study]:
     """The named studies, all where none is named; raises `InputError` on an unknown name."""
     names = list(names) or list(STUDIES)
-    if unknown := [name for name in names if name not in STUDIES]:
+    if unknown := [name for name in names if name not in list(STUDIES)]:
         raise InputError(f"unknown study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
     return [STUDIES[name] for name in dict.fromkeys(names)]
 

@@ -195,10 +195,17 @@ def execute(
     `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
     """
     check_engine(device, precision)
+    if on is not None:
+        cluster.check(on)
     try:
         sweep = Sweep(plan, store, progress or Progress(), device, precision)
         if not sweep.left:
             return sweep.outcome
+        if leases.fcntl is None:
+            raise InputError(
+                "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+                "is recorded can be read"
+            )
         gpus = 0 if on else _gpus(device)  # there, the machine that trains is the one to say
         datasets.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
         _clean(store)
