@@ -21,7 +21,7 @@ from rich.table import Table
 
 from repro import questions, terminal
 from repro.config import InputError
-from repro.places import fix_environment
+from repro.data.places import fix_environment
 from repro.study import only as chosen_cases
 
 STOPPED = 3

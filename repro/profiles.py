@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
-from repro.places import given
+from repro.data.places import given
 
 MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
 

@@ -41,8 +41,7 @@ def _judged(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Verdict]:
 
 @lru_cache(maxsize=32)
 def _recorded(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Results]:
-    """The results of all studies from the records that a folder holds, by its stamp; none from no "
-    "record."""
+    """The results of all studies from the records that a folder holds, by its stamp; none from no record."""
     return {name: recorded.results(study, profile) for name, study in STUDIES.items() if stamp}
 
 

@@ -28,7 +28,7 @@ import repro
 from repro import terminal
 from repro.book import rendering
 from repro.config import InputError
-from repro.places import given
+from repro.data.places import given
 from repro.store.records import ROOT, Store, results_folder
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.

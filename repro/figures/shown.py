@@ -124,8 +124,7 @@ def budget(results: Results) -> Words:
 
 
 def listed(values: Mapping[object, Estimate] | pd.DataFrame, by: str = "", words: str = "{}") -> str:
-    """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`; of gaps, grouped by a "
-    "factor."""
+    """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`; of gaps, grouped by a factor."""
     if by:
         known = style.known(values, by, "gap")
         if known.empty:

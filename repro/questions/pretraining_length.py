@@ -11,7 +11,7 @@ from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.questions.optimizers import optimizer_settings
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pretraining, tuning
+from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -83,6 +83,10 @@ STUDIES = (
         "03_pretraining_length",
         pretraining_length,
         ("optimizer",),
+        (
+            Explored("optimizer", "Optimiser", str, "menu"),
+            Explored("pretraining_epochs", "Epochs of pretraining", "{} epochs of pretraining".format),
+        ),
     ),
 )
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from repro.analysis.claims import MORE, SAME, Arms, Claim
-from repro.analysis.curves import epochs_to_reach
+from repro.analysis.curves import LEVELS, epochs_to_reach
 from repro.analysis.recorded import Results
 from repro.analysis.stats import mean_estimate
 from repro.config import MODULES
@@ -17,7 +17,7 @@ from repro.figures.shown import Captioned, Words, captioned, enumerated, listed
 from repro.figures.style import GAP, GREY, bar, blank, colour, estimate, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pretraining, reset_condition, tuning
+from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, reset_condition, tuning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -191,9 +191,7 @@ def contributions(gap: pd.DataFrame) -> Figure:
 
 
 @styled
-def speed(
-    curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99)
-) -> Figure:
+def speed(curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS) -> Figure:
     """Epochs of the last stage until train accuracy first reaches each level (Figure 11).
 
     A hollow marker is the mean of those seeds that got there, where some did not.
@@ -262,8 +260,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 
 def shares(results: Results) -> Captioned | Words:
-    """What each module contributes, where all 64 subsets are recorded; else one line that says how many "
-    "are."""
+    """What each module contributes, where all 64 subsets are recorded; else one line that counts them."""
     effects = main_effects(results.gaps)
     if effects.empty:
         return Words(
@@ -294,7 +291,33 @@ def speeds(results: Results) -> Captioned | Words:
     return captioned(speed(results.curves, kept), results, "fig-speed", caption, caption)
 
 
-STUDIES = (Study("reset", "Which modules must be re-initialised?", "Figures 6, 11", "07_reset", reset),)
+def _in_words(modules: str) -> str:
+    """Such as `modules 4, 5 and 6 re-initialised`."""
+    if len(modules) in (0, len(MODULES)):
+        return "all six modules re-initialised" if modules else "no module re-initialised"
+    return f"module{'s' * (len(modules) > 1)} {enumerated(modules)} re-initialised"
+
+
+STUDIES = (
+    Study(
+        "reset",
+        "Which modules must be re-initialised?",
+        "Figures 6, 11",
+        "07_reset",
+        reset,
+        explored=(
+            Explored(
+                "modules",
+                "The network, from image to classes: tick the modules to re-initialise",
+                _in_words,
+                "boxes",
+                dict(zip("123456", ("first convolution", *["blocks"] * 4, "last layer"), strict=True)),
+                start="456",
+                wider={"full_grids": True},
+            ),
+        ),
+    ),
+)
 
 
 CLAIMS = (

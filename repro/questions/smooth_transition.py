@@ -16,7 +16,7 @@ from repro.figures.shown import Captioned, Words, captioned, contrast, enumerate
 from repro.figures.style import blank, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Study, crossed, pair
+from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Explored, Study, crossed, pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,6 +119,7 @@ STUDIES = (
         "Figure 3",
         "04_smooth_transition",
         smooth_transition,
+        explored=(Explored("gamma", "γ", "γ = {}".format),),
     ),
 )
 

@@ -130,8 +130,7 @@ NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # of records made before
 
 @styled
 def noise(table: pd.DataFrame) -> Figure:
-    """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric "
-    "means."""
+    """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric means."""
     asked = NOISES if NOISES.keys() <= set(table.columns) else NOISE_BEFORE
     panels = [(c, label, known(table, "tuning_epochs", c)) for c, label in asked.items()]
     panels = [(c, label, part[part[c] > 0]) for c, label, part in panels if len(part)]
@@ -193,8 +192,7 @@ def found(results: Results) -> Words:
 
 
 def gaps(results: Results) -> Captioned | Words:
-    """Test accuracy under larger rates in tuning, less that of fresh networks at the base rate (Figure "
-    "7)."""
+    """Test accuracy under larger rates in tuning, less that of fresh networks at the base rate (Figure 7)."""
     caption = (
         "Test accuracy under larger learning rates in tuning, less that of fresh networks at the base rate "
         f"{results.profile.learning_rate:g}: every seed (dots), mean (diamond) and its 95 % interval "
