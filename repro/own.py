@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from repro.config import Code, InputError
+from repro.places import given
 
 
 class _Loader(SourceFileLoader):
@@ -93,7 +94,7 @@ def _place(what: str | Callable) -> tuple[str, str]:
     where, _, name = what.rpartition(":")
     if not where or not name.isidentifier():
         raise InputError(f"{what!r} is no function: write ./file.py:function or package.module:function")
-    return str(Path(where).expanduser().absolute()) if where.endswith(".py") else where, name
+    return str(given(where)) if where.endswith(".py") else where, name
 
 
 def _file(where: str) -> Path:
@@ -105,7 +106,7 @@ def _file(where: str) -> Path:
         if spec is None or not (spec.origin or "").endswith(".py"):
             raise InputError(f"there is no module {where!r}: write ./file.py:function for a file")
         return Path(spec.origin)
-    path = Path(where).expanduser().absolute()
+    path = given(where)
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     return path

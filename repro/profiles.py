@@ -11,6 +11,7 @@ from typing import get_type_hints
 
 from repro import own
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.places import given
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Profile:
     model_settings: tuple[tuple[str, object], ...] = ()  # of that function
 
     def __post_init__(self) -> None:
+        if Path(self.dataset).suffix:
+            object.__setattr__(self, "dataset", str(given(self.dataset)))
+        if ".py:" in self.model:
+            object.__setattr__(self, "model", str(given(self.model)))
         for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
@@ -199,10 +204,10 @@ FIELDS = get_type_hints(Profile)
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
     """The named profile with `field=value` settings applied; raises `InputError` on any mistake."""
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise InputError(f"unknown profile {name!r}: choose from {', '.join(PROFILES)}")
     settings = list(settings)
-    owned = [text for text in settings if text.lstrip().startswith("model.")]
+    owned = [text for text in settings if str(text).lstrip().startswith("model.")]
     changes = dict(_setting(text) for text in settings if text not in owned)
     if owned:
         changes["model_settings"] = tuple(map(_own_setting, owned))
@@ -212,7 +217,7 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
 
 
 def _setting(text: str) -> tuple[str, object]:
-    field, equals, value = (part.strip() for part in text.partition("="))
+    field, equals, value = (part.strip() for part in str(text).partition("="))
     allowed = [name for name in FIELDS if name not in ("name", "model_settings")]
     if not equals or field not in allowed:
         raise InputError(

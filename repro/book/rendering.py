@@ -27,6 +27,7 @@ from repro.running import scale
 
 pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+IN_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # of tools' files and output, whatever the locale
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
 
 LAUNCH = {  # where readers can run a chapter, given a public repository
@@ -87,7 +88,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
     """
     import yaml  # part of the book's tools, which only this command needs
 
-    config = published(yaml.safe_load((root / "_config.yml").read_text()))
+    config = published(yaml.safe_load((root / "_config.yml").read_bytes()))
     config.setdefault("execute", {})["execute_notebooks"] = "off"
     config["sphinx"]["config"]["book_pdf"] = pdf
     files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
@@ -172,25 +173,25 @@ def build(stage: Path, out: Path) -> Path:
     for path in sorted(p for p in stage.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(stage).as_posix()} {len(content)}\n".encode() + content)
-    if index.exists() and stamp.exists() and stamp.read_text() == digest.hexdigest():
+    if index.exists() and stamp.exists() and stamp.read_text("utf-8") == digest.hexdigest():
         return index
     stamp.unlink(missing_ok=True)
     for old in ("html", ".doctrees", "jupyter_execute"):
         shutil.rmtree(out / "_build" / old, ignore_errors=True)
     options = ["--path-output", str(out), "--warningiserror", "--nitpick", "--keep-going", "-q"]
     done = subprocess.run(
-        [sys.executable, "-c", JUPYTER_BOOK, "build", str(stage), *options],
+        [sys.executable, "-P", "-c", JUPYTER_BOOK, "build", str(stage), *options],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
-        env=os.environ | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        env=os.environ | IN_UTF8 | {"NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     if done.returncode:
         text = re.sub(r"\x1b\[[\d;]*m", "", done.stderr).replace(f"{stage}{os.sep}", "")
         lines = text.split("Traceback (most recent call last)")[0].splitlines()
         warnings = [line for line in lines if re.search(r"WARNING|ERROR|CRITICAL", line)]
         raise BuildError("\n".join((warnings or lines or text.splitlines()[-10:])[:10]))
-    stamp.write_text(digest.hexdigest())
+    stamp.write_text(digest.hexdigest(), "utf-8")
     return index
 
 
@@ -205,7 +206,10 @@ def print_pdfs(html: Path) -> None:
         pdf = page.with_suffix(".pdf")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
         done = subprocess.run(
-            [browser(), *options, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, text=True
+            [browser(), *options, f"--print-to-pdf={pdf}", page.as_uri()],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
         )
         if done.returncode or not pdf.exists():
             raise BuildError(

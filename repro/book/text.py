@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -73,7 +74,7 @@ def provenance(results: Results, prefix: str = "") -> dict[str, str]:
         "profile": profile.name,
         "runs": f"{len(table)} run{'s' * (len(table) != 1)}{missing}",
         "seeds": str(table.seed.nunique()),
-        "dataset": profile.dataset,
+        "dataset": Path(profile.dataset).name,
         "images": f"{images['train']} training and {images['test']} test images",
         "width": str(profile.width),
         "depth": str(profile.depth),

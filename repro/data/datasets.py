@@ -15,6 +15,7 @@ from repro.config import Dataset, InputError
 from repro.data.downloads import SIDE, SOURCES, cache, named
 from repro.data.npz import Images, pack, read
 from repro.lazy import Lazy
+from repro.places import given
 
 np = Lazy("numpy")  # a plan counts images without it
 
@@ -141,7 +142,7 @@ def npz_dataset(path: str | Path, train: int | None = None, test: int | None = N
     The file holds x_train, y_train, x_test and y_test: square images, uint8 or
     float, [n, side, side] or [n, side, side, channels], and integer labels from 0.
     """
-    path = Path(path).expanduser().absolute()
+    path = given(path)
     found = path.stat() if path.is_file() else None
     return _described(path, train, test, found and (found.st_mtime_ns, found.st_size))
 

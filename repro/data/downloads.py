@@ -16,6 +16,7 @@ from pathlib import Path
 from repro.config import InputError
 from repro.data.npz import ARRAYS, Images, one_line, pack, read
 from repro.lazy import Lazy
+from repro.places import given
 
 np = Lazy("numpy")  # as in `repro.data.datasets`
 
@@ -42,7 +43,7 @@ SOURCES = {
 
 def cache(name: str) -> Path:
     """Where a downloaded or imported data set is kept, whether it is there or not."""
-    return Path(os.environ.get("REPRO_DATA") or "~/.cache/repro").expanduser() / f"{name}.npz"
+    return given(os.environ.get("REPRO_DATA") or "~/.cache/repro") / f"{name}.npz"
 
 
 def source_of(name: str) -> Source:
@@ -92,7 +93,7 @@ def download(name: str) -> Images:
 def import_npz(name: str, path: str | Path) -> Images:
     """All images of a named data set, copied from an `.npz` file into the cache if they are that data set."""
     source_of(name)
-    path = Path(path).expanduser()
+    path = given(path)
     return _keep(name, read(path), str(path))
 
 

@@ -32,8 +32,7 @@ def studies(names: Iterable[str] = ()) -> list[Study]:
 
     `question.py` names those of a file, and `question.py:study` one of them.
     """
-    found = [study for name in list(names) or list(STUDIES) for study in _named(name)]
-    return list(dict.fromkeys(found))
+    return [study for name in dict.fromkeys(map(str, names)) or STUDIES for study in _named(name)]
 
 
 def _named(name: str) -> list[Study]:

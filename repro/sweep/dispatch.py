@@ -199,6 +199,11 @@ def execute(
         sweep = Sweep(plan, store, progress or Progress(), device, precision)
         if not sweep.left:
             return sweep.outcome
+        if leases.fcntl is None:
+            raise InputError(
+                "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+                "is recorded can be read"
+            )
         gpus = 0 if on else _gpus(device)  # there, the machine that trains is the one to say
         datasets.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
         if own := [r for b in plan.batches for r in b.runs if r.model.code or any(s.hook for s in r.stages)]:
