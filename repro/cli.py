@@ -30,7 +30,8 @@ published = typer.Typer(no_args_is_help=True, help="Look after recorded results.
 app.add_typer(published, name="results")
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[STUDY]...", help="studies; all where none is named")
+    list[str] | None,
+    typer.Argument(metavar="[STUDY]...", help="studies, or a file of one's own; all where none is named"),
 ]
 ProfileName = Annotated[
     str, typer.Option("--profile", help="smoke, quick, cifar10-small, cifar10, paper, ...")
@@ -226,16 +227,19 @@ def _count(chosen, asked) -> None:
 
 @app.command()
 def claims(
+    question: Annotated[
+        str | None, typer.Argument(help="a file with a question of one's own; the paper's claims by default")
+    ] = None,
     profile: ProfileName = "quick",
     settings: Settings = None,
     seeds: Seeds = None,
     as_json: Annotated[bool, typer.Option("--json", help="a list of objects, for programs")] = False,
 ) -> None:
-    """Judge every claim of the paper by the records of a profile."""
+    """Judge every claim of the paper, or of a question of one's own, by the records of a profile."""
     from repro import profiles
     from repro.scorecard import scorecard
 
-    found = list(scorecard(profiles.profile(profile, settings or (), seeds)).values())
+    found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return

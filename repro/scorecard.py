@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from repro import questions
 from repro.analysis import recorded
 from repro.analysis.claims import DECIDED, VERDICTS, Verdict, verdicts
 from repro.analysis.recorded import Results
@@ -21,9 +22,16 @@ from repro.store.records import Store
 pd = Lazy("pandas")
 
 
-def scorecard(profile: Profile) -> dict[str, Verdict]:
-    """The verdict on every claim by its id, from what is recorded at a profile; trains nothing."""
-    return _judged(*_place(profile))
+def scorecard(profile: Profile, question: str | None = None) -> dict[str, Verdict]:
+    """The verdict on every claim by its id, from what is recorded at a profile; trains nothing.
+
+    On the paper's claims, or on those of the question in a file, which are a family of their own.
+    """
+    if question is None:
+        return _judged(*_place(profile))
+    known, claims = questions.question(question)
+    made = {name: recorded.results(known[name], profile) for name in dict.fromkeys(c.study for c in claims)}
+    return {v.claim.id: v for v in verdicts((claim, made[claim.study]) for claim in claims)}
 
 
 def _place(profile: Profile) -> tuple[Profile, Path, tuple]:
