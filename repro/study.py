@@ -90,7 +90,7 @@ def _case(profile: Profile, seed: int, arm: Arm) -> Case:
         stages, epochs = _as_recorded(profile, stages)
     run = Run(
         dataset=replace(profile.data(seed), held_out=arm.held_out),
-        model=arm.model or Model(profile.width, profile.depth),
+        model=arm.model or profile.network,
         stages=stages,
         batch_size=profile.batch_size,
         split_seed=seed,

@@ -151,5 +151,5 @@ def test_seeds_set_for_a_book_are_those_of_every_study(repro, monkeypatch):
     assert request[:3] == (
         "smoke",
         ["reset", "stages"],
-        {"seeds": 5, "device": "auto", "settings": "width=3"},
+        {"seeds": 5, "device": "auto", "settings": ["width=3"]},
     )

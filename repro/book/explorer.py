@@ -22,9 +22,8 @@ from repro.analysis import recorded
 from repro.analysis.curves import LEVELS, epochs_to_reach, in_last_stage
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.config import InputError
-from repro.profiles import Profile, changes
+from repro.profiles import Profile, changes, scale
 from repro.questions import studies
-from repro.running import scale
 from repro.study import FRESH, WARM, Case, Explored, Study, factor_text, only
 
 Choice = tuple[str, ...]  # a value of each factor, as text

@@ -195,12 +195,23 @@ def execute(
     `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
     """
     check_engine(device, precision)
+    if on is not None:
+        cluster.check(on)
     try:
         sweep = Sweep(plan, store, progress or Progress(), device, precision)
         if not sweep.left:
             return sweep.outcome
+        if leases.fcntl is None:
+            raise InputError(
+                "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+                "is recorded can be read"
+            )
         gpus = 0 if on else _gpus(device)  # there, the machine that trains is the one to say
         datasets.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
+        if own := [r for b in plan.batches for r in b.runs if r.model.code or any(s.hook for s in r.stages)]:
+            from repro.training import models
+
+            models.check(own)
         _clean(store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
