@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from repro import cli, own, profiles
+from repro import cli, profiles
 from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
+from repro.data import own
 from repro.questions import studies
 from repro.store.records import Store
 from repro.training import models

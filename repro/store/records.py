@@ -30,7 +30,6 @@ COPIED = (
     "device",
     "precision",
     "data",
-    "finished",
 )  # into rows of `repro.analysis.tables`
 ROOT = Path(repro.__file__).resolve().parent.parent
 
