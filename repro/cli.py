@@ -6,7 +6,10 @@ written), 3 stopped, by a signal or the time limit, with work left.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import math
 import re
 import sys
 import warnings
@@ -14,21 +17,21 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from repro import questions
+from repro import questions, terminal
 from repro.config import InputError
+from repro.data.places import fix_environment
 from repro.study import only as chosen_cases
 
 STOPPED = 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 published = typer.Typer(no_args_is_help=True, help="Look after recorded results.")
 app.add_typer(published, name="results")
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[STUDY]...", help="studies; all where none is named")
+    list[str] | None,
+    typer.Argument(metavar="[STUDY]...", help="studies, or a file of one's own; all where none is named"),
 ]
 ProfileName = Annotated[
     str, typer.Option("--profile", help="smoke, quick, cifar10-small, cifar10, paper, ...")
@@ -63,7 +66,7 @@ def studies(profile: ProfileName = "quick") -> None:
         named = ", ".join(c.id for c in questions.claims_of(study.name))
         runs = len({case.run.id for case in study.cases(chosen)})
         table.add_row(study.name, study.figures, study.chapter, named, str(runs), study.question)
-    console.print(table)
+    terminal.show(table)
 
 
 @app.command()
@@ -81,21 +84,25 @@ def plan(
     gpus: Annotated[
         str | None, typer.Option(help="numbers of GPUs to plan for, such as 1,8,64, each of that speed")
     ] = None,
-    price: Annotated[float, typer.Option(help="of a GPU for an hour, in any currency")] = 0.0,
+    price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in any currency")] = None,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
     from repro import profiles
     from repro.sweep import costs, plans
 
-    counts = re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", gpus or "1")
-    if (speed is not None and speed <= 0) or (gpus and (not (speed or measure) or not counts)):
-        raise InputError(
-            f"--gpus takes numbers such as 1,8,64, not {gpus!r}, and a --speed above 0 or --measure"
-        )
-    if speed and measure:
+    known = speed is not None
+    if known and measure:
         raise InputError("--speed is given or found by --measure: choose one of them")
+    if known and not 0 < speed < math.inf:
+        raise InputError(f"--speed takes a number above 0, not {speed}")
+    if gpus is not None and not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", gpus):
+        raise InputError(f"--gpus takes numbers below a million such as 1,8,64, not {gpus!r}")
+    if gpus is not None and not (known or measure):
+        raise InputError("--gpus needs a --speed above 0 or --measure")
+    if price is not None and not (gpus is not None and 0 < price < math.inf):
+        raise InputError(f"--price takes a number above 0, not {price}, and needs --gpus")
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
-    hours = ("#hours",) if speed or measure else ()
+    hours = ("#hours",) if known or measure else ()
     table = _table("study", "#runs", "#epochs alone", "#epochs shared", "#steps", *hours)
     cases = {study.name: [case.run for case in study.cases(chosen)] for study in asked}
     every = [run for runs in cases.values() for run in runs]
@@ -106,24 +113,23 @@ def plan(
 
         store = Store.of(chosen.name)
         slots, seconds = calibration.engine().slots, calibration.seconds_per_step(every, store)
-        console.print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
+        print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
 
     for name, runs in [*cases.items(), ("all together", every)]:
         made = plans.plan(runs)
         numbers = [len(made.wanted), made.epochs_alone, made.epochs, made.steps]
         cost = [f"{costs.forecast(made, seconds, slots).hours:,.1f}" for _ in hours]
         table.add_row(name, *(f"{n:,}" for n in numbers), *cost)
-    console.print(table)
+    terminal.show(table)
     if gpus is None:
         return
     table = _table("#GPUs", "#hours", "#GPU-hours", *(("#cost",) if price else ()), "#storage")
     for number in map(int, gpus.split(",")):
         f = costs.forecast(made, seconds, number)
         cost = [f"{price * f.gpu_hours:,.0f}"] if price else []
-        table.add_row(
-            str(number), f"{f.hours:,.1f}", f"{f.gpu_hours:,.1f}", *cost, f"{f.bytes / 1e9:,.2f} GB"
-        )
-    console.print(table)
+        numbers = [str(number), f"{f.hours:,.1f}", f"{f.gpu_hours:,.1f}"]
+        table.add_row(*numbers, *cost, f"{f.bytes / 1e9:,.2f} GB")
+    terminal.show(table)
 
 
 @app.command()
@@ -154,6 +160,8 @@ def run(
     else:
         runs = questions.by_value(chosen)
     limit = _seconds(time_limit)
+    if jobs is not None and on != "slurm":
+        raise InputError("--jobs is for jobs of SLURM: it needs --on slurm")
     if status := _sweep(chosen, runs, device, precision=precision, time_limit=limit, on=on, jobs=jobs):
         raise typer.Exit(status)
 
@@ -175,11 +183,11 @@ def _sweep(chosen, runs, device: str, **settings) -> int:
     made = plans.plan(runs)
     with shown() as progress:
         outcome = dispatch.execute(made, store, device=device, progress=progress, **settings)
-    console.print(f"{progress.recorded} of {progress.runs} runs recorded in {store.folder}")
+    print(f"{progress.recorded} of {progress.runs} runs recorded in {store.folder}")
     for line in outcome.differences + outcome.failures:
-        print(f"repro: {line}", file=sys.stderr)
+        _say(line)
     if not outcome.finished:
-        console.print("stopped; the same command goes on from here")
+        print("stopped; the same command goes on from here")
     return 1 if outcome.failures else 0 if outcome.finished else STOPPED
 
 
@@ -212,22 +220,25 @@ def _count(chosen, asked) -> None:
         wanted = {case.run.id for case in study.cases(chosen)}
         done = len(wanted & there)
         table.add_row(study.name, str(done), str(len(wanted)), str(len(wanted) - done))
-    console.print(table)
-    console.print(f"{len(there)} records in {store.folder}")
+    terminal.show(table)
+    print(f"{len(there)} records in {store.folder}")
 
 
 @app.command()
 def claims(
+    question: Annotated[
+        str | None, typer.Argument(help="a file with a question of one's own; the paper's claims by default")
+    ] = None,
     profile: ProfileName = "quick",
     settings: Settings = None,
     seeds: Seeds = None,
     as_json: Annotated[bool, typer.Option("--json", help="a list of objects, for programs")] = False,
 ) -> None:
-    """Judge every claim of the paper by the records of a profile."""
+    """Judge every claim of the paper, or of a question of one's own, by the records of a profile."""
     from repro import profiles
     from repro.scorecard import scorecard
 
-    found = list(scorecard(profiles.profile(profile, settings or (), seeds)).values())
+    found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return
@@ -235,12 +246,15 @@ def claims(
     for v in found:
         effect = str(v.effect) if v.effect.n else ""
         table.add_row(v.claim.id, v.verdict, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words)
-    console.print(table)
+    terminal.show(table)
 
 
 @app.command()
 def book(
-    profile: ProfileName = "quick",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="train what this profile lacks; published records by default"),
+    ] = None,
     chapters: Annotated[str | None, typer.Option(help="names with commas between; all by default")] = None,
     settings: Settings = None,
     seeds: Seeds = None,
@@ -251,12 +265,13 @@ def book(
     out: Annotated[
         Path | None, typer.Option(help="folder for _build; that of the project by default")
     ] = None,
-    jobs: Annotated[int, typer.Option(help="chapters executed at once")] = 2,
+    jobs: Annotated[int, typer.Option(min=1, help="chapters executed at once")] = 2,
     pdf: Annotated[bool, typer.Option("--pdf", help="a PDF of each chapter too; needs Chromium")] = False,
 ) -> None:
-    """Train what the chapters lack, execute them, and render the book to OUT/_build/html.
+    """Execute the chapters and render the book to OUT/_build/html.
 
-    Chapters of downloaded data sets take hours to train: they show what is recorded.
+    Without a profile the chapters show what is published and train little; with one, what they lack of it is
+    trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
     from repro import profiles
@@ -264,15 +279,21 @@ def book(
     from repro.data.downloads import SOURCES
 
     pages.require_tools()
+    asked = [name.strip() for name in chapters.split(",")] if chapters is not None else None
+    if profile is None:
+        if settings or seeds:
+            raise InputError("--set and --seeds need a --profile: published records are as they are")
+        given = {} if device is None else {"device": device}
+        raise typer.Exit(pages.make_book(None, asked, given, out, jobs, pdf=pdf))
     fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
-    if len(fields) < len(settings or ()):
-        seeds = seeds or profiles.profile(profile, settings or ()).seeds
+    if seeds is None and len(fields) < len(settings or ()):
+        seeds = profiles.profile(profile, settings or ()).seeds
     chosen = profiles.profile(profile, fields, seeds)
-    asked = [name.strip() for name in chapters.split(",")] if chapters else None
-    device = device or ("none" if chosen.dataset in SOURCES else "auto")
-    parameters = {"seeds": seeds, "device": device, "settings": ", ".join(fields)}
-    parameters = {name: value for name, value in parameters.items() if value not in (None, "")}
-    stems = {path.stem for path in pages.check(profile, asked, parameters, pdf)}
+    device = ("none" if chosen.dataset in SOURCES else "auto") if device is None else device
+    changed = profiles.changes(profiles.profile(profile, fields))
+    parameters = {"seeds": seeds, "device": device, "settings": changed}
+    parameters = {name: value for name, value in parameters.items() if value not in (None, [])}
+    stems = {path.stem for path in pages.check(profile, asked, parameters, out, jobs, pdf=pdf)}
     asked_of, status = [study for study in questions.studies() if study.chapter in stems], 0
     if device == "none":
         _count(chosen, asked_of)
@@ -296,10 +317,10 @@ def verify(
         table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in results.Made._fields))
         for made in results.summary(rows):
             table.add_row(*map(str, made))
-        console.print(f"{folder}: {len(rows)} sound records, {len(problems)} problems")
-        console.print(table)
+        print(f"{folder}: {len(rows)} sound records, {len(problems)} problems")
+        terminal.show(table)
         for problem in problems:
-            print(f"repro: {problem}", file=sys.stderr)
+            _say(problem)
         wrong = wrong or bool(problems)
     raise typer.Exit(int(wrong))
 
@@ -315,32 +336,48 @@ def data(
     from repro.data import datasets as sets
     from repro.data import downloads
 
+    if name is None and source is not None:
+        raise InputError(f"--from needs the name of a data set: {', '.join(downloads.SOURCES)}")
     if name is not None:
         found = downloads.import_npz(name, source) if source else downloads.download(name)
-        console.print(f"{name}: {len(found.y_train):,} training and {len(found.y_test):,} test images")
+        print(f"{name}: {len(found.y_train):,} training and {len(found.y_test):,} test images")
     table = _table("data set", "state", "#training", "#test", "fingerprint", "file")
     for row in sets.describe():
         counts = [f"{row[split]:,}" for split in ("train", "test")]
         table.add_row(row["name"], row["state"], *counts, row["fingerprint"] or "", row["path"] or "")
-    console.print(table)
+    terminal.show(table)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit; a mistake of the user is one line on standard error and exit code 2."""
-    warnings.showwarning = lambda message, *_, **__: print(f"repro: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    if sys.stdout is None:  # a file that is opened would be taken for it by processes that we start
+        sys.exit(_say("standard output is closed: /dev/null throws away what is printed", 1))
+    terminal.prepare()
     try:
+        fix_environment()
         status = app(arguments, prog_name="repro", standalone_mode=False)
     except InputError as error:
-        status = _refused(str(error))
-    except KeyboardInterrupt:
+        status = _say(str(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except BrokenPipeError:  # who reads has seen enough
+        status = 1
+    except OSError as error:  # no fault of the code: a disk that is full, a folder that is gone
+        status = _say(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own mistakes of usage have it
             raise
-        status = _refused(f"{error.format_message()} See repro --help.")
+        status = _say(f"{error.format_message()} See repro --help.", 2)
+    try:
+        terminal.flush()
+    except OSError as error:
+        status = status or _say(f"standard output: {error.strerror}", 1)
     sys.exit(status or 0)
 
 
-def _refused(message: str) -> int:
-    print(f"repro: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _say(message: str, status: int = 0) -> int:
+    """The status, after one line on standard error, as far as there is one."""
+    with contextlib.suppress(OSError):
+        print(f"repro: {' '.join(message.split())}", file=sys.stderr or io.StringIO())
+    return status

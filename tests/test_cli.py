@@ -50,7 +50,7 @@ BAD = {
     "a time limit": (["run", "--time-limit", "soon"], "--time-limit takes a number"),
     "an option": (["run", "--profil", "smoke"], "No such option: --profil"),
     "a command": (["rnu"], "No such command 'rnu'"),
-    "a setting of the book": (["book", "--set", "sedes=5"], "unknown setting 'sedes=5'"),
+    "a setting of the book": (["book", "--profile", "smoke", "--set", "sedes=5"], "unknown setting 'sedes=5'"),
     "a chapter": (["book", "--chapters", "warm_strat"], "unknown chapter 'warm_strat'"),
     "a data set": (["run", "--set", "dataset=cifar11"], "unknown data set 'cifar11': choose from digits"),
     "a file": (["run", "--set", "dataset=nowhere.npz"], "there is no file"),
@@ -151,5 +151,5 @@ def test_seeds_set_for_a_book_are_those_of_every_study(repro, monkeypatch):
     assert request[:3] == (
         "smoke",
         ["reset", "stages"],
-        {"seeds": 5, "device": "auto", "settings": "width=3"},
+        {"seeds": 5, "device": "auto", "settings": ["width=3"]},
     )

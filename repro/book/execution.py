@@ -14,20 +14,21 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import repro
+from repro import terminal
 from repro.book import rendering
 from repro.config import InputError
+from repro.data.places import given
 from repro.store.records import ROOT, Store, results_folder
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
@@ -110,12 +111,11 @@ def execute(
     `NAME.state`; one that raised is kept as `NAME.failed.ipynb`. One failure does
     not stop the others.
     """
-    if jobs < 1:
-        raise InputError(f"jobs must be at least 1, not {jobs}")
     folder.mkdir(parents=True, exist_ok=True)
     text = [TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[said]")]
     columns = (text[0], BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), text[1])
-    with Progress(*columns, console=Console(stderr=True)) as bars, ThreadPoolExecutor(jobs) as pool:
+    console = terminal.console(sys.stderr)
+    with Progress(*columns, console=console) as bars, ThreadPoolExecutor(jobs) as pool:
         tasks = [bars.add_task(notebook.stem, start=False, total=None, said="") for notebook in notebooks]
         started = [
             pool.submit(_execute_one, notebook, parameters, folder, state, bars, task)
@@ -135,8 +135,9 @@ def _execute_one(
     stamp = folder / f"{notebook.stem}.state"
     for path in (done, failed, stamp, folder / f"{notebook.stem}.csv"):
         path.unlink(missing_ok=True)
-    call = {"input_path": str(notebook), "output_path": str(failed), "cwd": str(folder)}
-    call["parameters"] = parameters
+    # Papermill takes a path for a format, which parameters fill.
+    source, target = (re.sub(r"[{}]", r"\g<0>\g<0>", str(path)) for path in (notebook, failed))
+    call = {"input_path": source, "output_path": target, "cwd": str(folder), "parameters": parameters}
     package = str(Path(repro.__file__).resolve().parent.parent)  # chapters import this very package
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     bars.start_task(task)
@@ -147,7 +148,7 @@ def _execute_one(
             break
     if status == 0:
         failed.rename(done)
-        stamp.write_text(state)
+        stamp.write_text(state, "utf-8")
     else:
         error = _first_error(failed) or (lines[-1] if lines else f"exit status {status}")
     return ChapterResult(notebook.stem, time.monotonic() - start, error)
@@ -156,14 +157,14 @@ def _execute_one(
 def _papermill(call: dict, paths: str, show: Callable[..., None]) -> tuple[int, list[str]]:
     """Exit status of executing a notebook in a process of its own, and what it said besides its progress."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PAPERMILL, json.dumps(call)],
+        [sys.executable, "-P", "-c", PAPERMILL, json.dumps(call)],  # imports nothing from where one stands
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         # The kernel of this environment, where the user's folder has another of the same name.
-        env=os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1"},
+        env=os.environ | rendering.IN_UTF8 | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1"},
     )
     lines = []
     for line in filter(str.strip, process.stderr):
@@ -192,7 +193,7 @@ def _state() -> str:
 def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool:
     """Whether the chapter was executed from this source, with these parameters, in this very state."""
     stamp = executed / f"{source.stem}.state"
-    same = stamp.exists() and stamp.read_text() == state
+    same = stamp.exists() and stamp.read_text("utf-8") == state
     return same and rendering.executed_page(source, executed / source.name, parameters) is not None
 
 
@@ -205,24 +206,48 @@ def _first_error(notebook: Path) -> str | None:
 
 
 def check(
-    profile: str,
+    profile: str | None,
     chapters: Iterable[str] | None,
     parameters: dict,
-    pdf: bool = False,
+    out: Path | None = None,
+    jobs: int = 2,
     root: Path | None = None,
+    pdf: bool = False,
 ) -> list[Path]:
-    """The notebooks to execute; raises `InputError` on anything that this would fail for want of."""
+    """The notebooks to execute; raises `InputError` on anything that `make_book` would fail for want of."""
     require_tools()
+    if jobs < 1:
+        raise InputError(f"jobs must be at least 1, not {jobs}")
     if pdf and not rendering.browser():
         raise InputError("no Chromium here to make PDFs with: install it, or leave out --pdf")
     notebooks = select(root or project_root(), chapters)
     for notebook in notebooks:
-        check_parameters(notebook, {"profile": profile, **parameters})
+        check_parameters(notebook, _named(profile) | parameters)
+    for part in ("executed", "stage", "html"):
+        _require_writable(_work(out, root) / part)
     return notebooks
 
 
+def _named(profile: str | None) -> dict:
+    """The profile as a parameter; where none is named, each chapter keeps its own."""
+    return {} if profile is None else {"profile": profile}
+
+
+def _work(out: Path | None, root: Path | None) -> Path:
+    return given(out or root or project_root()) / "_build"
+
+
+def _require_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made; it need not be there yet, and is not made."""
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise InputError(f"cannot write in {folder}: {error.strerror}; --out names another folder") from None
+
+
 def make_book(
-    profile: str,
+    profile: str | None,
     chapters: Iterable[str] | None = None,
     parameters: dict | None = None,
     out: Path | None = None,
@@ -236,32 +261,30 @@ def make_book(
     given. Raises `InputError` before anything runs.
     """
     parameters = parameters or {}
-    notebooks = check(profile, chapters, parameters, pdf, root)
-    root = root or project_root()
-    work = Path(out or root).resolve() / "_build"
-    parameters = {"profile": profile, **parameters}
+    notebooks = check(profile, chapters, parameters, out, jobs, root, pdf)
+    work, root = _work(out, root), root or project_root()
+    parameters = _named(profile) | parameters
     state = _state()
     stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
     results = execute(stale, parameters, work / "executed", jobs, state)
     kept = [ChapterResult(path.stem, 0.0, kept=True) for path in notebooks if path not in stale]
     results = sorted([*kept, *results], key=lambda result: result.name)
     without = rendering.assemble(root, work / "executed", work / "stage", parameters, pdf)
-    console = Console(highlight=False)
-    console.print(results_table(results))
+    terminal.show(results_table(results))
     if without:
-        console.print(f"pages without results: {', '.join(without)}")
+        print(f"pages without results: {', '.join(without)}")
     try:
-        console.print(str(rendering.build(work / "stage", work.parent)), soft_wrap=True, markup=False)
+        print(rendering.build(work / "stage", work.parent))
         if pdf:
             rendering.print_pdfs(work / "html")
     except rendering.BuildError as error:
-        console.print(f"the pages could not be rendered:\n{error}", soft_wrap=True, markup=False)
+        print(f"the pages could not be rendered:\n{error}")
         return 1
     return int(any(result.error for result in results))
 
 
 def results_table(results: list[ChapterResult]) -> Table:
-    table = Table("chapter", "seconds", "status", "error")
+    table = Table("chapter", "seconds", "status", Column("error", overflow="fold"))
     for result in results:
-        table.add_row(result.name, f"{result.seconds:.1f}", result.status, escape(result.error or ""))
+        table.add_row(result.name, f"{result.seconds:.1f}", result.status, result.error or "")
     return table

@@ -7,6 +7,7 @@ convention of Keras, described by `npz_dataset`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from repro.config import Dataset, InputError
 from repro.data.downloads import SIDE, SOURCES, cache, named
 from repro.data.npz import Images, pack, read
+from repro.data.places import given
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # a plan counts images without it
@@ -141,9 +143,11 @@ def npz_dataset(path: str | Path, train: int | None = None, test: int | None = N
     The file holds x_train, y_train, x_test and y_test: square images, uint8 or
     float, [n, side, side] or [n, side, side, channels], and integer labels from 0.
     """
-    path = Path(path).expanduser().absolute()
-    found = path.stat() if path.is_file() else None
-    return _described(path, train, test, found and (found.st_mtime_ns, found.st_size))
+    path = given(path)
+    stamp = None
+    with contextlib.suppress(OSError):  # reading it will tell
+        stamp = path.stat().st_mtime_ns, path.stat().st_size
+    return _described(path, train, test, stamp)
 
 
 @functools.lru_cache(maxsize=8)
@@ -170,7 +174,7 @@ def _own(dataset: Dataset) -> Images:
 def describe() -> list[dict[str, object]]:
     """One row per named data set: name, state, number of images, fingerprint and file.
 
-    The state is `built in`, `here`, `damaged`, or `not here`; what is here has been read and checked.
+    The state is `built in`, `here`, `unusable`, or `not here`; what is here has been read and checked.
     """
     rows = [("digits", "built in", DIGITS, DIGITS, images(Dataset("digits")).fingerprint, None)]
     for name, source in SOURCES.items():
@@ -179,7 +183,7 @@ def describe() -> list[dict[str, object]]:
             try:
                 state, fingerprint = "here", named(name).fingerprint
             except InputError:
-                state = "damaged"
+                state = "unusable"
         rows.append((name, state, source.train, source.test, fingerprint, str(cache(name))))
     return [
         dict(zip(("name", "state", "train", "test", "fingerprint", "path"), row, strict=True)) for row in rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from repro.config import Dataset, InputError, run_from_json
 from repro.store.files import Damaged
-from repro.store.records import ROOT, Store, results_folder
+from repro.store.records import Store, git, results_folder
 
 REWRITTEN = "rewritten.json"  # in the folder of results: commits as records name them, and as they landed
 
@@ -135,17 +134,10 @@ def _fingerprint(dataset: Dataset) -> str | None:
 def _rewritten(results: Path) -> dict[str, str]:
     """Names of commits as they landed, by those that they had when they made records."""
     path = results / REWRITTEN
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_bytes()) if path.exists() else {}
 
 
 def _commits() -> set[str] | None:
     """All commits of this repository; None where its history is not here, or cut off."""
-    git = ["git", "-C", str(ROOT)]
-    try:
-        shallow = subprocess.run(
-            [*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True
-        )
-        listed = subprocess.run([*git, "rev-list", "HEAD"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return None if shallow.stdout.strip() == "true" else set(listed.stdout.split())
+    listed = git("rev-list", "HEAD")
+    return set(listed.split()) if listed and git("rev-parse", "--is-shallow-repository") == "false" else None

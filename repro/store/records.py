@@ -22,6 +22,7 @@ from pathlib import Path
 
 import repro
 from repro.config import InputError, Run, as_json, run_from_json, run_id
+from repro.data.places import given
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
@@ -34,7 +35,7 @@ ROOT = Path(repro.__file__).resolve().parent.parent
 def results_folder() -> Path:
     """Where records live: `REPRO_RESULTS`, or `results/` of the checkout (of here, once installed)."""
     if named := os.environ.get("REPRO_RESULTS"):
-        return Path(named).expanduser()
+        return given(named)
     return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "results"
 
 
@@ -42,15 +43,27 @@ def results_folder() -> Path:
 def commit() -> str | None:
     """Commit of the code, `+` appended where `repro/` differs from it; `REPRO_COMMIT` where that is set.
 
-    A copy of the code may lie in a repository whose last commit is an older one.
+    None where no repository has this code: it may be installed within another project's.
     """
     if named := os.environ.get("REPRO_COMMIT"):
         return named
-    git = ["git", "-C", str(ROOT)]
+    head = git("rev-parse", "HEAD")
+    return head and head + ("+" if git("status", "--porcelain", "repro") else "")
+
+
+def git(*command: str) -> str | None:
+    """What git says in the repository of this code; None where there is none, or no git."""
+    own = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}  # of hooks: another one
+
+    def said(*words: str) -> str:
+        call = ["git", "-C", str(ROOT), *words]
+        done = subprocess.run(call, capture_output=True, env=own, check=True)
+        return os.fsdecode(done.stdout).strip()
+
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        dirty = subprocess.run([*git, "status", "--porcelain", "repro"], capture_output=True, text=True)
-        return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+        said("cat-file", "-e", "HEAD:repro/store/records.py")
+        if Path(said("rev-parse", "--show-toplevel")).samefile(ROOT):
+            return said(*command)
     return None
 
 

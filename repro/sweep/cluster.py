@@ -43,6 +43,12 @@ _places = itertools.count()  # on a worker, the places of these threads
 _stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
 
 
+def check(on: str) -> None:
+    """Refuse what is neither `slurm` nor the address of a scheduler."""
+    if on != "slurm" and not on.startswith(("tcp://", "tls://")):
+        raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
+
+
 @contextlib.contextmanager
 def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
     """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
@@ -56,8 +62,6 @@ def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
             cluster.adapt(minimum_jobs=0, maximum_jobs=jobs or JOBS)
             yield Cluster(stack.enter_context(distributed.Client(cluster, security=cluster.security)))
             return
-        if not on.startswith(("tcp://", "tls://")):
-            raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
         try:
             client = distributed.Client(on, timeout=PATIENCE)
         except (OSError, ValueError) as error:

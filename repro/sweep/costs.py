@@ -7,15 +7,23 @@ from dataclasses import dataclass
 
 from repro.config import Model, Run
 from repro.data import datasets
+from repro.lazy import Lazy
 from repro.sweep.plans import Plan
+
+models = Lazy("repro.training.models")  # PyTorch, which only networks of one's own need here
 
 NUMBER = 4  # bytes of a float32
 PROCESS = 2**28  # bytes that a process with PyTorch takes by itself
 RECORD, EPOCH = 1200, 66  # bytes of a record without its curves, and of an epoch of its curves
 
 
-def network_numbers(model: Model, channels: int, classes: int) -> int:
-    """Weights of a network and statistics of its batch norms, as many as its snapshot holds."""
+def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -> int:
+    """Weights of a network and statistics of its batch norms, as many as its snapshot holds.
+
+    Those of a network of one's own are counted, for images of this side.
+    """
+    if model.code is not None:
+        return models.size(model, channels, classes, side)
     w = model.width
 
     def convolution(inputs: int, outputs: int, size: int = 9) -> int:
@@ -31,13 +39,13 @@ def network_numbers(model: Model, channels: int, classes: int) -> int:
 def training_bytes(run: Run, device: str = "cpu") -> int:
     """Memory that a network takes in training at the least: weights, gradients, two moments of Adam.
 
-    On a CPU also its layers' outputs, three times each; a GPU says by itself, and in
-    time, that there is no room for them.
+    On a CPU also the outputs of a ResNet's layers, three times each; a GPU says by
+    itself, and in time, that there is no room for them.
     """
     images, model = datasets.images(run.dataset), run.model
     _, height, width, channels = images.x_train.shape
-    numbers = 4 * network_numbers(model, channels, images.classes)
-    if device == "cpu":
+    numbers = 4 * network_numbers(model, channels, images.classes, height)
+    if device == "cpu" and model.code is None:
         layers = 1 + 2 * model.depth * (1 + 1 / 2 + 1 / 4 + 1 / 8)  # as large as the first layer's output
         numbers += int(3 * layers * run.batch_size * model.width * height * width)
     return NUMBER * numbers
@@ -75,7 +83,7 @@ def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int, classes: in
 
 def _bytes(plan: Plan, gpus: int, classes: int) -> int:
     records = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
-    every = {run.id: run.model for group in plan.groups for run in group.runs}
-    sizes = {model: NUMBER * network_numbers(model, 3, classes) for model in set(every.values())}
+    every = {run.id: (run.model, datasets.side(run.dataset)) for g in plan.groups for run in g.runs}
+    sizes = {key: NUMBER * network_numbers(key[0], 3, classes, key[1]) for key in set(every.values())}
     checkpoints = 3 * gpus * max(sizes.values(), default=0)  # weights and two moments of Adam
     return records + sum(sizes[every[name]] for name in plan.parents) + checkpoints

@@ -197,10 +197,21 @@ def execute(
     `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
     """
     check_engine(device, precision)
+    if on is not None:
+        cluster.check(on)
     progress, gpus, layout = progress or Progress(), 0, _grouped
     if plans.missing(plan, store):
+        if leases.fcntl is None:
+            raise InputError(
+                "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+                "is recorded can be read"
+            )
         gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
         datasets.images(plan.groups[0].trajectories[0].longest.dataset)  # now, if they cannot be had
+        if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
+            from repro.training import models
+
+            models.check(own)
         _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)

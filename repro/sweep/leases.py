@@ -15,7 +15,6 @@ empty, as a kill or a power failure can leave it. That run would never be traine
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import threading
@@ -23,6 +22,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from repro.store.files import time_here
+
+try:
+    import fcntl
+except ImportError:  # Windows: records can be read there, and no run be trained
+    fcntl = None
 
 BEAT = 15.0  # seconds between touches
 EXPIRY = 180.0  # seconds without a touch after which a holder on another machine is taken for dead

@@ -24,9 +24,8 @@ from repro.sweep import leases, machine, messages, plans
 from repro.sweep.costs import PROCESS, training_bytes
 from repro.sweep.messages import End, Ended, Job, Report
 from repro.sweep.plans import Part, Trajectory
-from repro.training import probes
+from repro.training import models, probes
 from repro.training.loop import Stopped, train_population
-from repro.training.network import ResNet
 from repro.training.populations import Member, resident
 from repro.training.snapshots import Snapshot
 
@@ -120,14 +119,14 @@ def out_of_memory(error: Exception) -> bool:
 def _too_large(run: Run, device: str) -> str:
     """That one network is too large, and by how much smaller a width would not be."""
     model, memory = run.model, _memory(device)
+    here = f"more than the {memory / 2**30:,.1f} GiB of memory here"
+    if model.code is not None:
+        return f"a network of {model.code.name} needs {here}"
     widths = (model.width >> i for i in range(1, model.width.bit_length()))
     smaller = (dataclasses.replace(run, model=dataclasses.replace(model, width=w)) for w in widths)
     fitting = next((small for small in smaller if PROCESS + 2 * training_bytes(small) <= memory), None)
     advice = f"; width={fitting.model.width} with batch_size={run.batch_size} would fit" if fitting else ""
-    return (
-        f"a network of width {model.width} with batches of {run.batch_size} needs more than the "
-        f"{memory / 2**30:,.1f} GiB of memory here{advice}"
-    )
+    return f"a network of width {model.width} with batches of {run.batch_size} needs {here}{advice}"
 
 
 def _memory(device: str) -> int:
@@ -233,8 +232,9 @@ def _start(name: str, run: Run, store: Store) -> Snapshot | None:
     set aside.
     """
     path, images = store.snapshot(name), datasets.images(run.dataset)
+    _, _, side, channels = images.x_train.shape
     with torch.device("meta"):
-        network = ResNet(run.model, images.x_train.shape[3], images.classes)
+        network = models.network(run.model, channels, images.classes, side)
     shapes = {key: tensor.shape for key, tensor in network.member(0).items()}
     try:
         snapshot = Snapshot.load(path)
