@@ -244,7 +244,7 @@ def _place(
     if gpus:
         return contextlib.closing(Children(slots or min(gpus, len(plan.groups)), 1, range(gpus)))
     cores, memory, taken = machine.cores(), machine.memory(), costs.process_bytes(plan)
-    slots = slots or max(1, min(cores, memory // taken, len(plan.groups)))
+    slots = slots or max(1, min(cores, (memory - costs.PROCESS) // taken, len(plan.groups)))
     small = 4 * taken < memory  # else the system may kill what trains, and somebody has to say so
     if small and (slots == 1 or plan.steps < FEW_STEPS):
         return contextlib.nullcontext(Here(stopping))
