@@ -53,7 +53,9 @@ def commit() -> str | None:
 
 def git(*command: str) -> str | None:
     """What git says in the repository of this code; None where there is none, or no git."""
-    own = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}  # of hooks: another one
+    own = {
+        name: v for name, v in os.environ.items() if not name.startswith("GIT_")
+    }  # hooks name another repository
 
     def said(*words: str) -> str:
         call = ["git", "-C", str(ROOT), *words]
@@ -95,9 +97,9 @@ class Store:
         """Where the network in which a run ended lies, for others to start from."""
         return self.folder / ".snapshots" / f"{run_id}.pt"
 
-    def checkpoint(self, batch_id: str) -> Path:
+    def checkpoint(self, part_id: str) -> Path:
         """Where a population in training lies, to go on from."""
-        return self.folder / ".checkpoints" / f"{batch_id}.pt"
+        return self.folder / ".checkpoints" / f"{part_id}.pt"
 
     @property
     def leases(self) -> Path:
@@ -146,37 +148,30 @@ class Store:
             f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
         )
 
-    def recorded(self, run_id: str) -> bool:
-        """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
+    def trouble(self, run_id: str) -> Damaged | OSError | None:
+        """Why a run's record cannot be used, `FileNotFoundError` where there is none; None where it can."""
         try:
             self.read(run_id)
-        except (FileNotFoundError, Damaged):
-            return False
-        except OSError:
-            return True
-        return True
+        except (Damaged, OSError) as error:
+            return error
+        return None
+
+    def recorded(self, run_id: str) -> bool:
+        """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
+        return not isinstance(self.trouble(run_id), Damaged | FileNotFoundError)
 
     def unreadable(self, run_ids: Iterable[str]) -> list[str]:
-        """A line for each of these runs whose record cannot be read."""
-        lines = []
-        for name in run_ids:
-            try:
-                self.read(name)
-            except (FileNotFoundError, Damaged):
-                continue
-            except OSError as error:
-                lines.append(f"run {name}: {self.path(name)}: {error.strerror}")
-        return lines
+        """A line for each of these runs whose record is there and cannot be read."""
+        found = ((name, self.trouble(name)) for name in run_ids if self.recorded(name))
+        return [
+            f"run {name}: {self.path(name)}: {error.strerror}" for name, error in found if error is not None
+        ]
 
     def set_damaged_aside(self, run_ids: Iterable[str]) -> None:
         """Rename those records of these runs that are damaged, with a warning for each."""
         for name in run_ids:
-            try:
-                self.read(name)
-            except Damaged as damage:
+            if isinstance(damage := self.trouble(name), Damaged):
                 warnings.warn(f"{damage}; set aside as {set_aside(self.path(name))}", stacklevel=2)
-            except OSError:
-                continue
 
     def read(self, run_id: str) -> dict:
         """The record of a run; raises `Damaged` where it is unsound, `FileNotFoundError` where there is none,

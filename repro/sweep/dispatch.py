@@ -1,4 +1,4 @@
-"""Runs a plan: decides what to train next, gives it to whoever trains it, and takes in what comes of it.
+"""Runs a plan: decides what to train next, hands it to a process or a cluster, and takes in the outcome.
 
 A group whose process was killed is tried again.
 """
@@ -47,7 +47,7 @@ def _grouped(run: Run) -> Layout:
 
 
 class Sweep:
-    """What is left of a plan, what is in training, and what came of the rest."""
+    """The jobs of a plan that are left, those that are in training, and the outcome of the others."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Sweep:
         progress.show(progress)
 
     def look(self) -> None:
-        """Take from the store what is left."""
+        """Make a job for everything that the store shows to be left."""
         absent = plans.missing(self.plan, self.store)
         busy = {job.part.whole.id for job in self.training}
         self.left = [job for job in self.left if job.part.whole.id in busy]
@@ -103,14 +103,14 @@ class Sweep:
         ]
 
     def count(self) -> None:
-        """Tell how many runs are recorded by now, by whatever sweep."""
+        """Show how many runs are recorded by now, whichever sweep recorded them."""
         before = self.progress.recorded
         self.progress.recorded = len(self.store.ids() & self.plan.wanted.keys())
         if self.progress.recorded != before:
             self.progress.show(self.progress)
 
     def next(self) -> Job | None:
-        """The first job whose parents are trained, now to be trained; None where there is none yet."""
+        """Take the first job whose parents are trained; None where there is none yet."""
         awaited = {name for job in [*self.training, *self.left] for name in job.needed}
         busy = {job.part.whole.id for job in self.training}
         for i, job in enumerate(self.left):
@@ -121,7 +121,7 @@ class Sweep:
         return None
 
     def hear(self, message: Message) -> None:
-        """Take in what is told of a job in training."""
+        """Act on a message about a job in training."""
         match message:
             case EpochDone():
                 self.progress.update(message.steps, message.epoch, message.accuracy)
@@ -153,7 +153,7 @@ class Sweep:
         self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
 
     def settle(self, job: Job, ended: Ended) -> None:
-        """Take in how the training of a job ended."""
+        """Act on how the training of a job ended."""
         self.training.remove(job)
         name, end = job.part.whole.id, ended.end
         if end in (End.STOPPED, End.BUSY, End.KILLED):
