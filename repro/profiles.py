@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import get_type_hints
 
 from repro import own
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.data.downloads import SOURCES
 from repro.places import given
+
+OWN = "own"  # name of all data of one's own
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Profile:
     """Data set, network, budget and seeds of every study; see `PROFILES` for the named ones."""
 
     name: str
-    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file
+    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file or of a folder
     train: int | None  # images, None for all
     test: int | None
     noise: float  # standard deviation of the pixel noise, digits only
@@ -41,11 +45,13 @@ class Profile:
     sparse_tests: bool = False  # test early epochs seldom (`config.Run.tested`)
     median: bool = False  # test accuracy is the median over the window, not the mean
     exploratory: bool = False  # its records were seen before the present rules were made
+    size: int = 32  # side in pixels to which the images of a folder are scaled
+    split: int = 0  # seed by which test images are set apart, where one's own data have none
     model: str = ""  # of one's own: ./file.py:function or package.module:function; else the paper's ResNet
     model_settings: tuple[tuple[str, object], ...] = ()  # of that function
 
     def __post_init__(self) -> None:
-        if Path(self.dataset).suffix:
+        if self._own:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
         if ".py:" in self.model:
             object.__setattr__(self, "model", str(given(self.model)))
@@ -61,8 +67,15 @@ class Profile:
             raise InputError(f"first_seed must not be negative, not {self.first_seed}")
         # The configuration's own checks, before anything is trained.
         _ = self.network, Optimizer(learning_rate=self.learning_rate)
-        if not Path(self.dataset).suffix:
+        if not self._own:
             Dataset(self.dataset, self.train, self.test, self.noise)
+
+    @property
+    def _own(self) -> bool:
+        """Whether the data are of one's own, in a file or a folder."""
+        path, named = Path(self.dataset), self.dataset in ("digits", *SOURCES)
+        found = path.suffix or os.sep in self.dataset or (self.dataset and path.is_dir())
+        return bool(found) and not named
 
     @property
     def arms_tuned(self) -> int:
@@ -81,11 +94,20 @@ class Profile:
         return Model(code=own.code(self.model, **dict(self.model_settings)))
 
     def data(self, seed: int = 0) -> Dataset:
-        """The data set of this profile and seed; an `.npz` file is read, so that its content is in the id."""
-        if Path(self.dataset).suffix:
-            from repro.data.datasets import npz_dataset
+        """The data set of this profile and seed; a file is read, so that its content is in the id.
 
-            found = npz_dataset(self.dataset, train=self.train, test=self.test)
+        Not its name, unless the store has records from before that was so.
+        """
+        if self._own:
+            from repro.data import datasets, folders
+            from repro.store import records
+
+            path = Path(self.dataset)
+            path = folders.of_folder(path, self.size) if path.is_dir() else path
+            found = datasets.npz_dataset(path, self.train, self.test, self.split)
+            named = records.names_of(found.fingerprint, records.Store.of(self.name).folder)
+            name = found.name if found.name in named else min(named, default=OWN)
+            found = dataclasses.replace(found, name=name)
         else:
             noise = self.noise if self.dataset == "digits" else 0.0
             found = Dataset(self.dataset, self.train, self.test, noise)

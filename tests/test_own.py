@@ -1,15 +1,18 @@
 """Questions, networks, remedies and data of one's own, in files that the package does not know."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from repro import cli, own, profiles
 from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
+from repro.data import datasets, folders
 from repro.questions import studies
-from repro.store.records import Store
+from repro.store.records import Store, names_of
 from repro.training import models
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
@@ -337,3 +340,113 @@ def test_a_hook_that_changes_shapes_is_refused(written):
     made = run(own.code(f"{path}:mlp"), Stage(1), Stage(1, hook=hook))
     with pytest.raises(InputError, match="must leave the network its modules and their shapes"):
         models.check([made])
+
+
+# Data
+
+
+def images(n=48, classes=3, side=8):
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % classes
+
+
+def npz(path):
+    x, y = images()
+    np.savez(path, x_train=x, y_train=y, x_test=x[:12], y_test=y[:12])
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a folder of pictures, 9 wide and 12 high, for each of two classes."""
+    made = tmp_path / "pictures"
+    for i, (pixels, label) in enumerate(zip(*images(classes=2, side=12), strict=True)):
+        path = made / ("cat", "dog")[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[:, :9]).save(path)
+    return made
+
+
+OF_DATA = ["--profile", "smoke", "--seeds", "1", "--set", "width=2"]
+
+
+def test_a_file_goes_from_one_command_to_records_and_keeps_them_under_another_name(repro, tmp_path):
+    path = npz(tmp_path / "mine.npz")
+    code, out, err = repro("run", "warm_start", *OF_DATA, "--set", f"dataset={path}")
+    assert (code, "2 of 2 runs recorded" in out) == (0, True), err
+    renamed = path.rename(tmp_path / "yours.npz")
+    _, out, _ = repro("status", "warm_start", *OF_DATA, "--set", f"dataset={renamed}")
+    assert out.splitlines()[1].split() == ["warm_start", "2", "2", "0"]
+
+
+def test_records_from_when_the_name_of_the_file_was_in_the_id_are_still_found(repro, tmp_path):
+    chosen = profiles.profile("smoke", [f"dataset={npz(tmp_path / 'mine.npz')}", "width=2"], 1)
+    [first, *_] = studies(["warm_start"])[0].cases(chosen)
+    before = dataclasses.replace(first.run, dataset=dataclasses.replace(first.run.dataset, name="mine"))
+    store = Store(tmp_path / "results" / "before")
+    curve = {name: [0.5] * 3 for name in ("train_loss", "train_accuracy", "test_accuracy")}
+    content = {"seconds": 1.0, "device": "one", "precision": "float32", "data": "0"}
+    assert store.write(before, diverged=None, curves=[curve], **content)
+    assert names_of(first.run.dataset.fingerprint, store.folder) == ("mine",)
+    (tmp_path / "results" / "smoke").mkdir()
+    store.path(before.id).rename(Store.of("smoke").path(before.id))
+    names_of.cache_clear()  # a process looks once, and keeps the runs of a study
+    studies(["warm_start"])[0].cases.cache_clear()
+    _, out, _ = repro("status", "warm_start", *OF_DATA, "--set", f"dataset={tmp_path / 'mine.npz'}")
+    assert out.splitlines()[1].split() == ["warm_start", "1", "2", "1"]
+
+
+def test_a_folder_of_pictures_goes_from_one_command_to_records(repro, folder, tmp_path):
+    settings = [*OF_DATA, "--set", f"dataset={folder}", "--set", "size=8", "--set", "batch_size=8"]
+    code, out, err = repro("run", "warm_start", *settings)
+    assert (code, "2 of 2 runs recorded" in out) == (0, True), err
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    dataset = profiles.profile("smoke", [f"dataset={folder}", "size=8"]).data()
+    found = datasets.images(dataset)
+    assert (found.x_train.shape, found.x_test.shape, found.classes) == ((38, 8, 8, 3), (10, 8, 8, 3), 2)
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    assert profiles.profile("smoke", [f"dataset={folder}", "size=8", "split=1"]).data().split == 1
+    folder.rename(tmp_path / "renamed")
+    renamed = [word.replace(str(folder), str(tmp_path / "renamed")) for word in settings]
+    _, out, _ = repro("status", "warm_start", *renamed)
+    assert out.splitlines()[1].split() == ["warm_start", "2", "2", "0"]
+
+
+def test_a_folder_with_train_and_test_in_it_keeps_them_apart(folder):
+    shutil.copytree(folder, folder / "train")
+    for name in ("cat", "dog"):
+        (folder / "test" / name).mkdir(parents=True)
+        for path in sorted((folder / name).iterdir())[:3]:
+            path.rename(folder / "test" / name / path.name)
+        shutil.rmtree(folder / name)
+    dataset = profiles.profile("smoke", [f"dataset={folder}"]).data()
+    found = datasets.images(dataset)
+    assert (dataset.split, found.x_train.shape, len(found.y_test)) == (None, (48, 32, 32, 3), 6)
+
+
+@pytest.mark.parametrize("wrong", ["one class", "no pictures", "a broken picture"])
+def test_a_folder_that_is_none_of_pictures_is_one_line_and_writes_nothing(repro, folder, tmp_path, wrong):
+    if wrong == "one class":
+        shutil.rmtree(folder / "dog")
+    elif wrong == "no pictures":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        (folder / "cat" / "0.png").write_bytes(b"no picture")
+    code, out, err = repro("run", "warm_start", *OF_DATA, "--set", f"dataset={folder}")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"{folder} is no folder of images" in err
+    assert ("one class, 'cat'" in err) == (wrong == "one class")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_data_sets_of_pytorch_are_those_of_a_file_of_the_same_pixels(tmp_path):
+    x, y = images()
+    tensors = torch.utils.data.TensorDataset(torch.tensor(x).movedim(3, 1), torch.tensor(y))
+    pairs = list(zip(x[:12], y[:12], strict=True))
+    path = folders.of_torch(tensors, pairs)
+    assert datasets.npz_dataset(path).fingerprint == datasets.npz_dataset(npz(tmp_path / "a.npz")).fingerprint
+    assert folders.of_torch(tensors, pairs) == path
+    assert datasets.npz_dataset(folders.of_torch(tensors)).split == 0
+    with pytest.raises(InputError, match="no images of one size"):
+        folders.of_torch([(x[0], 0), (x[0, :4, :4], 1)])
