@@ -7,7 +7,12 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HERE = {"run_study": "repro.running", "scale": "repro.running", "results": "repro.analysis.recorded"}
+_HERE = {
+    **dict.fromkeys(("gap", "run_study", "scale", "train"), "repro.running"),
+    **dict.fromkeys(("ALL", "HALF", "Optimizer", "Stage", "Subset"), "repro.config"),
+    "results": "repro.analysis.recorded",
+    "code": "repro.own",
+}
 __all__ = list(_HERE)
 
 

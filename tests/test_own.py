@@ -13,6 +13,7 @@ from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, 
 from repro.data import datasets, folders
 from repro.questions import studies
 from repro.store.records import Store, names_of
+from repro.sweep import dispatch
 from repro.training import models
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
@@ -450,3 +451,27 @@ def test_data_sets_of_pytorch_are_those_of_a_file_of_the_same_pixels(tmp_path):
     assert datasets.npz_dataset(folders.of_torch(tensors)).split == 0
     with pytest.raises(InputError, match="no images of one size"):
         folders.of_torch([(x[0], 0), (x[0, :4, :4], 1)])
+
+
+# From a script
+
+
+def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(written, tmp_path, monkeypatch):
+    import repro
+
+    x, y = images()
+    pairs = list(zip(x, y, strict=True))
+    model = f"{written('models.py', MODELS)}:mlp"
+    found = repro.gap(pairs, model, "smoke", 2, "cpu")
+    assert (found.n, found.low < found.mean < found.high) == (2, True)
+    stages = [repro.Stage(2, repro.HALF), repro.Stage(3, reset=(2,))]
+    curves = repro.train(pairs, stages, model, batch_size=8, device="cpu")
+    assert curves.columns[:2].tolist() == ["total", "epoch"] and curves.stage.tolist() == [1, 1, 2, 2, 2]
+    assert curves.test_accuracy.between(0, 1).all()
+    monkeypatch.setattr(dispatch, "_train", None)  # what trains
+    assert repro.gap((pairs), model, "smoke", 2, "cpu") == found
+    assert repro.train(pairs, stages, model, batch_size=8, device="cpu").equals(curves)
+    with pytest.raises(InputError, match="there is no file"):
+        repro.gap(tmp_path / "nowhere.npz", profile="smoke")
+    with pytest.raises(InputError, match="modules 1 to 2, not"):
+        repro.train(pairs, [repro.Stage(1), repro.Stage(1, reset=(5,))], model, 8, device="cpu")
