@@ -21,7 +21,7 @@ from rich.table import Table
 
 from repro import questions, terminal
 from repro.config import InputError
-from repro.places import fix_environment
+from repro.data.places import fix_environment
 from repro.study import only as chosen_cases
 
 STOPPED = 3
@@ -252,7 +252,10 @@ def claims(
 
 @app.command()
 def book(
-    profile: ProfileName = "quick",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="train what this profile lacks; published records by default"),
+    ] = None,
     chapters: Annotated[str | None, typer.Option(help="names with commas between; all by default")] = None,
     settings: Settings = None,
     seeds: Seeds = None,
@@ -266,9 +269,10 @@ def book(
     jobs: Annotated[int, typer.Option(min=1, help="chapters executed at once")] = 2,
     pdf: Annotated[bool, typer.Option("--pdf", help="a PDF of each chapter too; needs Chromium")] = False,
 ) -> None:
-    """Train what the chapters lack, execute them, and render the book to OUT/_build/html.
+    """Execute the chapters and render the book to OUT/_build/html.
 
-    Chapters of downloaded data sets take hours to train: they show what is recorded.
+    Without a profile the chapters show what is published and train little; with one, what they lack of it is
+    trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
     from repro import profiles
@@ -276,11 +280,16 @@ def book(
     from repro.data.downloads import SOURCES
 
     pages.require_tools()
+    asked = [name.strip() for name in chapters.split(",")] if chapters is not None else None
+    if profile is None:
+        if settings or seeds:
+            raise InputError("--set and --seeds need a --profile: published records are as they are")
+        given = {} if device is None else {"device": device}
+        raise typer.Exit(pages.make_book(None, asked, given, out, jobs, pdf=pdf))
     fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
     if seeds is None and len(fields) < len(settings or ()):
         seeds = profiles.profile(profile, settings or ()).seeds
     chosen = profiles.profile(profile, fields, seeds)
-    asked = [name.strip() for name in chapters.split(",")] if chapters is not None else None
     device = ("none" if chosen.dataset in SOURCES else "auto") if device is None else device
     changed = profiles.changes(profiles.profile(profile, fields))
     parameters = {"seeds": seeds, "device": device, "settings": changed}

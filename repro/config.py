@@ -67,7 +67,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Code:
-    """A function of one's own, as `repro.own` finds it: what it does is in the id, not where it lies."""
+    """A function of one's own, as `repro.data.own` finds it: what it does is in the id, not where it lies."""
 
     name: str
     source: str  # hash of the function and of what it uses in its file

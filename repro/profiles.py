@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from repro import own
-from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.config import MODULES, Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.data import own
 from repro.data.downloads import SOURCES
-from repro.places import given
+from repro.data.places import given
+
+MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
 
 OWN = "own"  # name of all data of one's own
 
@@ -55,20 +58,19 @@ class Profile:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
         if ".py:" in self.model:
             object.__setattr__(self, "model", str(given(self.model)))
-        for field in ("pretraining_epochs", "tuning_epochs", "window", "seeds", "study_seeds"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field} must be at least 1, not {getattr(self, field)}")
-        if self.arm_epochs is not None and self.arm_epochs < 1:
-            raise InputError(f"arm_epochs must be at least 1, not {self.arm_epochs}")
+        # The configuration's own checks, before anything is trained.
+        _ = self.network, Optimizer(learning_rate=self.learning_rate)
+        Dataset(self.dataset, self.train, self.test, self.noise)
+        for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
+            value, least = getattr(self, field), field not in ("first_seed", "split")
+            most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
+            if value is not None and value < least:
+                raise InputError(f"{field} must be at least {least:d}, not {value}")
+            if value is not None and value > most:
+                raise InputError(f"{field} must be at most {most}, not {value}")
         if self.window > self.arms_tuned:
             name = "tuning_epochs" if self.arms_tuned == self.tuning_epochs else "arm_epochs"
             raise InputError(f"window ({self.window}) is longer than {name} ({self.arms_tuned})")
-        if self.first_seed < 0:
-            raise InputError(f"first_seed must not be negative, not {self.first_seed}")
-        # The configuration's own checks, before anything is trained.
-        _ = self.network, Optimizer(learning_rate=self.learning_rate)
-        if not self._own:
-            Dataset(self.dataset, self.train, self.test, self.noise)
 
     @property
     def _own(self) -> bool:
@@ -92,6 +94,18 @@ class Profile:
                 )
             return Model(self.width, self.depth)
         return Model(code=own.code(self.model, **dict(self.model_settings)))
+
+    @property
+    def modules(self) -> tuple[int, ...]:
+        """Numbers of the modules of the network; one of one's own is built, so as to count them."""
+        if not self.model:
+            return MODULES
+        from repro.data import datasets
+        from repro.training import models
+
+        images = datasets.images(self.data())
+        _, side, _, channels = images.x_train.shape
+        return models.modules(self.network, channels, images.classes, side)
 
     def data(self, seed: int = 0) -> Dataset:
         """The data set of this profile and seed; a file is read, so that its content is in the id.
@@ -118,6 +132,7 @@ class Profile:
         return Stage(epochs, data, **{"optimizer": Optimizer(learning_rate=self.learning_rate), **settings})
 
 
+FIELDS = get_type_hints(Profile)
 _DIGITS = Profile(
     name="quick",
     dataset="digits",
@@ -221,7 +236,9 @@ PROFILES = {
         _PAPER,
     )
 }
-FIELDS = get_type_hints(Profile)
+# A claim is told at the first that is whole.
+LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "quick")
+PUBLISHED = "published"  # for a chapter: what is recorded of a study, at the largest scale that is whole
 
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
@@ -236,6 +253,21 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
     return dataclasses.replace(PROFILES[name], **changes)
+
+
+def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
+    """The profile that a chapter's parameters name, in what forms papermill passes them.
+
+    `settings` change fields: ["width=16", "train=500"], or in one string "width=16, train=500".
+    """
+    if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
+        raise InputError(
+            f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
+        )
+    if isinstance(settings, str):
+        settings = filter(None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings))  # a path may have a comma
+    chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
+    return profile(name, chosen, None if seeds is None else int(float(seeds)))
 
 
 def _setting(text: str) -> tuple[str, object]:

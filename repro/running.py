@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repro import own, profiles
 from repro.analysis import tables
 from repro.analysis.recorded import Results, results
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.config import InputError, Model, Run, Stage, check_engine
-from repro.data import folders
-from repro.profiles import Profile
+from repro.data import folders, own
+from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, Profile, scale
 from repro.questions import studies
 from repro.store.records import Store
-from repro.study import Case, Study
+from repro.study import LAST, Case, Study
 from repro.sweep import dispatch
 from repro.sweep.plans import plan
 from repro.sweep.progress import shown
@@ -31,33 +29,40 @@ if TYPE_CHECKING:
 SCRIPTS = "scripts"  # folder of the records of `train`
 
 
-def scale(profile: str, seeds: int | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
-    """The profile that a chapter's parameters name, in what forms papermill passes them.
+def published(study: Study) -> Results:
+    """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
 
-    `settings` change fields: ["width=16", "train=500"], or in one string "width=16, train=500".
+    Whole is a scale without its runs of the last priority, which no claim waits for.
     """
-    if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
-        raise InputError(
-            f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
-        )
-    if isinstance(settings, str):
-        settings = filter(None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings))  # a path may have a comma
-    chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
-    return profiles.profile(profile, chosen, None if seeds is None else int(float(seeds)))
+    found = []
+    for name in LARGEST_FIRST:
+        cases = study.cases(PROFILES[name])
+        first = [case for case in cases if case.priority < LAST] or cases
+        if first and {case.run.id for case in first} <= Store.of(name).ids():
+            return results(study, PROFILES[name])
+        found.append(results(study, PROFILES[name]))
+    return max(found, key=lambda r: r.table.seed.nunique())
 
 
 def run_study(
     name: str,
-    profile: str = "quick",
+    profile: str = PUBLISHED,
     seeds: int | None = None,
     device: str = "auto",
     settings: str | Sequence[str] | None = (),
 ) -> Results:
-    """The results of a study, after training what of it is not recorded yet; not with the device `none`."""
-    found, chosen = studies([name]), scale(profile, seeds, settings)
+    """The results of a study, after training what of it is not recorded yet; not with the device `none`.
+
+    The profile `published` is the largest at which all of the study is recorded; it trains nothing.
+    """
+    found = studies([name])
     if len(found) > 1:
         raise InputError(f"{name} has {len(found)} studies: name one, as in {name}:{found[0].name}")
-    return _run(found[0], chosen, device)
+    if profile == PUBLISHED:
+        if seeds or settings:
+            raise InputError("seeds and settings need a profile: published records are as they are")
+        return published(found[0])
+    return _run(found[0], scale(profile, seeds, settings), device)
 
 
 def _run(study: Study, profile: Profile, device: str) -> Results:
@@ -124,7 +129,7 @@ def train(
     training, and `test_accuracy`, fractions. `data` and `model` are as `gap` takes
     them, `model` also a `repro.config.Model` of some width. Raises as `gap` does.
     """
-    plain = dataclasses.replace(profiles.PROFILES["paper"], name=SCRIPTS, dataset=_place(data))
+    plain = dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data))
     network = model if isinstance(model, Model) else Model(code=own.code(model) if model else None)
     run, store = Run(plain.data(), network, tuple(stages), batch_size, seed, seed, seed), Store.of(SCRIPTS)
     _train([run], store, device)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from repro import cli, own, profiles
+from repro import cli, profiles
 from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
-from repro.data import datasets, folders
+from repro.data import datasets, folders, own
 from repro.questions import studies
 from repro.store.records import Store, names_of
 from repro.sweep import dispatch
@@ -25,7 +25,7 @@ QUESTION = '''
 """Does a remedy of one's own close the gap?"""
 
 from repro.analysis.claims import MORE, Claim
-from repro.own import code
+from repro.data.own import code
 from repro.study import WARM, Arm, Study, crossed, pair, pretraining, tuning
 
 
@@ -218,6 +218,15 @@ def test_a_network_of_ones_own_goes_from_one_command_to_a_verdict(repro, written
     for run_id in store.ids():
         made = run_from_json(store.read(run_id)["run"])
         assert (made.id, made.model.code.name) == (run_id, name)
+
+
+def test_its_own_modules_are_those_that_the_paper_s_questions_reset(written):
+    settings = [f"model={written('models.py', MODELS)}:vit"]
+    cases = {case.condition for case in studies(["reset"])[0].cases(profiles.profile("smoke", settings))}
+    assert {"reset 1", "reset 4", "reset 1 2 3 4", "reset 3 4"} < cases and "reset 5" not in cases
+    settings[0] = settings[0].replace("vit", "mlp")
+    cases = {case.condition for case in studies(["beyond"])[0].cases(profiles.profile("smoke", settings))}
+    assert {name for name in cases if "reset" in name} == {"reset 2"}
 
 
 @pytest.mark.parametrize("name", ["mlp", "vit"])

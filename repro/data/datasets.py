@@ -7,6 +7,7 @@ of Keras, described by `npz_dataset`, or made one by `repro.data.folders`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -16,8 +17,8 @@ from pathlib import Path
 from repro.config import Dataset, InputError
 from repro.data.downloads import SIDE, SOURCES, cache, named
 from repro.data.npz import Images, pack, read
+from repro.data.places import given
 from repro.lazy import Lazy
-from repro.places import given
 
 np = Lazy("numpy")  # a plan counts images without it
 
@@ -153,8 +154,10 @@ def npz_dataset(
     seed `split`. Of training and test images at most as many count as asked for.
     """
     path = given(path)
-    found = path.stat() if path.is_file() else None
-    return _described(path, train, test, split, found and (found.st_mtime_ns, found.st_size))
+    stamp = None
+    with contextlib.suppress(OSError):  # reading it will tell
+        stamp = path.stat().st_mtime_ns, path.stat().st_size
+    return _described(path, train, test, split, stamp)
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,7 +199,7 @@ def _own(dataset: Dataset) -> Images:
 def describe() -> list[dict[str, object]]:
     """One row per named data set: name, state, number of images, fingerprint and file.
 
-    The state is `built in`, `here`, `damaged`, or `not here`; what is here has been read and checked.
+    The state is `built in`, `here`, `unusable`, or `not here`; what is here has been read and checked.
     """
     rows = [("digits", "built in", DIGITS, DIGITS, images(Dataset("digits")).fingerprint, None)]
     for name, source in SOURCES.items():
@@ -205,7 +208,7 @@ def describe() -> list[dict[str, object]]:
             try:
                 state, fingerprint = "here", named(name).fingerprint
             except InputError:
-                state = "damaged"
+                state = "unusable"
         rows.append((name, state, source.train, source.test, fingerprint, str(cache(name))))
     return [
         dict(zip(("name", "state", "train", "test", "fingerprint", "path"), row, strict=True)) for row in rows

@@ -7,7 +7,6 @@ other copy of a data set are the same arrays with the same fingerprint.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from pathlib import Path
 
 from repro.config import InputError
 from repro.data.npz import ARRAYS, Images, one_line, pack, read
+from repro.data.places import given
 from repro.lazy import Lazy
-from repro.places import given
 
 np = Lazy("numpy")  # as in `repro.data.datasets`
 
@@ -56,19 +55,22 @@ def source_of(name: str) -> Source:
 
 def named(name: str) -> Images:
     source_of(name)
-    path = cache(name)
-    if not path.exists():
-        return download(name)
-    with contextlib.suppress(InputError):
-        full = read(path)
-        if _faithful(name, full):
-            return full
-    raise InputError(f"{path} is damaged, or is not {name}: delete it, then run `repro data {name}`")
+    return _kept(name) if cache(name).exists() else download(name)
+
+
+def _kept(name: str) -> Images:
+    """The data set in the cache, whoever put it there; raises `InputError` on anything else."""
+    try:
+        return _checked(name, read(cache(name)), str(cache(name)))
+    except InputError as error:
+        raise InputError(f"{error}; move it elsewhere, and run `repro data {name}`") from None
 
 
 def download(name: str) -> Images:
-    """All images of a named data set, fetched by torchvision, checked and kept in the cache."""
+    """All images of a named data set: those in the cache, or fetched by torchvision and kept there."""
     source = source_of(name)
+    if cache(name).exists():
+        return _kept(name)
     import torchvision  # not above: records must be readable without torch
 
     loader = getattr(torchvision.datasets, source.loader)
@@ -97,6 +99,18 @@ def import_npz(name: str, path: str | Path) -> Images:
     return _keep(name, read(path), str(path))
 
 
+def _checked(name: str, found: Images, origin: str) -> Images:
+    """The images in canonical order; raises `InputError` where they are not that data set."""
+    source = SOURCES[name]
+    full = found if found.fingerprint == source.fingerprint else _canonical(found)
+    if not _faithful(name, full):
+        raise InputError(
+            f"{origin} is not {name}: expected its {source.train} training and {source.test} test images, "
+            f"uint8 [n, {SIDE}, {SIDE}, 3], with labels 0 to {source.classes - 1}"
+        )
+    return full
+
+
 def _canonical(full: Images) -> Images:
     """The images sorted by label and then by their bytes.
 
@@ -111,13 +125,12 @@ def _canonical(full: Images) -> Images:
 
 
 def _keep(name: str, found: Images, origin: str) -> Images:
-    """The images in canonical order, checked, after writing them to the cache."""
-    full, source, path = _canonical(found), SOURCES[name], cache(name)
-    if not _faithful(name, full):
-        raise InputError(
-            f"{origin} is not {name}: expected its {source.train} training and {source.test} test images, "
-            f"uint8 [n, {SIDE}, {SIDE}, 3], with labels 0 to {source.classes - 1}"
-        )
+    """The images in canonical order, checked, and in the cache; what lies there is never replaced."""
+    full, path = _checked(name, found, origin), cache(name)
+    if path.exists():
+        if _kept(name).fingerprint != full.fingerprint:
+            raise InputError(f"{path} holds other images than {origin}: move it elsewhere first")
+        return full
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -13,6 +13,7 @@ from repro.lazy import Lazy
 np = Lazy("numpy")  # as in `repro.data.datasets`
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+ZIP = b"PK\x03\x04"  # begins every .npz file that holds something
 SMALLEST_SIDE = 4
 FLAT = 1e-6  # a channel that varies by less than this fraction of its mean counts as constant
 
@@ -64,15 +65,21 @@ def read(path: Path) -> Images:
 
     There may be no test images.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
+        if not path.is_file():
+            raise InputError(f"there is no file {path}")
+        with path.open("rb") as stream:
+            head = stream.read(40)
+            stream.seek(0)
+            if head[:4] != ZIP:  # numpy would take it for a pickle, and advise to load that
+                raise ValueError(f"it begins with {head!r}")
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
+    except InputError:
+        raise
     except Exception as error:  # a damaged file raises errors of some ten types
-        raise InputError(
-            f"{path} cannot be read as an .npz file of plain arrays: {one_line(error)}"
-        ) from error
+        reason = "an array of Python objects" if "pickle" in str(error) else one_line(error)
+        raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {reason}") from error
     try:
         wanted = ARRAYS if {"x_test", "y_test"} & arrays.keys() else ARRAYS[:2]
         if missing := [name for name in wanted if name not in arrays]:

@@ -13,9 +13,9 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 
-from repro import own
 from repro.analysis.claims import Claim
 from repro.config import InputError, Run
+from repro.data import own
 from repro.profiles import Profile
 from repro.study import FRESH, Case, Study
 

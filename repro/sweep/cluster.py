@@ -42,6 +42,12 @@ _own = threading.local()  # on a worker, the child of each of its threads
 _stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
 
 
+def check(on: str) -> None:
+    """Refuse what is neither `slurm` nor the address of a scheduler."""
+    if on != "slurm" and not on.startswith(("tcp://", "tls://")):
+        raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
+
+
 @contextlib.contextmanager
 def connected(on: str, jobs: int = JOBS) -> Iterator[Cluster]:
     """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
@@ -55,8 +61,6 @@ def connected(on: str, jobs: int = JOBS) -> Iterator[Cluster]:
             cluster.adapt(minimum_jobs=0, maximum_jobs=jobs)
             yield Cluster(stack.enter_context(distributed.Client(cluster, security=cluster.security)))
             return
-        if not on.startswith(("tcp://", "tls://")):
-            raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
         try:
             client = distributed.Client(on, timeout=PATIENCE)
         except (OSError, ValueError) as error:

@@ -195,6 +195,8 @@ def execute(
     `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
     """
     check_engine(device, precision)
+    if on is not None:
+        cluster.check(on)
     try:
         sweep = Sweep(plan, store, progress or Progress(), device, precision)
         if not sweep.left:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import UninitializedTensorMixin
 
-from repro import own
 from repro.config import MODULES, Code, InputError, Model, Run
-from repro.data import datasets
+from repro.data import datasets, own
 from repro.training.network import ResNet
 
 HOOK = 0  # stream of random numbers beside those of modules, which count from 1

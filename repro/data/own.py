@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from repro.config import Code, InputError
-from repro.places import given
+from repro.data.places import given
 
 
 class _Loader(SourceFileLoader):
