@@ -1,7 +1,14 @@
 """Questions, networks, remedies and data of one's own, in files that the package does not know."""
 
 import dataclasses
+import importlib.util
+import json
+import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +20,13 @@ from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, 
 from repro.data import datasets, folders, own
 from repro.questions import studies
 from repro.store.records import Store, names_of
-from repro.sweep import dispatch
+from repro.sweep import dispatch, plans
 from repro.training import models
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
 from repro.training.populations import Member
 
-CPU = torch.device("cpu")
+CPU, ROOT = torch.device("cpu"), Path(__file__).resolve().parents[1]
 TINY = ["--profile", "smoke", *(w for s in ("train=64", "test=32", "width=2") for w in ("--set", s))]
 QUESTION = '''
 """Does a remedy of one's own close the gap?"""
@@ -484,3 +491,126 @@ def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(writ
         repro.gap(tmp_path / "nowhere.npz", profile="smoke")
     with pytest.raises(InputError, match="modules 1 to 2, not"):
         repro.train(pairs, [repro.Stage(1), repro.Stage(1, reset=(5,))], model, 8, device="cpu")
+
+
+# In other processes
+
+
+def curves_of(store):
+    return {name: store.read(name)["curves"] for name in store.ids()}
+
+
+def planned(path, models_path, settings=()):
+    """The plan of a question for a network of one's own."""
+    chosen = profiles.profile("smoke", ["train=64", "test=32", f"model={models_path}:mlp", *settings])
+    return plans.plan(case.run for study in studies([str(path)]) for case in study.cases(chosen))
+
+
+@pytest.mark.slow
+def test_a_question_and_a_network_outside_the_repository_survive_kills_children_and_a_cluster(
+    written, tmp_path, monkeypatch
+):
+    """Records are bit for bit those of a sweep that nothing disturbed."""
+    question = written("elsewhere/question.py", QUESTION.replace("reset=(6,)", "reset=(2,)"))
+    network = written("elsewhere/models.py", MODELS)
+    made = planned(question, network, ["model.dropout=0.3", "tuning_epochs=20"])
+    calm, killed, apart, dask = (Store(tmp_path / name / "smoke") for name in ("a", "b", "c", "d"))
+    assert dispatch.execute(made, calm, device="cpu", slots=1) == dispatch.Outcome()
+
+    words = ["run", question, "--profile", "smoke", "--set", f"model={network}:mlp", "--device", "cpu"]
+    words += [
+        w for s in ("train=64", "test=32", "model.dropout=0.3", "tuning_epochs=20") for w in ("--set", s)
+    ]
+    environment = os.environ | {"REPRO_RESULTS": str(killed.folder.parent), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "repro", *map(str, words)]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as sweep:
+        while not killed.ids():
+            time.sleep(0.05)
+        sweep.kill()
+    assert len(killed.ids()) < len(made.wanted)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
+    assert dispatch.execute(made, apart, device="cpu", slots=2) == dispatch.Outcome()
+    found = [killed, apart]
+    if importlib.util.find_spec("distributed"):
+        found.append(dask)
+        file = tmp_path / "scheduler.json"
+        programs = [
+            ["dask_scheduler", "--host", "127.0.0.1", "--port", "0"],
+            ["dask_worker", "--nthreads", str(os.cpu_count()), "--memory-limit", "0", "--no-nanny"],
+        ]
+        started = []
+        try:
+            for name, *options in programs:
+                words = [f"distributed.cli.{name}", *options, "--no-dashboard", "--scheduler-file", str(file)]
+                program = [sys.executable, "-W", "ignore", "-m", *words]
+                started.append(subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL))
+                while not file.exists():
+                    time.sleep(0.1)
+            address = json.loads(file.read_text())["address"]
+            assert dispatch.execute(made, dask, device="cpu", on=address) == dispatch.Outcome()
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+    assert len(calm.ids()) == 12
+    for store in found:
+        assert curves_of(store) == curves_of(calm), store.folder
+
+
+AMOUNTS = """
+@crossed
+def amounts(profile):
+    yield from pair(profile)
+    for amount in (0.1, 0.3):
+        stages = pretraining(profile), tuning(profile, hook=code(noisy, amount=amount))
+        yield Arm("noise", stages, {"amount": amount})
+
+
+def amounts_figure(explored):
+    from repro.figures.common import gap_strip
+
+    return gap_strip(explored.panel(("0.1",)).gaps.reset_index().assign(condition="noise"))
+
+
+AMOUNTS = Study("amounts", "How much noise?", "none", "99_remedies", amounts)
+"""
+IN_A_COPY = """
+import sys
+from pathlib import Path
+from repro import cli, profiles, questions
+from repro.book import explorer
+
+taken, added = Path(sys.argv[1]), Path(sys.argv[2])
+chosen = profiles.profile("smoke")
+assert taken.stem not in {q.__name__.rpartition(".")[2] for q in questions.QUESTIONS}
+assert "recipe" not in questions.STUDIES and "remedies" in questions.STUDIES
+for words in (["plan"], ["run", "remedies", "amounts"], ["status"], ["claims"], ["studies"]):
+    try:
+        cli.main([*words, "--profile", "smoke"])
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+explored = explorer.of("amounts", chosen)
+assert explored.choices == [("0.1",), ("0.3",)]
+assert explored.panel(("0.1",)).gap.n == 3
+assert questions.QUESTIONS[-1].amounts_figure(explored) is not None
+"""
+
+
+@pytest.mark.slow
+def test_a_question_file_added_to_the_package_is_all_it_takes_and_one_taken_away_breaks_nothing(tmp_path):
+    """Issue 19: it is planned, run, judged, drawn and explored with nothing else changed."""
+    shutil.copytree(ROOT / "repro", tmp_path / "repro", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "repro" / "questions"
+    (folder / "recipe.py").unlink()
+    text = QUESTION.replace('"none", "none", remedies),)', '"none", "99_remedies", remedies), AMOUNTS)')
+    text = text.replace("STUDIES =", AMOUNTS + "\n\nSTUDIES =")
+    (folder / "remedies.py").write_text(text)
+    command = [sys.executable, "-c", IN_A_COPY, str(folder / "recipe.py"), str(folder / "remedies.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "noise" in done.stdout and "99_remedies" in done.stdout
