@@ -32,7 +32,9 @@ _REST = len(MODULES) - 1  # modules besides the one in question
 
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
-    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone."""
+    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone, or the last k."""
+    if profile.least:
+        return [MODULES[6 - k :] for k in range(7)]
     if profile.full_grids:
         return [s for k in range(7) for s in itertools.combinations(MODULES, k)]
     ends = [s for k in range(7) for s in (MODULES[:k], MODULES[6 - k :])]
