@@ -47,7 +47,7 @@ class Profile:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
         # The configuration's own checks, before anything is trained.
         Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
-        Dataset(self.dataset, self.train, self.test, self.noise)
+        Dataset(self.dataset, self.train, self.test, self.noise), Stage(1, until=self.until)
         for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
             value, least = getattr(self, field), field != "first_seed"
             most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
@@ -193,7 +193,12 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
     changes = dict(_setting(text) for text in settings)
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
-    return dataclasses.replace(PROFILES[name], **changes)
+    found = dataclasses.replace(PROFILES[name], **changes)
+    if {"dataset", "train", "test"} & changes.keys():
+        from repro.data import datasets
+
+        datasets.counts(found.data())  # refuses images that there are not
+    return found
 
 
 def _setting(text: str) -> tuple[str, object]:

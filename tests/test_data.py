@@ -115,7 +115,7 @@ def test_digits_noise_has_the_deviation_asked_for():
 
 
 def test_digits_has_a_limit():
-    with pytest.raises(InputError, match="at most 100000 train images, not 100001"):
+    with pytest.raises(InputError, match="digits has 100000 train images: train cannot be 100001"):
         datasets.images(Dataset("digits", train=100_001))
 
 
