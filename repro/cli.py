@@ -362,6 +362,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _say(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except ModuleNotFoundError as error:
+        if (error.name or "repro").startswith("repro"):
+            raise
+        status = _say(f"this needs the module {error.name}, which this Python does not have", 2)
     except BrokenPipeError:  # who reads has seen enough
         status = 1
     except OSError as error:  # no fault of the code: a disk that is full, a folder that is gone

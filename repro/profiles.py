@@ -58,7 +58,7 @@ class Profile:
         _ = self.network, self.optimizers
         if self.base not in self.optimizers:
             raise InputError(f"base takes one of {', '.join(self.optimizers)}, not {self.base!r}")
-        Dataset(self.dataset, self.train, self.test, self.noise)
+        Dataset(self.dataset, self.train, self.test, self.noise), Stage(1, until=self.until)
         for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
             value, least = getattr(self, field), field != "first_seed"
             most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
@@ -247,7 +247,12 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
         changes["model_settings"] = tuple(map(_own_setting, owned))
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
-    return dataclasses.replace(PROFILES[name], **changes)
+    found = dataclasses.replace(PROFILES[name], **changes)
+    if {"dataset", "train", "test"} & changes.keys():
+        from repro.data import datasets
+
+        datasets.counts(found.data())  # refuses images that there are not
+    return found
 
 
 def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
