@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.config import MODULES, Dataset, InputError, Model, Optimizer, Stage, Subset
 from repro.data import own
+from repro.data.downloads import SOURCES
 from repro.data.places import given
 
 MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
+
+OWN = "own"  # name of all data of one's own
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Profile:
     """Data set, network, budget and seeds of every study; see `PROFILES` for the named ones."""
 
     name: str
-    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file
+    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file or of a folder
     train: int | None  # images, None for all
     test: int | None
     noise: float  # standard deviation of the pixel noise, digits only
@@ -46,11 +50,13 @@ class Profile:
     sparse_tests: bool = False  # test early epochs seldom (`config.Run.tested`)
     median: bool = False  # test accuracy is the median over the window, not the mean
     exploratory: bool = False  # its records were seen before the present rules were made
+    size: int = 32  # side in pixels to which the images of a folder are scaled
+    split: int = 0  # seed by which test images are set apart, where one's own data have none
     model: str = ""  # of one's own: ./file.py:function or package.module:function; else the paper's ResNet
     model_settings: tuple[tuple[str, object], ...] = ()  # of that function
 
     def __post_init__(self) -> None:
-        if Path(self.dataset).suffix:
+        if self._own:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
         if ".py:" in self.model:
             object.__setattr__(self, "model", str(given(self.model)))
@@ -60,7 +66,7 @@ class Profile:
             raise InputError(f"base takes one of {', '.join(self.optimizers)}, not {self.base!r}")
         Dataset(self.dataset, self.train, self.test, self.noise), Stage(1, until=self.until)
         for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
-            value, least = getattr(self, field), field != "first_seed"
+            value, least = getattr(self, field), field not in ("first_seed", "split")
             most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
             if value is not None and value < least:
                 raise InputError(f"{field} must be at least {least:d}, not {value}")
@@ -69,6 +75,13 @@ class Profile:
         if self.window > self.arms_tuned:
             name = "tuning_epochs" if self.arms_tuned == self.tuning_epochs else "arm_epochs"
             raise InputError(f"window ({self.window}) is longer than {name} ({self.arms_tuned})")
+
+    @property
+    def _own(self) -> bool:
+        """Whether the data are of one's own, in a file or a folder."""
+        path, named = Path(self.dataset), self.dataset in ("digits", *SOURCES)
+        found = path.suffix or os.sep in self.dataset or (self.dataset and path.is_dir())
+        return bool(found) and not named
 
     @property
     def arms_tuned(self) -> int:
@@ -86,12 +99,33 @@ class Profile:
             return Model(self.width, self.depth)
         return Model(code=own.code(self.model, **dict(self.model_settings)))
 
-    def data(self, seed: int = 0) -> Dataset:
-        """The data set of this profile and seed; an `.npz` file is read, so that its content is in the id."""
-        if Path(self.dataset).suffix:
-            from repro.data.datasets import npz_dataset
+    @property
+    def modules(self) -> tuple[int, ...]:
+        """Numbers of the modules of the network; one of one's own is built, so as to count them."""
+        if not self.model:
+            return MODULES
+        from repro.data import datasets
+        from repro.training import models
 
-            found = npz_dataset(self.dataset, train=self.train, test=self.test)
+        images = datasets.images(self.data())
+        _, side, _, channels = images.x_train.shape
+        return models.modules(self.network, channels, images.classes, side)
+
+    def data(self, seed: int = 0) -> Dataset:
+        """The data set of this profile and seed; a file is read, so that its content is in the id.
+
+        Not its name, unless the store has records from before that was so.
+        """
+        if self._own:
+            from repro.data import datasets, folders
+            from repro.store import records
+
+            path = Path(self.dataset)
+            path = folders.of_folder(path, self.size) if path.is_dir() else path
+            found = datasets.npz_dataset(path, self.train, self.test, self.split)
+            named = records.names_of(found.fingerprint, records.Store.of(self.name).folder)
+            name = found.name if found.name in named else min(named, default=OWN)
+            found = dataclasses.replace(found, name=name)
         else:
             noise = self.noise if self.dataset == "digits" else 0.0
             found = Dataset(self.dataset, self.train, self.test, noise)
@@ -265,7 +299,7 @@ def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[st
             f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
         )
     if isinstance(settings, str):
-        settings = filter(None, re.split(r",\s*(?=\w+\s*=|$)", settings))  # a path may have a comma
+        settings = filter(None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings))  # a path may have a comma
     chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
     return profile(name, chosen, None if seeds is None else int(float(seeds)))
 

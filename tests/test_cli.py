@@ -70,7 +70,7 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(repro, tmp_path, name):
 
 WRONG = {
     "shape": ({"x_train": np.zeros((64, 8, 9), np.uint8)}, "x_train has shape [64, 8, 9]"),
-    "labels": ({"y_test": np.arange(16)}, "y_test has 15, a class that y_train lacks"),
+    "labels": ({"y_test": np.arange(16)}, "y_test has 4, a class that y_train lacks"),
     "NaN": ({"x_train": np.full((64, 8, 8), np.nan), "x_test": np.zeros((16, 8, 8))}, "x_train has NaN"),
     "missing": ({"y_test": None}, "no y_test"),
 }

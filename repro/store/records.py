@@ -78,6 +78,20 @@ def _text(record: dict) -> str:
     return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
 
 
+@functools.cache
+def names_of(fingerprint: str, folder: Path) -> tuple[str, ...]:
+    """Names that images of one's own have in the records of a folder.
+
+    Before they all had one name, their file's was part of the id.
+    """
+    written, names = f'"fingerprint": "{fingerprint}"'.encode(), set()
+    for path in folder.glob("[0-9a-f]*.json"):
+        if written in (content := path.read_bytes()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                names.add(json.loads(content)["run"]["dataset"]["name"])
+    return tuple(sorted(names))
+
+
 class Store:
     """The records of one profile: a folder of `<run id>.json`."""
 
