@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from repro import cli
 from repro.config import Dataset, InputError
 from repro.data import datasets, downloads, npz
 
@@ -113,7 +115,7 @@ def test_digits_noise_has_the_deviation_asked_for():
 
 
 def test_digits_has_a_limit():
-    with pytest.raises(InputError, match="at most 100000 train images, not 100001"):
+    with pytest.raises(InputError, match="digits has 100000 train images: train cannot be 100001"):
         datasets.images(Dataset("digits", train=100_001))
 
 
@@ -436,6 +438,89 @@ def test_damaged_cache_is_refused(small, folder, damage):
     with pytest.raises(InputError, match=r"cifar10.npz cannot be read.*move it elsewhere"):
         datasets.images(Dataset("cifar10"))
     assert {row["name"]: row["state"] for row in datasets.describe()}["cifar10"] == "unusable"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_a_copy_put_there_by_hand_is_taken_as_it_is(small, folder, monkeypatch, capsys, name):
+    """In any order, with what else it holds; a command to fetch it changes nothing."""
+    made = downloads.download(name)
+    order = np.random.default_rng(0).permutation(10)
+    copy = Small.made | {array: Small.made[array][order] for array in ("x_train", "y_train")}
+    path = saved(folder / f"{name}.npz", **copy, names=np.arange(3))
+    before = path.read_bytes()
+    monkeypatch.setattr(Small, "__init__", None)  # a download would fail
+    datasets.images.cache_clear()
+    assert same(datasets.images(Dataset(name)), made)
+    for more in ([], ["--from", str(path)]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["data", name, *more])
+        assert path.read_bytes() == before
+    assert f"{name}: 10 training and 5 test images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["images", "a page", "nothing"])
+def test_what_is_not_ours_is_neither_replaced_nor_said_to_be_deleted(
+    small, folder, tmp_path, capsys, content
+):
+    sound = saved(tmp_path / "sound.npz", **Small.made)
+    folder.mkdir()
+    path = folder / "cifar10.npz"
+    if content == "images":
+        saved(path, **arrays(n=20, classes=5, side=32))
+    else:
+        path.write_bytes(b"<!DOCTYPE html>\n<title>404</title>" * (content == "a page"))
+    before = path.read_bytes()
+    for command in (["data", "cifar10"], ["data", "cifar10", "--from", str(sound)], DOWNLOADED):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(command)
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and str(path) in line and "move it elsewhere" in line
+        assert "delete" not in line and path.read_bytes() == before
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["data"])
+    assert re.search("cifar10 +unusable", capsys.readouterr().out) and path.read_bytes() == before
+
+
+DOWNLOADED = ["run", "warm_start", "--profile", "smoke", "--set", "dataset=cifar10", "--set", "batch_size=2"]
+DOWNLOADED += ["--set", "train=10", "--set", "test=5"]
+
+
+def test_a_data_set_of_no_known_pixels_is_not_replaced_by_another(small, folder, tmp_path, capsys):
+    downloads.download("svhn")
+    before = (folder / "svhn.npz").read_bytes()
+    other = saved(
+        tmp_path / "other.npz", **{n: a[::-1] ^ 1 if n[0] == "x" else a for n, a in Small.made.items()}
+    )
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["data", "svhn", "--from", str(other)])
+    line = capsys.readouterr().err
+    assert "holds other images than" in line and line.count("\n") == 1
+    assert (folder / "svhn.npz").read_bytes() == before
+
+
+NO_ARCHIVES = {
+    "a page": (b"<!DOCTYPE html>\n<html><title>404 Not Found", "begins with b'<!DOCTYPE html>"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "b'version https://git-lfs"),
+    "a link of git-annex": (b"/annex/objects/SHA256E-s17", "b'/annex/objects"),
+    "a pickle": (b"\x80\x04K\x01.", r"b'\\x80\\x04K"),
+    "one array": (b"\x93NUMPY\x01\x00v\x00{'descr'", "NUMPY"),
+    "gzip": (b"\x1f\x8b\x08\x00", r"x1f\\x8b"),
+    "nothing": (b"", "b''"),
+    "half of it": (b"PK\x03\x04 cut off", "not a zip file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARCHIVES)
+@pytest.mark.parametrize("command", [["run", "--set", "dataset={}"], ["data", "cifar10", "--from", "{}"]])
+def test_what_is_no_archive_is_said_to_be_what_it_is(folder, tmp_path, capsys, kind, command):
+    content, words = NO_ARCHIVES[kind]
+    (tmp_path / "own.npz").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([word.format(tmp_path / "own.npz") for word in command])
+    line = capsys.readouterr().err
+    assert re.search(words, line) and "own.npz cannot be read as an .npz file of plain arrays" in line
+    assert line.count("\n") == 1 and "pickle" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["own.npz"]
 
 
 def test_cache_that_cannot_be_written_is_one_line(small, tmp_path, monkeypatch):

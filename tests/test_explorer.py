@@ -46,6 +46,7 @@ def write(store, case, test, train, shift=0.0):
         device="cpu",
         precision="float32",
         data="0",
+        finished="2026-01-01T00:00:00+00:00",
     )
 
 
@@ -156,6 +157,21 @@ def test_a_question_of_ones_own_is_explored_by_its_factors_without_a_word_more(m
     assert found.runs(("pink", "2")) == []
     shown = found._repr_mimebundle_()
     assert "text/html" in shown and "application/vnd.jupyter.widget-view+json" in shown
+
+
+def test_the_command_for_a_question_in_a_file_names_the_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from repro.study import FRESH, Arm, Study, crossed, pretraining, tuning\n"
+        "@crossed\n"
+        "def longer(profile):\n"
+        "    yield Arm(FRESH, (tuning(profile),))\n"
+        "    yield Arm('mine', (pretraining(profile), tuning(profile)), {'strength': 1})\n"
+        "STUDIES = (Study('mine', 'Mine?', 'none', 'none', longer),)\n"
+    )
+    for asked in (str(path), f"{path}:mine"):
+        found = explorer.of(asked, SMOKE)
+        assert found.command(("1",)) == f"repro run {path}:mine --profile smoke --only strength=1"
 
 
 def test_fresh_runs_are_compared_with_whatever_factors_they_do_not_pair_by():

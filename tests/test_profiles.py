@@ -14,7 +14,7 @@ from repro.store.records import ROOT
 from repro.study import HELD_OUT_SEEDS, LONGER
 from repro.sweep import plans
 
-NAMES = ("smoke", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
+NAMES = ("smoke", "minutes", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
 
 
 def test_the_profiles_by_name():
@@ -42,7 +42,7 @@ def test_every_profile_builds_every_study(name, study):
         few = HELD_OUT_SEEDS if ("held_out", True) in factors else number
         assert drawn == list(range(first, first + few))
     assert len({(case.run.id, case.epochs) for case in cases}) == len(cases)
-    assert (sum(batch.steps for batch in plans.plan(case.run for case in cases).batches) > 0) == bool(cases)
+    assert (sum(group.steps for group in plans.plan(case.run for case in cases).groups) > 0) == bool(cases)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -164,7 +164,7 @@ def refusal(*settings, seeds=None, name="smoke"):
     """The line that refuses these settings, before anything is trained."""
     with pytest.raises(InputError) as refused:
         cases = STUDIES["warm_start"].cases(profile(name, settings, seeds))
-        sum(batch.steps for batch in plans.plan(case.run for case in cases).batches)
+        sum(group.steps for group in plans.plan(case.run for case in cases).groups)
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)
 

@@ -72,6 +72,7 @@ class Explorer:
 
     study: Study
     profile: Profile
+    file: str = ""  # of a question of one's own
 
     @cached_property
     def explored(self) -> tuple[Explored, ...]:
@@ -133,7 +134,8 @@ class Explorer:
     def command(self, choice: Choice) -> str:
         """The command that records a choice."""
         profile = self.profile if choice in self._choices(self.study.cases(self.profile)) else self._wider
-        words = ["repro", "run", self.study.name, "--profile", profile.name]
+        name = f"{self.file}:{self.study.name}" if self.file else self.study.name
+        words = ["repro", "run", name, "--profile", profile.name]
         for setting in changes(profile):
             words += ["--set", setting]
         for name, value in self.named(choice).items():
@@ -202,14 +204,15 @@ class Explorer:
 
 
 def of(study: str, profile: Profile) -> Explorer:
-    """The explorer of a study; raises `InputError` where the study has nothing to choose."""
-    found = Explorer(studies([study])[0], profile)
+    """The explorer of a study, or of one in a file: `question.py:study`; `InputError` if it has no factor."""
+    path, ending, _ = study.rpartition(".py")
+    found = Explorer(studies([study])[0], profile, path + ending)
     if not any(found.choices):
         raise InputError(f"{study} has no factor to choose a value of")
     return found
 
 
-def live(study: str = "reset", profile: str = "quick", seeds: int | None = None, settings: str = ""):
+def live(study: str, profile: str = "quick", seeds: int | None = None, settings: str = ""):
     """The explorer of a study as widgets, to be shown in JupyterLab or Voila."""
     from repro.book.live import Live
 

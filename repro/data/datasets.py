@@ -92,10 +92,15 @@ def _held_out(dataset: Dataset, images: int) -> int:
 
 
 def _part(split: str, order: np.ndarray, n: int | None, dataset: Dataset) -> np.ndarray:
-    """The first n images of an order, sorted; all where n is None, or of one's own where there are fewer."""
-    if n is not None and n > len(order) and not dataset.fingerprint:
-        raise InputError(f"{dataset.name} has {len(order)} {split} images: {split} cannot be {n}")
-    return np.sort(order[:n])
+    """The first n images of an order, sorted; all where n is None."""
+    return np.sort(order[: _number(split, n, len(order), dataset)])
+
+
+def _number(split: str, n: int | None, there: int, dataset: Dataset) -> int:
+    """How many images of a split are asked for: all where n is None, or of one's own at most n."""
+    if n is not None and n > there and not dataset.fingerprint:
+        raise InputError(f"{dataset.name} has {there} {split} images: {split} cannot be {n}")
+    return there if n is None else min(n, there)
 
 
 def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -104,9 +109,7 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     Training and test images come from different digits; a digit serves again, at
     another place, where more images are wanted than there are digits.
     """
-    n = getattr(dataset, split) or DIGITS
-    if n > MOST_DIGITS:
-        raise InputError(f"digits makes at most {MOST_DIGITS} {split} images, not {n}")
+    n = _number(split, getattr(dataset, split) or DIGITS, MOST_DIGITS, dataset)
     digits, labels = _handwritten()
     bases = _digit_bases(labels, dataset.held_out)[split]
     # One split must not change with the size of the other, nor the test images with the sample.
@@ -218,11 +221,16 @@ def describe() -> list[dict[str, object]]:
 def counts(dataset: Dataset) -> tuple[int, int, int]:
     """Numbers of training images, test images and classes; a named data set need not be here."""
     if dataset.fingerprint is None and dataset.name == "digits":
-        return dataset.train or DIGITS, dataset.test or DIGITS, 10
+        train, test = (
+            _number(split, getattr(dataset, split) or DIGITS, MOST_DIGITS, dataset)
+            for split in ("train", "test")
+        )
+        return train, test, 10
     if dataset.fingerprint is None and dataset.name in SOURCES:
         source = SOURCES[dataset.name]
         held = _held_out(dataset, source.train)
-        return dataset.train or source.train - held, held or dataset.test or source.test, source.classes
+        train = _number("train", dataset.train, source.train - held, dataset)
+        return train, held or _number("test", dataset.test, source.test, dataset), source.classes
     full = images(dataset)
     return len(full.y_train), len(full.y_test), full.classes
 

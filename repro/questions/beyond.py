@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from repro.analysis.curves import epochs_to_reach
 from repro.analysis.recorded import Results
-from repro.config import Optimizer
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed
 from repro.figures.style import bar, blank, colour, estimate, known, marker, message, styled
@@ -25,9 +24,8 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 @crossed
 def beyond(profile: Profile) -> Iterator[Arm]:
     """Remedies that the paper does not try, beside its own."""
-    half, rate = pretraining(profile), 10 * profile.learning_rate
-    larger = Optimizer(learning_rate=rate)
-    falling = Optimizer(learning_rate=rate, schedule="cosine")
+    half = pretraining(profile)
+    larger, falling = profile.at_rate(10), profile.at_rate(10, schedule="cosine")
     yield from pair(profile)
     yield Arm("shrink and perturb", (half, tuning(profile, shrink=0.4, perturb=0.1)))
     yield Arm("rate restart", (half, tuning(profile, optimizer=falling)))
