@@ -525,6 +525,7 @@ def test_a_question_and_a_network_outside_the_repository_survive_kills_children_
         w for s in ("train=64", "test=32", "model.dropout=0.3", "tuning_epochs=20") for w in ("--set", s)
     ]
     environment = os.environ | {"REPRO_RESULTS": str(killed.folder.parent), "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "2"  # of no effect on the bits
     command = [sys.executable, "-m", "repro", *map(str, words)]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as sweep:
         while not killed.ids():
