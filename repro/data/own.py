@@ -118,7 +118,7 @@ def _source(path: Path, name: str, stamp: object) -> str:
 
     That is what it names, what that names, and so on, and statements that define nothing.
     """
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     try:
         body = ast.parse(text).body
     except SyntaxError as error:
