@@ -1,7 +1,7 @@
-# make book    the book at PROFILE, in _build/html/index.html; CHAPTERS=warm_start,reset for some of it,
-#              OPTIONS="--pdf" for more of what `repro book --help` has
+# make book    the book of the published records, in _build/html/index.html; PROFILE=quick to train a profile,
+#              CHAPTERS=warm_start,reset for some of it, OPTIONS="--pdf" for more of `repro book --help`
 # make test    all tests: software, science, every chapter, the book
-PROFILE ?= quick
+PROFILE ?=
 CHAPTERS ?=
 OPTIONS ?=
 PYTHON ?= python3
@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python -m
 .PHONY: book test lint format bench lock clean
 
 book: $(VENV)/ready
-	$(RUN) repro book --profile $(PROFILE) $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(OPTIONS)
+	$(RUN) repro book $(if $(PROFILE),--profile $(PROFILE)) $(if $(CHAPTERS),--chapters $(CHAPTERS)) $(OPTIONS)
 
 test: $(VENV)/ready
 	$(RUN) pytest -n 2 --dist loadgroup
@@ -19,6 +19,7 @@ test: $(VENV)/ready
 lint: $(VENV)/ready
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(VENV)/bin/lint-imports
 
 format: $(VENV)/ready
 	$(RUN) ruff check --fix .

@@ -7,7 +7,12 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HERE = {"run_study": "repro.running", "scale": "repro.running", "results": "repro.analysis.recorded"}
+_HERE = {
+    "run_study": "repro.running",
+    "scale": "repro.profiles",
+    "results": "repro.analysis.recorded",
+    "claims_table": "repro.scorecard",
+}
 __all__ = list(_HERE)
 
 

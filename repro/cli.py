@@ -20,8 +20,8 @@ import typer
 from rich.table import Table
 
 from repro import questions, terminal
-from repro.config import InputError
-from repro.places import fix_environment
+from repro.config import InputError, check_engine
+from repro.data.places import fix_environment
 from repro.study import only as chosen_cases
 
 STOPPED = 3
@@ -30,7 +30,8 @@ published = typer.Typer(no_args_is_help=True, help="Look after recorded results.
 app.add_typer(published, name="results")
 
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="[STUDY]...", help="studies; all where none is named")
+    list[str] | None,
+    typer.Argument(metavar="[STUDY]...", help="studies, or a file of one's own; all where none is named"),
 ]
 ProfileName = Annotated[
     str, typer.Option("--profile", help="smoke, quick, cifar10-small, cifar10, paper, ...")
@@ -226,16 +227,19 @@ def _count(chosen, asked) -> None:
 
 @app.command()
 def claims(
+    question: Annotated[
+        str | None, typer.Argument(help="a file with a question of one's own; the paper's claims by default")
+    ] = None,
     profile: ProfileName = "quick",
     settings: Settings = None,
     seeds: Seeds = None,
     as_json: Annotated[bool, typer.Option("--json", help="a list of objects, for programs")] = False,
 ) -> None:
-    """Judge every claim of the paper by the records of a profile."""
+    """Judge every claim of the paper, or of a question of one's own, by the records of a profile."""
     from repro import profiles
     from repro.scorecard import scorecard
 
-    found = list(scorecard(profiles.profile(profile, settings or (), seeds)).values())
+    found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return
@@ -248,7 +252,10 @@ def claims(
 
 @app.command()
 def book(
-    profile: ProfileName = "quick",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="train what this profile lacks; published records by default"),
+    ] = None,
     chapters: Annotated[str | None, typer.Option(help="names with commas between; all by default")] = None,
     settings: Settings = None,
     seeds: Seeds = None,
@@ -262,9 +269,10 @@ def book(
     jobs: Annotated[int, typer.Option(min=1, help="chapters executed at once")] = 2,
     pdf: Annotated[bool, typer.Option("--pdf", help="a PDF of each chapter too; needs Chromium")] = False,
 ) -> None:
-    """Train what the chapters lack, execute them, and render the book to OUT/_build/html.
+    """Execute the chapters and render the book to OUT/_build/html.
 
-    Chapters of downloaded data sets take hours to train: they show what is recorded.
+    Without a profile the chapters show what is published and train little; with one, what they lack of it is
+    trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
     from repro import profiles
@@ -272,11 +280,18 @@ def book(
     from repro.data.downloads import SOURCES
 
     pages.require_tools()
+    if device not in (None, "none"):
+        check_engine(device, "auto")
+    asked = [name.strip() for name in chapters.split(",")] if chapters is not None else None
+    if profile is None:
+        if settings or seeds is not None:
+            raise InputError("--set and --seeds need a --profile: published records are as they are")
+        given = {} if device is None else {"device": device}
+        raise typer.Exit(pages.make_book(None, asked, given, out, jobs, pdf=pdf))
     fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
     if seeds is None and len(fields) < len(settings or ()):
         seeds = profiles.profile(profile, settings or ()).seeds
     chosen = profiles.profile(profile, fields, seeds)
-    asked = [name.strip() for name in chapters.split(",")] if chapters is not None else None
     device = ("none" if chosen.dataset in SOURCES else "auto") if device is None else device
     changed = profiles.changes(profiles.profile(profile, fields))
     parameters = {"seeds": seeds, "device": device, "settings": changed}

@@ -55,21 +55,33 @@ class Dataset:
     path: str | None = field(default=None, compare=False)  # where that file lies; not part of the id
     sample: int = 0  # which random sample of so many training images
     held_out: bool = False  # tests are on training images that are kept from training
+    split: int | None = None  # seed by which test images are split off, where the data have none
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
             n = getattr(self, split)
             _require(n is None or n >= 2, f"{split} must be at least 2 images, not {n}")
         _require(0 <= self.noise < math.inf, f"noise must be finite and not negative, not {self.noise}")
-        _require_whole(self, 0, "sample")
+        _require_whole(self, 0, "sample", *["split"] * (self.split is not None))
+
+
+@dataclass(frozen=True)
+class Code:
+    """A function of one's own, as `repro.data.own` finds it: what it does is in the id, not where it lies."""
+
+    name: str
+    source: str  # hash of the function and of what it uses in its file
+    settings: tuple[tuple[str, object], ...] = ()  # keyword arguments: numbers, texts, truth values
+    path: str | None = field(default=None, compare=False)  # absolute, of a file; or a module's name
 
 
 @dataclass(frozen=True)
 class Model:
-    """A ResNet of base width w and d blocks per module (paper, appendix A.4)."""
+    """A ResNet of base width w and d blocks per module (paper, appendix A.4), or a network of one's own."""
 
     width: int = 64
     depth: int = 2
+    code: Code | None = None  # gives the network from (channels, classes, size)
 
     def __post_init__(self) -> None:
         _require_whole(self, 1, "width", "depth")
@@ -87,6 +99,7 @@ class Optimizer:
     learning_rate: float = 0.001
     momentum: float = 0.0
     schedule: str = "constant"
+    weight_decay: float = 0.0  # decoupled: a step first shrinks weights by the learning rate times this
 
     def __post_init__(self) -> None:
         _require(
@@ -99,6 +112,9 @@ class Optimizer:
         _require(
             self.schedule in ("constant", "cosine"),
             f"unknown schedule {self.schedule!r}: choose from constant, cosine",
+        )
+        _require(
+            0 <= self.weight_decay < math.inf, f"weight_decay must not be negative, not {self.weight_decay}"
         )
         _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
         _require(self.name == "sgd" or not self.momentum, f"momentum is for sgd, not for {self.name}")
@@ -137,7 +153,8 @@ class Stage:
     """Some epochs on one subset with one optimiser, after re-initialising some modules.
 
     Before the first of them every parameter becomes `shrink` times itself plus
-    `perturb` times that of a new network, as Ash and Adams (2020) propose.
+    `perturb` times that of a new network, as Ash and Adams (2020) propose; last, a
+    `hook` of one's own, `(network, generator) -> None`, changes the network.
     """
 
     epochs: int
@@ -147,13 +164,15 @@ class Stage:
     until: float | None = None  # train accuracy at which the stage ends before its last epoch
     shrink: float = 1.0
     perturb: float = 0.0
+    hook: Code | None = None
+    shift: int = 0  # each training image is moved at random by up to so many pixels, its border filled
+    flip: bool = False  # each training image is mirrored at random
 
     def __post_init__(self) -> None:
         _require_whole(self, 1, "epochs")
+        _require_whole(self, 0, "shift")
         _require(self.until is None or 0 < self.until <= 1, f"until must lie in (0, 1], not {self.until}")
-        _require(
-            set(self.reset) <= set(MODULES), f"reset takes modules from 1 to 6, not {sorted(self.reset)}"
-        )
+        _require(all(m >= 1 for m in self.reset), f"reset takes modules from 1 on, not {sorted(self.reset)}")
         _require(0 <= self.shrink <= 1, f"shrink must lie in [0, 1], not {self.shrink}")
         _require(0 <= self.perturb < math.inf, f"perturb must not be negative, not {self.perturb}")
         object.__setattr__(self, "reset", tuple(sorted(set(self.reset))))
@@ -182,8 +201,13 @@ class Run:
         _require(bool(self.stages), "a run needs at least one stage")
         first = self.stages[0]
         _require(
-            (first.reset, first.shrink, first.perturb) == ((), 1.0, 0.0),
-            "the first stage starts from new weights: nothing to reset, shrink or perturb",
+            (first.reset, first.shrink, first.perturb, first.hook) == ((), 1.0, 0.0, None),
+            "the first stage starts from new weights: nothing to reset, shrink, perturb or hook into",
+        )
+        reset = sorted(set().union(*(stage.reset for stage in self.stages)))
+        _require(
+            self.model.code is not None or set(reset) <= set(MODULES),
+            f"reset takes modules from 1 to 6, not {reset}",
         )
         _require_whole(self, 2, "batch_size")
         _require_whole(self, 0, "split_seed", "init_seed", "order_seed")
@@ -246,13 +270,18 @@ def run_from_json(data: dict) -> Run:
                 "data": Subset(**stage.get("data", {})),
                 "optimizer": Optimizer(**stage.get("optimizer", {})),
                 "reset": tuple(stage.get("reset", ())),
+                "hook": _code(stage.get("hook")),
             }
         )
         for stage in data["stages"]
     )
-    return Run(
-        **{**data, "dataset": Dataset(**data["dataset"]), "model": Model(**data["model"]), "stages": stages}
-    )
+    model = Model(**{**data["model"], "code": _code(data["model"].get("code"))})
+    return Run(**{**data, "dataset": Dataset(**data["dataset"]), "model": model, "stages": stages})
+
+
+def _code(data: dict | None) -> Code | None:
+    settings = tuple((name, value) for name, value in (data or {}).get("settings", ()))
+    return data and Code(**{**data, "settings": settings})
 
 
 def run_id(run: Run) -> str:

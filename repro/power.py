@@ -10,7 +10,8 @@ import pandas as pd
 from repro.analysis.claims import ALPHA, Arms, Claim, weights
 from repro.analysis.recorded import Results
 from repro.analysis.stats import noncentrality
-from repro.profiles import Profile
+from repro.figures.shown import Table
+from repro.profiles import PROFILES, Profile
 from repro.questions import CLAIMS, STUDIES
 from repro.study import FRESH, LAST, WARM, Case
 
@@ -81,3 +82,13 @@ def table(profile: Profile) -> pd.DataFrame:
         row = {"claim": claim.id, "seeds": n, "detectable": found[n], "unit": claim.unit}
         rows.append(row | {"seeds_for_1.5": enough[0] if enough else np.nan})
     return pd.DataFrame(rows)
+
+
+def shown() -> Table:
+    """The smallest effect that the planned seeds of each scale find, a row per claim on accuracies."""
+    rows = {}
+    for name in ("cifar10-small", "cifar10"):
+        for found in table(PROFILES[name]).itertuples():
+            said = f"{found.detectable:.2f} {found.unit} ({found.seeds} seeds)"
+            rows.setdefault(found.claim, {"claim": found.claim})[f"smallest effect found, {name}"] = said
+    return Table(pd.DataFrame(rows.values()).fillna(""))

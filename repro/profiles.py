@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
 from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
-from repro.places import given
+from repro.data import own
+from repro.data.places import given
 
 MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
 
@@ -41,13 +44,17 @@ class Profile:
     sparse_tests: bool = False  # test early epochs seldom (`config.Run.tested`)
     median: bool = False  # test accuracy is the median over the window, not the mean
     exploratory: bool = False  # its records were seen before the present rules were made
+    model: str = ""  # of one's own: ./file.py:function or package.module:function; else the paper's ResNet
+    model_settings: tuple[tuple[str, object], ...] = ()  # of that function
 
     def __post_init__(self) -> None:
         if Path(self.dataset).suffix:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
+        if ".py:" in self.model:
+            object.__setattr__(self, "model", str(given(self.model)))
         # The configuration's own checks, before anything is trained.
-        Model(self.width, self.depth), Optimizer(learning_rate=self.learning_rate)
-        Dataset(self.dataset, self.train, self.test, self.noise), Stage(1, until=self.until)
+        _ = self.network, Optimizer(learning_rate=self.learning_rate), Stage(1, until=self.until)
+        Dataset(self.dataset, self.train, self.test, self.noise)
         for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
             value, least = getattr(self, field), field != "first_seed"
             most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
@@ -63,6 +70,17 @@ class Profile:
     def arms_tuned(self) -> int:
         """Epochs of tuning in all but the first study."""
         return min(self.tuning_epochs, self.arm_epochs or self.tuning_epochs)
+
+    @property
+    def network(self) -> Model:
+        """What is trained, unless an arm of a study says otherwise."""
+        if not self.model:
+            if self.model_settings:
+                raise InputError(
+                    "model.NAME=VALUE is a setting of a model of one's own: name it by model=..."
+                )
+            return Model(self.width, self.depth)
+        return Model(code=own.code(self.model, **dict(self.model_settings)))
 
     def data(self, seed: int = 0) -> Dataset:
         """The data set of this profile and seed; an `.npz` file is read, so that its content is in the id."""
@@ -184,13 +202,20 @@ PROFILES = {
         _PAPER,
     )
 }
+# A claim is told at the first that is whole.
+LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "quick")
+PUBLISHED = "published"  # for a chapter: what is recorded of a study, at the largest scale that is whole
 
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
     """The named profile with `field=value` settings applied; raises `InputError` on any mistake."""
     if not isinstance(name, str) or name not in PROFILES:
         raise InputError(f"unknown profile {name!r}: choose from {', '.join(PROFILES)}")
-    changes = dict(_setting(text) for text in settings)
+    settings = list(settings)
+    owned = [text for text in settings if str(text).lstrip().startswith("model.")]
+    changes = dict(_setting(text) for text in settings if text not in owned)
+    if owned:
+        changes["model_settings"] = tuple(map(_own_setting, owned))
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
     found = dataclasses.replace(PROFILES[name], **changes)
@@ -201,12 +226,27 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
     return found
 
 
+def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
+    """The profile that a chapter's parameters name, in what forms papermill passes them.
+
+    `settings` change fields: ["width=16", "train=500"], or in one string "width=16, train=500".
+    """
+    if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
+        raise InputError(
+            f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
+        )
+    if isinstance(settings, str):
+        settings = filter(None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings))  # a path may have a comma
+    chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
+    return profile(name, chosen, None if seeds is None else int(float(seeds)))
+
+
 def _setting(text: str) -> tuple[str, object]:
     field, equals, value = (part.strip() for part in str(text).partition("="))
-    allowed = [name for name in FIELDS if name != "name"]
+    allowed = [name for name in FIELDS if name not in ("name", "model_settings")]
     if not equals or field not in allowed:
         raise InputError(
-            f"unknown setting {text!r}: write field=value with a field from {', '.join(allowed)}"
+            f"unknown setting {text!r}: write field=value with a field from {', '.join(allowed)}, model.NAME"
         )
     kind = FIELDS[field]
     if kind is str:
@@ -226,9 +266,21 @@ def _setting(text: str) -> tuple[str, object]:
         raise InputError(f"{field} takes {allowed}, not {value!r}") from None
 
 
+def _own_setting(text: str) -> tuple[str, object]:
+    """Name and value of `model.name=value`: a whole number, a number, true or false, or a text."""
+    name, equals, value = (part.strip() for part in text.partition("model.")[2].partition("="))
+    if not (equals and name.isidentifier()):
+        raise InputError(f"{text!r} sets nothing: write model.name=value")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, kind(value)
+    return name, {"true": True, "false": False}.get(value, value)
+
+
 def changes(profile: Profile) -> list[str]:
     """The `field=value` settings that make this profile of the named one."""
     base = dataclasses.asdict(PROFILES[profile.name])
     values = {name: v for name, v in dataclasses.asdict(profile).items() if v != base[name]}
+    values |= {f"model.{name}": v for name, v in values.pop("model_settings", ())}
     words = {None: "all", True: "true", False: "false"}
     return [f"{name}={words[v] if v is None or isinstance(v, bool) else v}" for name, v in values.items()]

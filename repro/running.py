@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from repro import profiles
 from repro.analysis.recorded import Results, results
 from repro.config import InputError, check_engine
-from repro.profiles import Profile
+from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, scale
 from repro.questions import studies
 from repro.store.records import Store
+from repro.study import LAST, Study
 from repro.sweep import dispatch
 from repro.sweep.plans import plan
 from repro.sweep.progress import shown
 
 
-def scale(profile: str, seeds: int | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
-    """The profile that a chapter's parameters name, in what forms papermill passes them.
+def published(study: Study) -> Results:
+    """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
 
-    `settings` change fields: ["width=16", "train=500"], or in one string "width=16, train=500".
+    Whole is a scale without its runs of the last priority, which no claim waits for.
     """
-    if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
-        raise InputError(
-            f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
-        )
-    if isinstance(settings, str):
-        settings = filter(None, re.split(r",\s*(?=\w+\s*=|$)", settings))  # a path may have a comma
-    chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
-    return profiles.profile(profile, chosen, None if seeds is None else int(float(seeds)))
+    found = []
+    for name in LARGEST_FIRST:
+        cases = study.cases(PROFILES[name])
+        first = [case for case in cases if case.priority < LAST] or cases
+        if first and {case.run.id for case in first} <= Store.of(name).ids():
+            return results(study, PROFILES[name])
+        found.append(results(study, PROFILES[name]))
+    return max(found, key=lambda r: r.table.seed.nunique())
 
 
 def run_study(
     name: str,
-    profile: str = "quick",
+    profile: str = PUBLISHED,
     seeds: int | None = None,
     device: str = "auto",
     settings: str | Sequence[str] | None = (),
 ) -> Results:
-    """The results of a study, after training what of it is not recorded yet; not with the device `none`."""
-    [study], chosen = studies([name]), scale(profile, seeds, settings)
+    """The results of a study, after training what of it is not recorded yet; not with the device `none`.
+
+    The profile `published` is the largest at which all of the study is recorded; it trains nothing.
+    """
+    [study] = studies([name])
+    if profile == PUBLISHED:
+        if seeds or settings:
+            raise InputError("seeds and settings need a profile: published records are as they are")
+        return published(study)
+    chosen = scale(profile, seeds, settings)
     if device == "none":
         return results(study, chosen)
     check_engine(device, "auto")

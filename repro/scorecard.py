@@ -1,38 +1,37 @@
-"""The paper's claims, each with the contrast it makes, and the verdict of the records on all."""
+"""The verdict of the records on every claim, at one scale or at the largest that is whole."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from repro import questions
 from repro.analysis import recorded
-from repro.analysis.claims import DECIDED, Verdict, verdicts
+from repro.analysis.claims import DECIDED, VERDICTS, Verdict, verdicts
 from repro.analysis.recorded import Results
+from repro.analysis.stats import between, signed
+from repro.figures import common
+from repro.figures.shown import Captioned, Table, Words
 from repro.lazy import Lazy
-from repro.profiles import PROFILES, Profile
+from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, Profile, scale
 from repro.questions import CLAIMS, STUDIES
 from repro.store.records import Store
 
-np, pd = Lazy("numpy"), Lazy("pandas")  # as in `repro.analysis.stats`
-
-EARLY = (5, 10)  # epochs of pretraining after which, the paper says, a gap is there
-UNEVEN = (2, 5, 10)  # portions that are also dealt by class, to one class in each
-SPEED_AT = 0.9  # train accuracy whose epoch is compared where modules are kept
-SPEED_LEVELS = (0.8, 0.9, 0.95)  # train accuracies at which the claim on speed is tested
-RECOVERED = 0.8  # share of the gap that a reset has to close to count as recovery
-LARGEST_FIRST = (
-    "paper",
-    "cifar10-wide",
-    "cifar10",
-    "cifar10-small",
-    "laptop",
-    "quick",
-)  # a claim is told at the first that is whole
+pd = Lazy("pandas")
 
 
-def scorecard(profile: Profile) -> dict[str, Verdict]:
-    """The verdict on every claim by its id, from what is recorded at a profile; trains nothing."""
-    return _judged(*_place(profile))
+def scorecard(profile: Profile, question: str | None = None) -> dict[str, Verdict]:
+    """The verdict on every claim by its id, from what is recorded at a profile; trains nothing.
+
+    On the paper's claims, or on those of the question in a file, which are a family of their own.
+    """
+    if question is None:
+        return _judged(*_place(profile))
+    known, claims = questions.question(question)
+    made = {name: recorded.results(known[name], profile) for name in dict.fromkeys(c.study for c in claims)}
+    return {v.claim.id: v for v in verdicts((claim, made[claim.study]) for claim in claims)}
 
 
 def _place(profile: Profile) -> tuple[Profile, Path, tuple]:
@@ -76,3 +75,64 @@ def best() -> dict[str, Verdict]:
         profile = next(iter([*whole, *begun, *found])).profile
         chosen.append((claim, _recorded(*places[profile]).get(claim.study) if profile else None))
     return {v.claim.id: v for v in verdicts(chosen)}
+
+
+def claims_table(*studies: str) -> Table:
+    """A row for each claim that these studies decide, all by default, at each scale that has records of it.
+
+    The first row of a claim is the one that is told (`best`).
+    """
+    told, scales = best(), at_each_scale()
+    asked = [claim for claim in CLAIMS if not studies or claim.study in studies]
+    rows = []
+    for claim in asked:
+        first = told[claim.id]
+        others = [card[claim.id] for name, card in scales.items() if name != first.profile]
+        rows.append(row(first))
+        rows += [row(v) | {"claim": ""} for v in others if v.effect.n or v.verdict == "not tested"]
+    return Table(pd.DataFrame(rows))
+
+
+def row(verdict: Verdict) -> dict[str, str]:
+    """A verdict in words, by the columns of a table."""
+    v, effect = verdict, verdict.effect
+    interval = f"{between((effect.low, effect.high))}" if effect.n > 1 else ""
+    return {
+        "claim": v.claim.words,
+        "verdict": v.verdict,
+        "scale": v.profile,
+        "effect": f"{signed(effect.mean, 2)} {v.claim.unit}" if effect.n else v.reason,
+        "95 % interval": interval,
+        "seeds": f"{effect.n} of {v.planned}" if effect.n else "",
+        "p": v.p_text,
+    }
+
+
+def told(profile: str = PUBLISHED, seeds: int | None = None, settings: str = "") -> list[Verdict]:
+    """The verdict on every claim, at the largest scale that is whole or at one profile."""
+    found = best() if profile == PUBLISHED else scorecard(scale(profile, seeds, settings))
+    return list(found.values())
+
+
+def tally(verdicts: Iterable[Verdict]) -> Words:
+    """Which claims got each verdict, in words."""
+    claims = {word: [] for word in VERDICTS}
+    for v in verdicts:
+        claims[v.verdict].append(f"{v.claim.words} ({v.profile or 'no scale'})")
+    lines = [f"**{word.capitalize()}: {len(of)}.** {' '.join(of)}" for word, of in claims.items() if of]
+    return Words("\n\n".join(lines))
+
+
+def picture(verdicts: Iterable[Verdict]) -> Captioned:
+    """Every claim with its verdict and its t value."""
+    verdicts = list(verdicts)
+    caption = (
+        "Every claim with its verdict and its t value, which is the distance of the effect from zero in "
+        "standard errors, to the right where it supports the claim. The upright mark is what one claim "
+        "alone would have to pass at 5 %."
+    )
+    counts = Counter(v.verdict for v in verdicts)
+    alt = (
+        f"A row for each of {len(verdicts)} claims: {', '.join(f'{n} {word}' for word, n in counts.items())}."
+    )
+    return Captioned(common.scorecard(verdicts), "fig-scorecard", caption, alt)

@@ -41,6 +41,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Explored:
+    """A factor whose values readers choose in the book's explorer, and how they do."""
+
+    factor: str
+    label: str  # of the control
+    words: Callable[[str], str]  # a value in words
+    control: str = "slider"  # or "menu", or "boxes" to tick, of which a value such as "456" names three
+    boxes: Mapping[str, str] = field(default_factory=dict)  # what each box is called, by its one character
+    start: str = ""  # the value that is shown first, if it is recorded
+    wider: Mapping[str, object] = field(default_factory=dict)  # profile settings under which all is offered
+
+
+@dataclass(frozen=True)
 class Study:
     """One question of the paper."""
 
@@ -50,6 +63,7 @@ class Study:
     chapter: str
     cases: Callable[[Profile], list[Case]]
     pairs: tuple[str, ...] = ()  # factors that a pretrained run shares with its fresh one, besides the seed
+    explored: tuple[Explored, ...] = ()  # if none, all factors are offered, under their names
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", cache(self.cases))  # the id of each run is a hash to compute
@@ -76,7 +90,7 @@ def _case(profile: Profile, seed: int, arm: Arm) -> Case:
         stages, epochs = _as_recorded(profile, stages)
     run = Run(
         dataset=replace(profile.data(seed), held_out=arm.held_out),
-        model=arm.model or Model(profile.width, profile.depth),
+        model=arm.model or profile.network,
         stages=stages,
         batch_size=profile.batch_size,
         split_seed=seed,
@@ -134,9 +148,10 @@ def factor_text(value: object) -> str:
 
 
 def only(study: Study, cases: Iterable[Case], chosen: Mapping[str, str]) -> list[Case]:
-    """The cases with these values of factors, and those without the factor, with which they are compared.
+    """The cases with these values of factors, and those with which they are compared.
 
-    Raises `InputError` on a factor or a value that the study does not have.
+    These lack the factor, or are fresh and paired without regard to it. Raises `InputError`
+    on a factor or a value that the study does not have.
     """
     cases = list(cases)
     for name, value in chosen.items():
@@ -150,5 +165,10 @@ def only(study: Study, cases: Iterable[Case], chosen: Mapping[str, str]) -> list
             raise InputError(
                 f"{study.name} has no {name} {value!r}: choose from {', '.join(filter(None, known))}"
             )
-        cases = [case for case in cases if factor_text(case.factors.get(name, value)) == value]
+        shared = name not in study.pairs
+        cases = [
+            case
+            for case in cases
+            if factor_text(case.factors.get(name, value)) == value or (shared and case.condition == FRESH)
+        ]
     return cases

@@ -19,7 +19,7 @@ import pytest
 
 from repro import profiles
 from repro.book import explorer, rendering
-from repro.book.panels import epochs, said
+from repro.book.panels import epochs
 
 TOOLS = all(map(importlib.util.find_spec, ("playwright", "axe_playwright_python", "jupyter_book")))
 CHROMIUM = rendering.browser()
@@ -33,7 +33,7 @@ RESET = "book/chapters/07_reset.html"
 AXE = json.dumps(
     {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"], "preload": False}
 )
-SHOWN = ".explorer-panel:not([hidden])"
+SHOWN, DEPTH = ".explorer-panel:not([hidden])", ".explorer [type=range]"
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_every_link_leads_to_its_place_and_no_page_scrolls_sideways_on_a_phone(s
 def test_a_subset_shows_the_numbers_of_the_records(site, open_page, reset_explorer):
     page = open_page()
     page.goto(site + RESET)
-    boxes, shown = page.locator("[data-module]"), page.locator(SHOWN)
+    boxes, shown = page.locator(".explorer [type=checkbox]"), page.locator(SHOWN)
     panels = reset_explorer.panels()
     chosen = [(modules,) for modules in ("", "6", "56", "3456", "123456", "1", "12", "246", "135")]
     assert {panels[choice] is None for choice in chosen} == {True, False}
@@ -144,7 +144,9 @@ def test_a_subset_shows_the_numbers_of_the_records(site, open_page, reset_explor
         for module in range(6):
             boxes.nth(module).set_checked(str(module + 1) in choice[0])
         panel = panels[choice]
-        assert page.locator("[role=status]").inner_text() == said(reset_explorer, choice, panel)
+        said = page.locator("[role=status]").inner_text()
+        assert said.startswith(f"{reset_explorer.title(choice)}: ")
+        assert (f"gap {panel.gap} percentage points" if panel else "not recorded") in said
         if panel is None:
             assert shown.locator("code").inner_text() == reset_explorer.command(choice)
             continue
@@ -156,13 +158,13 @@ def test_a_subset_shows_the_numbers_of_the_records(site, open_page, reset_explor
             [name, *(epochs(e, panel.seeds[name]) for e in found)] for name, found in panel.reached.items()
         ]
         assert shown.locator("polyline").count() == 2 * len(panel.conditions)
-        assert page.locator("[data-depth]").input_value() == str(len(choice[0]))
+        assert page.locator(DEPTH).input_value() == str(len(choice[0]))
 
 
 def test_depth_by_keyboard_and_by_playing(site, open_page, reset_explorer):
     page = open_page()
     page.goto(site + RESET)
-    slider, title = page.locator("[data-depth]"), page.locator(f"{SHOWN} strong")
+    slider, title = page.locator(DEPTH), page.locator(f"{SHOWN} strong")
     assert title.inner_text() == "Modules 4, 5 and 6 re-initialised"
     slider.focus()
     page.keyboard.press("ArrowLeft")
@@ -173,7 +175,7 @@ def test_depth_by_keyboard_and_by_playing(site, open_page, reset_explorer):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.type") == "range"
     page.clock.install()
-    play = page.get_by_role("button", name="Play: reset depth")
+    play = page.get_by_role("button", name="Play: how many")
     play.press("Enter")
     seen = []
     for _ in range(4):
@@ -199,12 +201,12 @@ def test_menus_and_sliders_of_the_other_explorers(site, open_page, smoke_results
     ):
         found = explorer.of(study, profiles.profile("smoke"))
         page.goto(f"{site}book/chapters/{name}.html")
-        for control, (key, values) in enumerate(zip(keys, found.values.values(), strict=True)):
-            element = page.locator("[data-factor]").nth(control)
-            if element.evaluate("e => e.tagName") == "SELECT":
-                element.select_option(key)
+        controls = page.locator("[data-control] [type=range], select[data-control]")
+        for control, key in zip(controls.all(), keys, strict=True):
+            if values := control.get_attribute("data-values"):
+                control.fill(str(values.split("|").index(key)))
             else:
-                element.fill(str(values.index(key)))
+                control.select_option(key)
         assert page.locator(f"{SHOWN} .explorer-gap").inner_text() == str(found.panel(keys).gap)
 
 
@@ -212,7 +214,7 @@ def test_without_scripts_the_page_shows_a_default_and_all_gaps(site, open_page, 
     page = open_page(java_script_enabled=False)
     page.goto(site + RESET)
     assert page.locator(SHOWN).count() == 1
-    assert page.locator("[data-depth]").is_disabled()
+    assert page.locator(DEPTH).is_disabled()
     recorded = [panel for panel in reset_explorer.panels().values() if panel]
     assert page.locator(".explorer noscript tbody tr").count() == len(recorded)
 

@@ -1,11 +1,13 @@
 """Every chapter runs by itself, and the book is built of them without a warning."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbconvert import HTMLExporter
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -34,3 +36,16 @@ def test_the_book_is_built_at_smoke_without_a_warning(smoke_book):
         page = (smoke_book / "book" / "chapters" / f"{chapter.stem}.html").read_text()
         assert page.count("<figure") >= 1 and 'alt=""' not in page
         assert str(smoke_book.parents[1]) not in page and "Traceback" not in page
+
+
+@pytest.mark.slow
+def test_an_executed_chapter_shows_its_figures_wherever_it_is_opened(smoke_book):
+    """As nbconvert shows it: as many pictures as the page has, their captions, and no raw role of MyST."""
+    for chapter in CHAPTERS:
+        executed = smoke_book.parent / "executed" / chapter.name
+        alone, _ = HTMLExporter().from_filename(str(executed))
+        page = (smoke_book / "book" / "chapters" / f"{chapter.stem}.html").read_text()
+        pictures = alone.count('src="data:image/svg+xml')
+        assert pictures == page.count("<figure") and pictures == alone.count("<em>Figure.</em>"), chapter
+        text = re.sub(r"<(script|style)\b.*?</\1>", "", alone, flags=re.DOTALL)
+        assert not re.search(r"\{[\w:-]+\}`|```\{|papermill\.record", text), chapter

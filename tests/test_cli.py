@@ -50,7 +50,7 @@ BAD = {
     "a time limit": (["run", "--time-limit", "soon"], "--time-limit takes a number"),
     "an option": (["run", "--profil", "smoke"], "No such option: --profil"),
     "a command": (["rnu"], "No such command 'rnu'"),
-    "a setting of the book": (["book", "--set", "sedes=5"], "unknown setting 'sedes=5'"),
+    "a setting of the book": (["book", "--profile", "smoke", "--set", "sedes=5"], "setting 'sedes=5'"),
     "a chapter": (["book", "--chapters", "warm_strat"], "unknown chapter 'warm_strat'"),
     "a data set": (["run", "--set", "dataset=cifar11"], "unknown data set 'cifar11': choose from digits"),
     "a file": (["run", "--set", "dataset=nowhere.npz"], "there is no file"),

@@ -298,7 +298,7 @@ WRONG = {
     "no epochs": lambda: Stage(0),
     "half an epoch": lambda: Stage(2.5),
     "module zero": lambda: Stage(1, reset=(0,)),
-    "module seven": lambda: Stage(1, reset=(6, 7)),
+    "module seven": lambda: replace(PAPER, stages=(Stage(1), Stage(1, reset=(6, 7)))),
     "an accuracy above one to end at": lambda: Stage(1, until=1.5),
     "an accuracy to end at that is no number": lambda: Stage(1, until=math.nan),
     "growth": lambda: Stage(1, shrink=1.1),
@@ -330,7 +330,7 @@ def test_the_refusal_says_what_is_allowed():
     with pytest.raises(InputError, match=r"part must lie in 1\.\.2, not 3"):
         Subset(3, 2)
     with pytest.raises(InputError, match=r"modules from 1 to 6, not \[6, 7\]"):
-        Stage(1, reset=(7, 6))
+        replace(PAPER, stages=(Stage(1), Stage(1, reset=(7, 6))))
 
 
 def test_the_ends_of_what_is_allowed_are_allowed():

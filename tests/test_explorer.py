@@ -13,9 +13,9 @@ from repro.analysis import recorded
 from repro.analysis.stats import mean_estimate
 from repro.book import explorer, panels
 from repro.config import InputError
-from repro.questions import studies
+from repro.questions import STUDIES
 from repro.store.records import Store
-from repro.study import FRESH, WARM
+from repro.study import FRESH, WARM, Arm, Study, crossed, pretraining, tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = profiles.profile("smoke")
@@ -46,6 +46,7 @@ def write(store, case, test, train, shift=0.0):
         device="cpu",
         precision="float32",
         data="0",
+        finished="2026-01-01T00:00:00+00:00",
     )
 
 
@@ -90,8 +91,8 @@ def test_factors_choose_runs_and_the_fresh_ones_they_pair_with():
 def test_a_page_says_of_every_choice_what_is_recorded_or_the_command_that_records_it():
     found = explorer.of("reset", SMOKE)
     page = panels.page(found, found.panels())
-    assert page.count("explorer-panel") == 64
-    assert page.count(" hidden>") == 63
+    assert page.count("data-key") == 64
+    assert page.count(" hidden>") == 64, "all but one, and that of a choice that is not there"
     assert "repro run reset --profile smoke --only modules=456" in page
     assert "repro run reset --profile smoke --set full_grids=true --only modules=135" in page
 
@@ -129,8 +130,58 @@ def test_a_choice_that_is_not_there_is_refused_in_one_line(capsys, arguments, me
 
 
 def test_a_study_without_factors_to_choose_has_no_explorer():
-    with pytest.raises(InputError, match="no explorer of 'beyond': choose from reset"):
+    with pytest.raises(InputError, match="beyond has no factor to choose"):
         explorer.of("beyond", SMOKE)
+
+
+@crossed
+def noises(profile):
+    """A question of a reader's own: two kinds of noise, one of them at one strength only."""
+    yield Arm(FRESH, (tuning(profile),))
+    for kind, batch in (("white", 1), ("white", 2), ("pink", 1)):
+        stages = pretraining(profile, epochs=batch), tuning(profile)
+        yield Arm("noisy", stages, {"kind": kind, "first_epochs": batch})
+
+
+def test_a_question_of_ones_own_is_explored_by_its_factors_without_a_word_more(monkeypatch):
+    monkeypatch.setitem(STUDIES, "noise", Study("noise", "Does noise help?", "", "", noises))
+    found = explorer.of("noise", SMOKE)
+    for case in found.cases:
+        write(Store.of("smoke"), case, [0.5 if case.condition == FRESH else 0.6] * 3, [0.5] * 3)
+    assert found.choices == [("white", "1"), ("white", "2"), ("pink", "1")]
+    assert {round(panel.gap.mean, 6) for panel in found.panels().values()} == {10.0}
+    page = panels.page(found, found.panels())
+    assert "<strong>Kind white, first epochs 2</strong>" in page
+    assert page.count('type="range"') == 2 and 'data-values="white|pink"' in page
+    assert "no run with these values" in panels.panel_html(found, ("pink", "2"), found.panel(("pink", "2")))
+    assert found.runs(("pink", "2")) == []
+    shown = found._repr_mimebundle_()
+    assert "text/html" in shown and "application/vnd.jupyter.widget-view+json" in shown
+
+
+def test_the_command_for_a_question_in_a_file_names_the_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from repro.study import FRESH, Arm, Study, crossed, pretraining, tuning\n"
+        "@crossed\n"
+        "def longer(profile):\n"
+        "    yield Arm(FRESH, (tuning(profile),))\n"
+        "    yield Arm('mine', (pretraining(profile), tuning(profile)), {'strength': 1})\n"
+        "STUDIES = (Study('mine', 'Mine?', 'none', 'none', longer),)\n"
+    )
+    for asked in (str(path), f"{path}:mine"):
+        found = explorer.of(asked, SMOKE)
+        assert found.command(("1",)) == f"repro run {path}:mine --profile smoke --only strength=1"
+
+
+def test_fresh_runs_are_compared_with_whatever_factors_they_do_not_pair_by():
+    found = explorer.of("stages", SMOKE)
+    choice = next(choice for choice in found.choices if choice != ("1", "1"))
+    assert {case.condition for case in found.runs(choice)} == {FRESH, "stages"}
+    for case in found.runs(choice):
+        write(Store.of("smoke"), case, [0.5] * 3, [0.5] * 3)
+    assert found.panel(choice).conditions == [FRESH, "stages"]
+    assert found.panel(choice).missing == 0
 
 
 def test_settings_of_a_changed_profile_make_it_again():
@@ -154,11 +205,14 @@ def test_a_curve_of_many_epochs_is_drawn_with_few_points():
     [
         ("smooth_transition", ("0.5",), "γ = 0.5"),
         ("capacity", ("8", "2"), "Width 8, depth 2"),
+        ("pretraining_length", ("SGD", "5"), "SGD, 5 epochs of pretraining"),
         ("reset", ("456",), "Modules 4, 5 and 6 re-initialised"),
+        ("reset", ("2",), "Module 2 re-initialised"),
+        ("reset", ("",), "No module re-initialised"),
     ],
 )
 def test_a_choice_in_words_begins_with_a_capital_but_for_a_symbol(study, choice, words):
-    assert panels.title(explorer.of(study, SMOKE), choice) == words
+    assert explorer.of(study, SMOKE).title(choice) == words
 
 
 # The widgets, in a kernel
@@ -247,8 +301,8 @@ TRAIN = "Train what is missing"
 def test_a_live_explorer_trains_an_unrecorded_depth_and_shows_it(kernel):
     live = kernel('explorer.live("reset", profile="smoke")')
     assert "Modules 4, 5 and 6 re-initialised" in live.panel
-    assert live.state("PlayModel")["value"] == live.state("IntSliderModel", "Reset depth")["value"] == 3
-    live.set("IntSliderModel", "Reset depth", value=2)
+    assert live.state("PlayModel")["value"] == live.state("SelectionSliderModel", "How many")["index"] == 3
+    live.set("SelectionSliderModel", "How many", index=2)
     live.until(lambda: "Modules 5 and 6 re-initialised" in live.panel, "the slider moved nothing")
     assert "not recorded" in live.panel and "--only modules=56" in live.panel
     assert live.state("CheckboxModel", "6 last layer")["value"]
@@ -259,7 +313,7 @@ def test_a_live_explorer_trains_an_unrecorded_depth_and_shows_it(kernel):
     assert live.state("ButtonModel", TRAIN)["disabled"]
     found = explorer.of("reset", SMOKE)
     assert f"{found.panel(('56',)).gap}" in live.panel
-    results = recorded.results(studies(["reset"])[0], SMOKE)
+    results = recorded.results(STUDIES["reset"], SMOKE)
     assert set(results.table.condition) == {FRESH, "reset 5 6"}
 
 

@@ -178,7 +178,7 @@ def test_a_mistyped_setting_is_refused_with_all_fields(text):
     message = refusal(text)
     assert repr(text) in message
     assert "field=value" in message
-    for field in (name for name in profiles.FIELDS if name != "name"):
+    for field in (name.replace("_settings", ".NAME") for name in profiles.FIELDS if name != "name"):
         assert field in message
 
 

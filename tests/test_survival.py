@@ -191,9 +191,12 @@ def test_sweeps_that_share_some_runs_train_these_once(store, monkeypatch):
 
 RUN = """
 import os, sys
-from repro import plans, profiles, records, training, worker, workers
-from repro.sweep.progress import Progress
+from repro import profiles
 from repro.questions import STUDIES
+from repro.store import records
+from repro.sweep import dispatch, plans, trainer
+from repro.sweep.progress import Progress
+from repro.training import loop
 
 def sweep(slots):
     if slots == "1":  # a checkpoint after every epoch

@@ -643,9 +643,11 @@ def test_a_sweep_in_children_keeps_pytorch_out_of_its_own_process():
 
 SWEEP = """
 import sys, time
-from repro import plans, profiles, records, workers
-from repro.sweep.progress import Progress
+from repro import profiles
 from repro.questions import STUDIES
+from repro.store import records
+from repro.sweep import dispatch, plans
+from repro.sweep.progress import Progress
 
 def show(progress):
     if progress.steps_done:
@@ -722,7 +724,7 @@ def test_a_study_is_run_once_and_read_without_torch():
     assert found.table.test_accuracy.between(0, 1).all()
     code = f"""
 import sys
-from repro import sweep
+from repro import run_study
 found = run_study("warm_start", "smoke", seeds=2, settings={settings!r})
 print(found.table.test_accuracy.tolist(), "torch" in sys.modules)
 """

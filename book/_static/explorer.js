@@ -1,45 +1,40 @@
 // The explorers: controls choose which of the panels of the page is shown. The panels come drawn, from
-// repro.panels; their keys are the values of the controls, or the numbers of the modules ticked.
+// repro.book.panels; their keys are the values of the controls. The last panel has none: it is for values
+// that no run has.
 "use strict";
 
 function explore(explorer) {
-  const all = (selector) => [...explorer.querySelectorAll(selector)];
-  const factors = all("[data-factor]");
-  const modules = all("[data-module]");
-  const sides = all("[type=radio]");
-  const depth = explorer.querySelector("[data-depth]");
+  const all = (selector, within = explorer) => [...within.querySelectorAll(selector)];
   const panels = all(".explorer-panel");
   const status = explorer.querySelector("[role=status]");
+  const position = (slider) => slider.dataset.values.split("|")[slider.value];
 
-  const value = (control) =>
-    control.type === "range" ? control.dataset.values.split("|")[control.value] : control.value;
+  function value(control) {
+    const boxes = all("[type=checkbox]", control);
+    if (boxes.length) return boxes.filter((box) => box.checked).map((box) => box.value).join("");
+    return control.value ?? position(control.querySelector("[type=range]"));
+  }
 
   function show() {
-    const ticked = modules.filter((box) => box.checked).map((box) => box.value).join("");
-    const key = modules.length ? ticked : factors.map(value).join("|");
-    for (const panel of panels) {
-      panel.hidden = panel.dataset.key !== key;
-      if (!panel.hidden) status.textContent = panel.dataset.said;
-    }
+    const key = all("[data-control]").map(value).join("|");
+    const shown = panels.find((panel) => panel.dataset.key === key) ?? panels.at(-1);
+    for (const panel of panels) panel.hidden = panel !== shown;
+    status.textContent = shown.querySelector("p").textContent;
     for (const slider of all("[type=range]")) {
-      slider.setAttribute("aria-valuetext", value(slider));
-      slider.closest(".explorer-slider").querySelector("output").value = value(slider);
+      slider.setAttribute("aria-valuetext", position(slider));
+      slider.closest(".explorer-slider").querySelector("output").value = position(slider);
     }
   }
 
-  function tickByDepth() {
-    const k = Number(depth.value);
-    const last = sides.find((side) => side.checked).value === "last";
-    modules.forEach((box, i) => (box.checked = last ? i >= modules.length - k : i < k));
-  }
-
-  function depthOfTicked() {
-    depth.value = modules.filter((box) => box.checked).length;
-  }
-
-  explorer.addEventListener("input", (event) => {
-    if (event.target === depth || sides.includes(event.target)) tickByDepth();
-    if (modules.includes(event.target)) depthOfTicked();
+  explorer.addEventListener("input", ({ target }) => {
+    const group = target.closest("fieldset[data-control]");
+    if (group) {
+      const boxes = all("[type=checkbox]", group);
+      const number = group.querySelector("[type=range]");
+      const last = group.querySelector("[type=radio]:checked").value === "last";
+      if (boxes.includes(target)) number.value = boxes.filter((box) => box.checked).length;
+      else boxes.forEach((box, i) => (box.checked = (last ? boxes.length - 1 - i : i) < number.value));
+    }
     show();
   });
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from repro.lazy import Lazy
 
 pd = Lazy("pandas")
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # train accuracies whose epochs are compared, as in Figure 11
 
 
 def in_last_stage(curves: pd.DataFrame, run: Sequence[str] = ("condition", "seed")) -> pd.Series:

@@ -10,7 +10,7 @@ from repro.analysis import tables
 from repro.analysis.stats import generalisation_gap
 from repro.profiles import Profile
 from repro.store.records import Store
-from repro.study import Study
+from repro.study import Case, Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +46,8 @@ class Results:
         return generalisation_gap(self.table, self.study.pairs)
 
 
-def results(study: Study, profile: Profile) -> Results:
-    """The recorded part of a study; trains nothing."""
-    cases, store = study.cases(profile), Store.of(profile.name)
+def results(study: Study, profile: Profile, cases: list[Case] | None = None) -> Results:
+    """The recorded part of a study, or of these cases of it; trains nothing."""
+    cases, store = study.cases(profile) if cases is None else cases, Store.of(profile.name)
     table = tables.table(cases, store, profile.window, profile.median)
     return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))

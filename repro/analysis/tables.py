@@ -14,6 +14,7 @@ pd = Lazy("pandas")  # as in `repro.analysis.stats`
 COLUMNS = (  # of a table, besides factors and probes
     *("condition", "seed", "run_id", "test_accuracy", "train_accuracy", "epochs", "diverged"),
     *COPIED,
+    "finished",
 )
 
 
@@ -35,7 +36,7 @@ def table(cases: Iterable, store: Store, window: int, median: bool = False) -> p
             row |= {"test_accuracy": average(tail), "train_accuracy": last["train_accuracy"][-1]}
             row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
             row |= record.get("probes", {})
-            row |= {key: record[key] for key in COPIED}
+            row |= {key: record[key] for key in COPIED} | {"finished": record.get("finished", "")}
             rows.append(row)
     made = pd.DataFrame(rows, columns=None if rows else COLUMNS)
     factors = dict.fromkeys(name for case in cases for name in case.factors)

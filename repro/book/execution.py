@@ -29,7 +29,7 @@ import repro
 from repro import terminal
 from repro.book import rendering
 from repro.config import InputError
-from repro.places import given
+from repro.data.places import given
 from repro.store.records import ROOT, Store, results_folder
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
@@ -220,7 +220,7 @@ def _first_error(notebook: Path) -> str | None:
 
 
 def check(
-    profile: str,
+    profile: str | None,
     chapters: Iterable[str] | None,
     parameters: dict,
     out: Path | None = None,
@@ -236,10 +236,15 @@ def check(
         raise InputError("no Chromium here to make PDFs with: install it, or leave out --pdf")
     notebooks = select(root or project_root(), chapters)
     for notebook in notebooks:
-        check_parameters(notebook, {"profile": profile, **parameters})
+        check_parameters(notebook, _named(profile) | parameters)
     for part in ("executed", "stage", "html"):
         _require_writable(_work(out, root) / part)
     return notebooks
+
+
+def _named(profile: str | None) -> dict:
+    """The profile as a parameter; where none is named, each chapter keeps its own."""
+    return {} if profile is None else {"profile": profile}
 
 
 def _work(out: Path | None, root: Path | None) -> Path:
@@ -260,7 +265,7 @@ def _require_writable(folder: Path) -> None:
 
 
 def make_book(
-    profile: str,
+    profile: str | None,
     chapters: Iterable[str] | None = None,
     parameters: dict | None = None,
     out: Path | None = None,
@@ -276,7 +281,7 @@ def make_book(
     parameters = parameters or {}
     notebooks = check(profile, chapters, parameters, out, jobs, root, pdf)
     work, root = _work(out, root), root or project_root()
-    parameters = {"profile": profile, **parameters}
+    parameters = _named(profile) | parameters
     state = _state()
     stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
     results = execute(stale, parameters, work / "executed", jobs, state)

@@ -1,39 +1,33 @@
 """What a reader can look up in a study's records, choice by choice.
 
 A choice is a value for each factor of a study, such as modules 456 to
-re-initialise. An `Explorer` shows itself as a page that needs no kernel
-(`repro.book.panels`) and, where there is one, as widgets that also train what is not
-recorded (`repro.book.live`). Both show the same panels, made here.
+re-initialise; the study says how they are offered (`repro.study.Explored`). An
+`Explorer` shows itself as a page that needs no kernel (`repro.book.panels`) and,
+where there is a kernel, as widgets that also train what is not recorded
+(`repro.book.live`). Both are made of the controls and panels of this module.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shlex
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import pandas as pd
 
 from repro.analysis import recorded
-from repro.analysis.curves import epochs_to_reach, in_last_stage
+from repro.analysis.curves import LEVELS, epochs_to_reach, in_last_stage
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.config import InputError
-from repro.profiles import Profile, changes
+from repro.profiles import Profile, changes, scale
 from repro.questions import studies
-from repro.running import scale
-from repro.study import FRESH, WARM, Case, Study, factor_text, only
+from repro.study import FRESH, WARM, Case, Explored, Study, factor_text, only
 
-FACTORS = {  # of each study that can be explored
-    "reset": ("modules",),
-    "pretraining_length": ("optimizer", "pretraining_epochs"),
-    "smooth_transition": ("gamma",),
-    "capacity": ("width", "depth"),
-}
-LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # train accuracies, as the paper's Figure 11 has them
 Choice = tuple[str, ...]  # a value of each factor, as text
+SIDES = ("last", "first")  # from which a number of boxes is ticked
 
 
 @dataclass(frozen=True)
@@ -57,17 +51,19 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """What is recorded, by condition and values of factors: rows of each table."""
+class Control:
+    """A control for one factor, from which both the page and the widgets are made."""
 
-    runs: dict[Choice, pd.DataFrame]
-    curves: dict[Choice, pd.DataFrame]  # as a panel has them
-    gaps: dict[Choice, pd.DataFrame]  # of pretrained runs
-    epochs: dict[Choice, pd.DataFrame]  # to each of `LEVELS`, a row per run
+    label: str
+    kind: str  # as `repro.study.Explored.control`
+    options: Mapping[str, str]  # what can be chosen, or ticked, and the name of a box
+    value: str  # at first
 
-    @cached_property
-    def ids(self) -> set[str]:
-        return {run_id for frame in self.runs.values() for run_id in frame.run_id}
+    @property
+    def how_many(self) -> Control:
+        """Of boxes: a slider for the number of those to tick."""
+        counts = {str(n): "" for n in range(len(self.options) + 1)}
+        return Control("How many", "slider", counts, str(len(self.value)))
 
 
 @dataclass(frozen=True)
@@ -76,120 +72,149 @@ class Explorer:
 
     study: Study
     profile: Profile
-
-    @property
-    def factors(self) -> tuple[str, ...]:
-        return FACTORS[self.study.name]
+    file: str = ""  # of a question of one's own
 
     @cached_property
+    def explored(self) -> tuple[Explored, ...]:
+        """What the study says of its factors; if nothing, all that one case has, under their names."""
+        most = max((case.factors for case in self.study.cases(self.profile)), key=len)
+        plain = ((name, name.replace("_", " ")) for name in most)
+        return self.study.explored or tuple(
+            Explored(name, words.capitalize(), f"{words} {{}}".format) for name, words in plain
+        )
+
+    @property
+    def factors(self) -> list[str]:
+        return [e.factor for e in self.explored]
+
+    @property
+    def _wider(self) -> Profile:
+        return dataclasses.replace(self.profile, **ChainMap(*(dict(e.wider) for e in self.explored)))
+
+    @property
     def cases(self) -> list[Case]:
-        """All that can be chosen: of the reset study every subset of modules, whatever the profile's grid."""
-        return self.study.cases(self._whole if self.study.name == "reset" else self.profile)
+        """All on offer, which can be more than the profile's own grid."""
+        return self.study.cases(self._wider)
 
     @cached_property
-    def _own(self) -> set[str]:
-        """Ids of the runs of the profile's own grid."""
-        return {case.run.id for case in self.study.cases(self.profile)}
-
-    @property
-    def _whole(self) -> Profile:
-        return dataclasses.replace(self.profile, full_grids=True)
-
-    @property
-    def values(self) -> dict[str, list[str]]:
-        """The values of each factor, in the study's order."""
-        chosen = [case for case in self.cases if all(name in case.factors for name in self.factors)]
-        return {
-            name: list(dict.fromkeys(factor_text(c.factors[name]) for c in chosen)) for name in self.factors
-        }
-
-    @property
     def choices(self) -> list[Choice]:
-        return list(itertools.product(*self.values.values()))
+        """All that can be chosen, in the study's order."""
+        return self._choices(self.cases)
 
-    def runs(self, choice: Choice) -> list[Case]:
-        """The cases that a panel needs: those of the choice and those that it is compared with."""
-        return only(self.study, self.cases, self.named(choice))
+    def _choices(self, cases: Iterable[Case]) -> list[Choice]:
+        chosen = (c.factors for c in cases if c.condition != FRESH and c.factors.keys() >= set(self.factors))
+        return list(dict.fromkeys(tuple(factor_text(f[name]) for name in self.factors) for f in chosen))
+
+    def controls(self, start: Choice) -> list[Control]:
+        """A control for each factor, set to these values."""
+        offered = zip(self.explored, zip(*self.choices, strict=True), start, strict=True)
+        return [
+            Control(e.label, e.control, e.boxes or dict.fromkeys(values, ""), value)
+            for e, values, value in offered
+        ]
+
+    def start(self, panels: Mapping[Choice, Panel | None]) -> Choice:
+        """The choice that is shown first: the study's if that is recorded, else the last that is."""
+        known = [choice for choice, panel in panels.items() if panel] or list(panels)
+        wanted = tuple(e.start for e in self.explored)
+        return wanted if wanted in known else known[-1]
+
+    def title(self, choice: Choice) -> str:
+        """The choice in words: `Modules 4, 5 and 6 re-initialised`."""
+        words = ", ".join(e.words(value) for e, value in zip(self.explored, choice, strict=True))
+        return words[0].upper() + words[1:] if words[0].isascii() else words  # Γ is another symbol than γ
 
     def named(self, choice: Choice) -> dict[str, str]:
         return dict(zip(self.factors, choice, strict=True))
 
+    def runs(self, choice: Choice) -> list[Case]:
+        """The cases of a choice and those that it is compared with; none if there is no such choice."""
+        return only(self.study, self.cases, self.named(choice)) if choice in self.choices else []
+
     def command(self, choice: Choice) -> str:
         """The command that records a choice."""
-        beyond = not {case.run.id for case in self.runs(choice)} <= self._own
-        settings = changes(self._whole if beyond else self.profile)
-        words = ["repro", "run", self.study.name, "--profile", self.profile.name]
-        words += [word for setting in settings for word in ("--set", setting)]
-        words += [
-            word for name, value in self.named(choice).items() for word in ("--only", f"{name}={value}")
-        ]
+        profile = self.profile if choice in self._choices(self.study.cases(self.profile)) else self._wider
+        name = f"{self.file}:{self.study.name}" if self.file else self.study.name
+        words = ["repro", "run", name, "--profile", profile.name]
+        for setting in changes(profile):
+            words += ["--set", setting]
+        for name, value in self.named(choice).items():
+            words += ["--only", f"{name}={value}"]
         return shlex.join(words)
 
-    def panels(self) -> dict[Choice, Panel | None]:
-        """A panel for each choice, None where no seed of it, with its fresh run, is recorded."""
-        return self._panels(self.choices, self.cases)
-
     def panel(self, choice: Choice) -> Panel | None:
+        """What is recorded of a choice, None where no seed of it, with its fresh run, is."""
         runs = {case.run.id for case in self.runs(choice)}
         cases = [case for case in self.cases if case.run.id in runs or case.condition == WARM]
-        return self._panels([choice], cases)[choice]
+        return self.panels([choice], cases)[choice]
 
-    def _panels(self, choices: Iterable[Choice], cases: list[Case]) -> dict[Choice, Panel | None]:
-        study = dataclasses.replace(self.study, cases=lambda profile: cases)
-        results = recorded.results(study, self.profile)
-        tables = (results.table, results.curves, results.gaps)
-        table, curves, gaps = (self._with_text(frame) for frame in tables)
+    def panels(
+        self, choices: Iterable[Choice] | None = None, cases: list[Case] | None = None
+    ) -> dict[Choice, Panel | None]:
+        """The panel of all choices, or of those that these cases are enough for."""
+        results = recorded.results(self.study, self.profile, cases or self.cases)
+        table, curves, gaps = map(self._with_text, (results.table, results.curves, results.gaps))
         alike = ["condition", *self.factors]
         run = [*alike, "seed"]
+        means = curves[in_last_stage(curves, run)].groupby([*alike, "epoch"])
+        means = means[["train_accuracy", "test_accuracy"]].mean().reset_index()
         reached = {level: epochs_to_reach(curves, level, self.factors) for level in LEVELS}
-        epochs = {level: frame.set_index(run).epochs for level, frame in reached.items()}
-        last = curves[in_last_stage(curves, run)]
-        means = last.groupby([*alike, "epoch"])[["train_accuracy", "test_accuracy"]].mean()
-        frames = (table, means.reset_index(), gaps, pd.concat(epochs, axis=1).reset_index())
-        found = _Recorded(*(dict(iter(frame.groupby(alike))) for frame in frames))
-        return {choice: self._panel(found, choice) for choice in choices}
+        epochs = pd.concat({level: frame.set_index(run).epochs for level, frame in reached.items()}, axis=1)
+        runs, means, gaps, epochs = (
+            dict(iter(frame.groupby(alike))) for frame in (table, means, gaps, epochs.reset_index())
+        )
+        ids = set(results.table.run_id)
+
+        def panel(choice: Choice) -> Panel | None:
+            own = next((key for key in gaps if key[1:] == choice), None)
+            if own is None:
+                return None
+            shared = [v if name in self.study.pairs else "" for name, v in self.named(choice).items()]
+            keys = {key[0]: key for key in ((FRESH, *shared), (WARM, *shared), own) if key in runs}
+            return Panel(
+                condition=own[0],
+                curves=pd.concat([means[key] for key in keys.values()]),
+                gaps=gaps[own].set_index("seed").gap,
+                reached={
+                    name: [mean_estimate(epochs[key][level].dropna()) for level in LEVELS]
+                    for name, key in keys.items()
+                },
+                seeds={name: len(runs[key]) for name, key in keys.items()},
+                missing=len({case.run.id for case in self.runs(choice)} - ids),
+            )
+
+        return {choice: panel(choice) for choice in choices or self.choices}
 
     def _with_text(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with values of factors as text, empty where they are missing."""
-        text = {name: frame[name].map(lambda v: "" if v != v else factor_text(v)) for name in self.factors}
-        return frame.assign(**text)
-
-    def _panel(self, found: _Recorded, choice: Choice) -> Panel | None:
-        condition = next((name for name, *values in found.gaps if tuple(values) == choice), None)
-        if condition is None:
-            return None
-        shared = [v if name in self.study.pairs else "" for name, v in self.named(choice).items()]
-        own = (condition, *choice)
-        keys = [k for k in dict.fromkeys(((FRESH, *shared), (WARM, *shared), own)) if k in found.runs]
-        return Panel(
-            condition,
-            pd.concat([found.curves[key] for key in keys]),
-            found.gaps[own].set_index("seed").gap,
-            {key[0]: [mean_estimate(found.epochs[key][level].dropna()) for level in LEVELS] for key in keys},
-            {key[0]: len(found.runs[key]) for key in keys},
-            len({case.run.id for case in self.runs(choice)} - found.ids),
-        )
+        """The frame with values of factors as text, empty where there are none, or fresh runs need none."""
+        for name in self.factors:
+            text = frame[name].map(lambda v: "" if v != v else factor_text(v))
+            unpaired = (frame.condition == FRESH) & (name not in self.study.pairs)
+            frame = frame.assign(**{name: text.mask(unpaired, "")})
+        return frame
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
         """Widgets where there is a kernel, and the page for where there is none."""
         from repro.book import live, panels
 
         found = self.panels()
-        return {
-            **live.Live(self, found=found).box._repr_mimebundle_(),
-            "text/html": panels.page(self, found),
+        return live.Live(self, self.start(found)).box._repr_mimebundle_() | {
+            "text/html": panels.page(self, found)
         }
 
 
 def of(study: str, profile: Profile) -> Explorer:
-    """The explorer of a study; raises `InputError` where the study has none."""
-    if study not in FACTORS:
-        raise InputError(f"no explorer of {study!r}: choose from {', '.join(FACTORS)}")
-    return Explorer(studies([study])[0], profile)
+    """The explorer of a study, or of one in a file: `question.py:study`; `InputError` if it has no factor."""
+    path, ending, _ = study.rpartition(".py")
+    found = Explorer(studies([study])[0], profile, path + ending)
+    if not any(found.choices):
+        raise InputError(f"{study} has no factor to choose a value of")
+    return found
 
 
-def live(study: str = "reset", profile: str = "quick", seeds: int | None = None, settings: str = ""):
+def live(study: str, profile: str = "quick", seeds: int | None = None, settings: str = ""):
     """The explorer of a study as widgets, to be shown in JupyterLab or Voila."""
     from repro.book.live import Live
 
-    return Live(of(study, scale(profile, seeds, settings))).box
+    found = of(study, scale(profile, seeds, settings))
+    return Live(found, found.start(found.panels())).box

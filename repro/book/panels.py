@@ -11,76 +11,46 @@ from html import escape
 
 import numpy as np
 
+from repro.analysis.curves import LEVELS
 from repro.analysis.stats import Estimate
-from repro.book.explorer import LEVELS, Choice, Explorer, Panel
-from repro.book.text import enumerated
-from repro.config import MODULES
+from repro.book.explorer import SIDES, Choice, Control, Explorer, Panel
 from repro.figures import style
 from repro.study import FRESH, WARM
 
-MODULE_NAMES = ("first convolution", "blocks", "blocks", "blocks", "blocks", "last layer")
-LABELS = {  # of a factor's control, and of one value
-    "optimizer": ("Optimiser", "{}"),
-    "pretraining_epochs": ("Epochs of pretraining", "{} epochs of pretraining"),
-    "gamma": ("γ", "γ = {}"),
-    "width": ("Width", "width {}"),
-    "depth": ("Blocks per module", "depth {}"),
-}
-START = {"reset": ("456",)}  # where it is not the last choice
 WIDE, HIGH, LEFT, BOTTOM, TOP = 400, 250, 40, 206, 36  # of a drawing, and of the axes within
 Limits = dict[str, tuple[float, float]]  # of axes, by what is drawn
 POINTS = 100  # of a curve: more cannot be told apart at this size
+# Panels are shown in JupyterLab too, where the sheet of the book is not.
+SIDE_BY_SIDE = "display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr))"
+CARD = "background:#fff;border-radius:.4rem;font-size:13px;max-width:26rem;width:100%"
 
 
 def page(explorer: Explorer, panels: Mapping[Choice, Panel | None]) -> str:
     """HTML with controls and a panel for every choice, `panels` being all of the explorer's."""
-    start = _start(explorer, panels)
-    limits = _limits(filter(None, panels.values()))
-    shown = [
-        f'<div class="explorer-panel" data-key="{escape("|".join(choice))}" '
-        f'data-said="{escape(said(explorer, choice, panel))}"{"" if choice == start else " hidden"}>'
+    start, limits = explorer.start(panels), _limits(filter(None, panels.values()))
+    shown = "".join(
+        f'<div class="explorer-panel" data-key="{escape("|".join(choice))}"{" hidden" * (choice != start)}>'
         f"{panel_html(explorer, choice, panel, limits)}</div>"
         for choice, panel in panels.items()
-    ]
-    controls = _network(start[0]) if explorer.study.name == "reset" else _factors(explorer, start)
+    )
+    gaps = "".join(_row(explorer.title(choice), panel.gap) for choice, panel in panels.items() if panel)
     return (
         f'<div class="explorer" role="group" aria-label="Explorer: {escape(explorer.study.question)}">'
         # disabled until the script is there to answer
-        f'<fieldset class="explorer-controls" disabled aria-label="Choose">{controls}</fieldset>'
-        f'<p class="visually-hidden" role="status"></p>'
-        f"{''.join(shown)}{_without_script(explorer, panels)}</div>"
+        '<fieldset class="explorer-controls" disabled aria-label="Choose">'
+        f"{''.join(map(_control, explorer.controls(start)))}</fieldset>"
+        f'<p class="visually-hidden" role="status"></p>{shown}'
+        f'<div class="explorer-panel" hidden>{panel_html(explorer, (), None)}</div>'
+        "<noscript><p>Without JavaScript the controls do not answer. This is the generalisation gap of every "
+        f"choice recorded, in percentage points:</p><table><tbody>{gaps}</tbody></table></noscript></div>"
     )
-
-
-def _start(explorer: Explorer, panels: Mapping[Choice, Panel | None]) -> Choice:
-    """The choice that the page shows first."""
-    recorded = [choice for choice, panel in panels.items() if panel] or list(panels)
-    preferred = START.get(explorer.study.name)
-    return preferred if preferred in recorded else recorded[-1]
-
-
-def title(explorer: Explorer, choice: Choice) -> str:
-    """The choice in words: `Modules 4, 5 and 6 re-initialised`."""
-    if explorer.study.name != "reset":
-        words = ", ".join(LABELS[name][1].format(v) for name, v in explorer.named(choice).items())
-        # Γ is another symbol than γ
-        return words[0].upper() + words[1:] if words[0].isascii() else words
-    modules = list(choice[0])
-    if len(modules) in (0, 6):
-        return "All six modules re-initialised" if modules else "No module re-initialised"
-    return f"Module{'s' * (len(modules) > 1)} {enumerated(modules)} re-initialised"
-
-
-def said(explorer: Explorer, choice: Choice, panel: Panel | None) -> str:
-    """The panel in one sentence, for those who hear it."""
-    if panel is None:
-        return f"{title(explorer, choice)}: not recorded"
-    return f"{title(explorer, choice)}: generalisation gap {panel.gap} percentage points"
 
 
 def panel_html(explorer: Explorer, choice: Choice, panel: Panel | None, limits: Limits | None = None) -> str:
     """One panel, on axes of its own or those of these limits."""
-    name, command = escape(title(explorer, choice)), escape(explorer.command(choice))
+    if choice not in explorer.choices:
+        return "<p>The study has no run with these values.</p>"
+    name, command = escape(explorer.title(choice)), escape(explorer.command(choice))
     if panel is None:
         return (
             f"<p><strong>{name}</strong>: not recorded at profile {explorer.profile.name}. "
@@ -91,7 +61,7 @@ def panel_html(explorer: Explorer, choice: Choice, panel: Panel | None, limits: 
     return (
         f"<p><strong>{name}</strong>: generalisation gap "
         f'<span class="explorer-gap">{panel.gap}</span> percentage points.{rest if panel.missing else ""}</p>'
-        f'<div class="explorer-drawings">{_curves(panel, "test", limits)}{_curves(panel, "train", limits)}'
+        f'<div style="{SIDE_BY_SIDE}">{_curves(panel, "test", limits)}{_curves(panel, "train", limits)}'
         f"{_gaps(panel, limits)}</div>{_reached(panel)}"
     )
 
@@ -102,12 +72,30 @@ def epochs(estimate: Estimate, seeds: int) -> str:
     return f"{estimate.mean:.1f}{some}" if estimate.n else "never"
 
 
+def _reached(panel: Panel) -> str:
+    """Epochs to each train accuracy, a row for each condition."""
+    head = "".join(f'<th scope="col">{100 * level:g} %</th>' for level in LEVELS)
+    rows = "".join(
+        _row(name, *(epochs(estimate, panel.seeds[name]) for estimate in found))
+        for name, found in panel.reached.items()
+    )
+    return (
+        "<p>Epochs of tuning until the train accuracy is reached, means over seeds:</p>"
+        '<div style="overflow-x:auto" tabindex="0" role="region" aria-label="Epochs to train accuracies">'
+        f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(head: str, *cells: object) -> str:
+    return f'<tr><th scope="row">{escape(head)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+
+
 # Drawings: SVG of few elements, on a white card in either theme as all figures of the book
 
 
 def _drawing(height: int, label: str, body: str) -> str:
     return (
-        f'<svg class="explorer-drawing" viewBox="0 0 {WIDE} {height}" role="img" '
+        f'<svg style="{CARD}" viewBox="0 0 {WIDE} {height}" role="img" '
         f'aria-label="{escape(label)}">{body}</svg>'
     )
 
@@ -116,20 +104,19 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", colour: str = 
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
 
 
-def _rule(x: float, y: float, to: str, colour: str = "#e6e6e6") -> str:
-    return f'<path d="M{x:.1f} {y:.1f}{to}" stroke="{colour}"/>'
+def _rule(x: float, y: float, to: str, look: str = 'stroke="#e6e6e6"') -> str:
+    return f'<path d="M{x:.1f} {y:.1f}{to}" {look}/>'
 
 
 def _limits(panels: Iterable[Panel]) -> Limits:
     """Lowest and highest of all that panels draw: accuracies in tens of percent, gaps in points."""
-    panels = list(panels)
-    found = {}
+    panels, found = list(panels), {}
     for column in ("test_accuracy", "train_accuracy"):
-        tens = np.concatenate([[], *(10 * panel.curves[column].dropna() for panel in panels)])
-        found[column] = (
-            (10 * np.floor(tens.min()), 10 * np.ceil(tens.max() + 1e-9)) if len(tens) else (0.0, 100.0)
-        )
+        tens = [10 * value for panel in panels for value in panel.curves[column].dropna()]
+        low = 10 * np.floor(min(tens, default=0))
+        found[column] = low, max(10 * np.ceil(max(tens, default=10)), low + 10)
     gaps = [0.0, *(value for p in panels for value in (*p.gaps, p.gap.low, p.gap.high))]
+    gaps = np.clip(gaps, -100, 100)  # an interval of two seeds can reach beyond what is possible
     return found | {"gap": (np.nanmin(gaps), np.nanmax(gaps))}
 
 
@@ -138,139 +125,88 @@ def _curves(panel: Panel, which: str, limits: Limits) -> str:
     column = f"{which}_accuracy"
     last = max(int(panel.curves.epoch.max()), 2)
     low, high = limits[column]
-    right, across, down = WIDE - 12, WIDE - 12 - LEFT, BOTTOM - TOP
+    across, down = WIDE - 12 - LEFT, BOTTOM - TOP
 
     def at(epoch: float, percent: float) -> tuple[float, float]:
         return LEFT + across * (epoch - 1) / (last - 1), BOTTOM - down * (percent - low) / (high - low)
 
-    body = ""
+    body = _text(LEFT + across / 2, HIGH - 6, f"Epochs of tuning: {which} accuracy, %")
     for percent in np.arange(low, high + 1, 10 if high - low <= 60 else 20):
-        _, y = at(1, percent)
-        body += _rule(LEFT, y, f"H{right}") + _text(LEFT - 6, y + 4, f"{percent:g}", "end")
+        x, y = at(1, percent)
+        body += _rule(x, y, f"h{across}") + _text(x - 6, y + 4, f"{percent:g}", "end")
     for epoch in dict.fromkeys((1, (last + 1) // 2, last)):
         body += _text(at(epoch, low)[0], BOTTOM + 18, str(epoch))
-    body += _text(LEFT + across / 2, HIGH - 6, f"Epochs of tuning: {which} accuracy, %")
-    ends = []
-    for place, name in enumerate(panel.conditions):
-        curve = panel.curves[panel.curves.condition == name]
-        epoch, value = curve.epoch.to_numpy(float), curve[column].to_numpy(float)
-        if len(curve) > POINTS:
-            epoch, value = (
-                np.interp(np.linspace(epoch[0], epoch[-1], POINTS), epoch, v) for v in (epoch, value)
-            )
-        known = ~np.isnan(value)
-        points = zip(*at(epoch[known], 100 * value[known]), strict=True)
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        look = f'stroke="{style.colour(name)}" stroke-dasharray="{_dashes(name)}"'
-        body += f'<polyline points="{line}" fill="none" stroke-width="2.5" {look}/>'
-        key = 12 + place * 116
-        body += f'<path d="M{key} 14h22" stroke-width="3" {look}/>'
-        body += _text(key + 27, 18, _short(name), "start", "#1a1a1a")
-        ends.append(f"{name} {100 * value[known][-1]:.1f} %" if known.any() else f"{name} not known")
+    key, ends = 12, []
+    for name in panel.conditions:
+        curve = panel.curves.loc[panel.curves.condition == name, ["epoch", column]].dropna().to_numpy()
+        curve = curve[np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).astype(int)]
+        points = (at(epoch, 100 * value) for epoch, value in curve)
+        dashes = {FRESH: "none", WARM: "7 4"}.get(name, "2 3")
+        look = f'stroke="{style.colour(name)}" stroke-width="2.5" stroke-dasharray="{dashes}"'
+        body += f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" {look}/>'
+        body += _rule(key, 14, "h22", look) + _text(key + 27, 18, name, "start", "#1a1a1a")
+        key += 45 + 7 * len(name)
+        ends += [f"{name} {100 * curve[-1, 1]:.1f} %" if len(curve) else f"{name} not known"]
     return _drawing(HIGH, f"Mean {which} accuracy by epoch of tuning; at the end: {', '.join(ends)}", body)
-
-
-def _dashes(condition: str) -> str:
-    return {FRESH: "none", WARM: "7 4"}.get(condition, "2 3")
-
-
-def _short(condition: str) -> str:
-    return condition.replace("reset 1 2 3 4 5 6", "reset all")
 
 
 def _gaps(panel: Panel, limits: Limits) -> str:
     """The gap of each seed, their mean and its interval."""
-    found = panel.gap
+    found, shade = panel.gap, style.colour(panel.condition)
     low, high = limits["gap"][0] - 0.5, limits["gap"][1] + 0.5
-    across = WIDE - 40
 
     def x(value: float) -> float:
-        return 20 + across * (value - low) / (high - low)
+        return 20 + (WIDE - 40) * (value - low) / (high - low)
 
     step = next(s for s in (0.5, 1, 2, 5, 10, 20, 50, 100) if (high - low) / s <= 7)
     body = "".join(
         _rule(x(tick), 8, "V52") + _text(x(tick), 68, f"{tick:g}".replace("-", "\N{MINUS SIGN}"))
         for tick in np.arange(np.ceil(low / step), high / step) * step
     )
-    body += _rule(x(0), 8, "V52", style.GREY)
-    shade = style.colour(panel.condition)
+    body += _rule(x(0), 8, "V52", f'stroke="{style.GREY}"')
     body += "".join(
-        f'<circle cx="{x(gap):.1f}" cy="20" r="4" fill="{shade}" opacity="0.6"/>' for gap in panel.gaps
+        f'<circle cx="{x(g):.1f}" cy="20" r="4" fill="{shade}" opacity="0.6"/>' for g in panel.gaps
     )
     if found.n > 1:
-        body += f'<path d="M{x(found.low):.1f} 38H{x(found.high):.1f}" stroke="{shade}" stroke-width="3"/>'
-    body += f'<path d="M{x(found.mean):.1f} 31l7 7-7 7-7-7z" fill="{shade}"/>'
+        body += _rule(x(found.low), 38, f"H{x(found.high):.1f}", f'stroke="{shade}" stroke-width="3"')
+    body += _rule(x(found.mean), 31, "l7 7-7 7-7-7z", f'fill="{shade}"')
     body += _text(WIDE / 2, 86, "Generalisation gap, points (left of 0: pretraining hurt)")
     return _drawing(92, f"Generalisation gap in percentage points: {found}", body)
-
-
-def _reached(panel: Panel) -> str:
-    """Epochs to each train accuracy, a row for each condition."""
-    head = "".join(f'<th scope="col">{100 * level:g} %</th>' for level in LEVELS)
-    rows = ""
-    for name, found in panel.reached.items():
-        cells = "".join(f"<td>{epochs(estimate, panel.seeds[name])}</td>" for estimate in found)
-        rows += f'<tr><th scope="row">{name}</th>{cells}</tr>'
-    return (
-        "<p>Epochs of tuning until the train accuracy is reached, means over seeds:</p>"
-        '<div class="explorer-table" tabindex="0" role="region" aria-label="Epochs to train accuracies">'
-        f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
 
 
 # Controls
 
 
-def _network(start: str) -> str:
-    """The six modules from input to output, each a box to tick, and a slider that ticks the last or first."""
+def _control(control: Control) -> str:
+    if control.kind == "slider":
+        return f"<span data-control>{_slider(control)}</span>"
+    if control.kind == "menu":
+        options = "".join(
+            f"<option{' selected' * (v == control.value)}>{v}</option>" for v in control.options
+        )
+        return f"<label>{control.label} <select data-control>{options}</select></label>"
     boxes = "".join(
-        f'<label><input type="checkbox" data-module value="{m}"{" checked" * (str(m) in start)}>'
-        f'<b>{m}</b> {name}<span class="explorer-state"></span></label>'
-        for m, name in zip(MODULES, MODULE_NAMES, strict=True)
+        f'<label><input type="checkbox" value="{value}"{" checked" * (value in control.value)}>'
+        f"<b>{value}</b> {name}</label>"
+        for value, name in control.options.items()
     )
     sides = "".join(
-        f'<label><input type="radio" name="side" value="{side}"{" checked" * (side == "last")}>{side}</label>'
-        for side in ("last", "first")
+        f'<label><input type="radio" name="{escape(control.label)}" value="{side}"{checked}>{side}</label>'
+        for side, checked in zip(SIDES, (" checked", ""), strict=True)
     )
     return (
-        "<fieldset><legend>The network, from image to classes: tick the modules to re-initialise</legend>"
-        f'<div class="explorer-network">{boxes}</div></fieldset>'
-        f'<fieldset class="explorer-depth"><legend>Or re-initialise so many modules</legend>{sides}'
-        f"{_slider('Reset depth', [str(k) for k in range(7)], str(len(start)), 'data-depth')}</fieldset>"
+        f'<fieldset data-control><legend>{control.label}</legend><div class="explorer-boxes">{boxes}</div>'
+        f'<div class="explorer-row" role="group" aria-label="Or a number of them">Or the {sides}'
+        f"{_slider(control.how_many)}</div></fieldset>"
     )
 
 
-def _factors(explorer: Explorer, start: Choice) -> str:
-    """A menu for names and a slider for numbers."""
-    controls = []
-    for (name, values), value in zip(explorer.values.items(), start, strict=True):
-        label = LABELS[name][0]
-        if name == "optimizer":
-            options = "".join(f"<option{' selected' * (v == value)}>{v}</option>" for v in values)
-            controls.append(f"<label>{label} <select data-factor>{options}</select></label>")
-        else:
-            controls.append(_slider(label, values, value, "data-factor"))
-    return "".join(controls)
-
-
-def _slider(label: str, values: list[str], value: str, kind: str) -> str:
+def _slider(control: Control) -> str:
     """A slider over a few values, with the value beside it and a button that plays them all."""
+    values, value = list(control.options), control.value
     scale = f'min="0" max="{len(values) - 1}" value="{values.index(value)}" data-values="{"|".join(values)}"'
     return (
-        f'<span class="explorer-slider"><label>{label} '
-        f'<input type="range" {kind} {scale} aria-valuetext="{value}"></label><output>{value}</output>'
-        f'<button type="button" data-play aria-label="Play: {label.lower()}">Play</button></span>'
-    )
-
-
-def _without_script(explorer: Explorer, panels: Mapping[Choice, Panel | None]) -> str:
-    """What is recorded of all choices, for a page without scripts."""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(title(explorer, choice))}</th><td>{panel.gap}</td></tr>'
-        for choice, panel in panels.items()
-        if panel
-    )
-    return (
-        "<noscript><p>Without JavaScript the controls do not answer. This is the generalisation gap of every "
-        f"choice recorded, in percentage points:</p><table><tbody>{rows}</tbody></table></noscript>"
+        f'<span class="explorer-slider"><label>{control.label} '
+        f'<input type="range" {scale} aria-valuetext="{value}"></label><output>{value}</output>'
+        f'<button type="button" data-play aria-label="Play: {control.label.lower()}">Play</button></span>'
     )

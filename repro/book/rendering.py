@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 
 from repro import profiles
-from repro.analysis import recorded
+from repro.figures.shown import MARK
 from repro.lazy import Lazy
 from repro.questions import studies
-from repro.running import scale
+from repro.running import run_study
 
 pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
@@ -76,7 +76,18 @@ def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None
     for cell in page["cells"]:
         for volatile in ("papermill", "execution"):
             cell["metadata"].pop(volatile, None)
+        _number_figures(cell)
     return page
+
+
+def _number_figures(cell: dict) -> None:
+    """Let Jupyter Book number the figure of a cell: its caption becomes that of the page's figure."""
+    outputs = cell.get("outputs", [])
+    told = [output.get("metadata", {}).get(MARK) for output in outputs]
+    for figure in filter(None, told):
+        shown = {"name": figure["name"], "caption": figure["caption"]}
+        cell["metadata"]["mystnb"] = {"figure": shown, "image": {"alt": figure["alt"]}}
+    cell["outputs"] = [output for output, mark in zip(outputs, told, strict=True) if mark != {}]
 
 
 def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: bool = False) -> list[str]:
@@ -106,8 +117,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
             files |= _downloads(source.stem, page, executed, parameters)
         else:
             without.append(source.stem)
-            title = re.match(r"(\(.+\)=\n)?# .+", source_of(read(source)["cells"][0]))
-            files[f"{name}.md"] = f"{title[0] if title else '# ' + source.stem}\n{NOT_RUN}".encode()
+            files[f"{name}.ipynb"] = json.dumps(_without_results(read(source))).encode()
     for path in sorted(stage.rglob("*"), reverse=True):
         if path.is_file() and path.relative_to(stage).as_posix() not in files:
             path.unlink()
@@ -117,6 +127,13 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
         if not path.is_file() or path.read_bytes() != content:
             path.write_bytes(content)
     return without
+
+
+def _without_results(page: dict) -> dict:
+    """The chapter's title, and a warning that it was not executed."""
+    title = re.match(r"# .+", source_of(page["cells"][0]))
+    text = f"{title[0] if title else '# A chapter'}\n{NOT_RUN}"
+    return page | {"cells": [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": text}]}
 
 
 def published(config: dict) -> dict:
@@ -151,12 +168,13 @@ def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> di
 
 def _records(chapter: str, parameters: dict) -> bytes:
     """What is recorded of a chapter's studies as CSV, empty where it has none."""
-    profile = parameters.get("profile")
+    profile = parameters.get("profile", profiles.PUBLISHED)
     asked = [study for study in studies() if study.chapter == chapter]
-    if profile not in profiles.PROFILES or not asked:
+    if profile not in (*profiles.PROFILES, profiles.PUBLISHED) or not asked:
         return b""
-    chosen = scale(profile, parameters.get("seeds"), parameters.get("settings", ""))
-    tables = [recorded.results(study, chosen).table.assign(study=study.name) for study in asked]
+    given = parameters.get("seeds"), "none", parameters.get("settings", "")
+    found = (run_study(study.name, profile, *given) for study in asked)
+    tables = [r.table.assign(study=r.study.name, profile=r.profile.name) for r in found]
     return pd.concat(tables).to_csv(index=False).encode()
 
 

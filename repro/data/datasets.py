@@ -15,8 +15,8 @@ from pathlib import Path
 from repro.config import Dataset, InputError
 from repro.data.downloads import SIDE, SOURCES, cache, named
 from repro.data.npz import Images, pack, read
+from repro.data.places import given
 from repro.lazy import Lazy
-from repro.places import given
 
 np = Lazy("numpy")  # a plan counts images without it
 

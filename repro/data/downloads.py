@@ -15,8 +15,8 @@ from pathlib import Path
 
 from repro.config import InputError
 from repro.data.npz import ARRAYS, Images, one_line, pack, read
+from repro.data.places import given
 from repro.lazy import Lazy
-from repro.places import given
 
 np = Lazy("numpy")  # as in `repro.data.datasets`
 

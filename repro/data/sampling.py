@@ -10,6 +10,7 @@ np = Lazy("numpy")  # a plan counts steps without it
 
 # Streams of random numbers, independent of each other for one and the same split seed.
 CLASSES, DEAL = range(2)
+MOVES = 1  # of an epoch, beside the order of its examples
 
 
 def _random(seed: int, *stream: int) -> np.random.Generator:
@@ -82,3 +83,14 @@ def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None
     step = epoch * steps + np.arange(steps)[:, None]
     full = random.random(shape) < p_full(step, stage.epochs * steps, stage.data.gamma)
     return np.where(full, random.integers(len(labels), size=shape), random.choice(subset, size=shape))
+
+
+def moves(run: Run, epoch: int, shift: int, flip: bool) -> np.ndarray:
+    """How the images of an epoch are moved, int64 [steps, batch, 3].
+
+    Row and column of a corner, from 0 to twice `shift`, and 1 where an image is mirrored.
+    """
+    random = _random(run.order_seed, len(run.stages), epoch, MOVES)
+    shape = (steps_per_epoch(run), run.batch_size)
+    corners = random.integers(0, 2 * shift, size=(*shape, 2), endpoint=True)
+    return np.concatenate([corners, random.integers(0, 2, size=(*shape, 1)) * flip], axis=2)

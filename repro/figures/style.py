@@ -7,6 +7,7 @@ opaque ground; a second sign beside colour everywhere; lettering for a phone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import TYPE_CHECKING
 
@@ -70,12 +71,17 @@ STYLE = {
 GAP = "Generalisation gap, points\n(below 0: pretraining hurt)"
 
 
+def drawing() -> AbstractContextManager:
+    """The project's style, whatever the user's own settings of Matplotlib are."""
+    return mpl_style.context(["default", STYLE])
+
+
 def styled(draw: Callable) -> Callable:
-    """The function, drawing in the project's style whatever the user's own settings of Matplotlib are."""
+    """The function, drawing in the project's style."""
 
     @wraps(draw)
     def drawn(*args: object, **settings: object) -> Figure:
-        with mpl_style.context(["default", STYLE]):
+        with drawing():
             return draw(*args, **settings)
 
     return drawn

@@ -2,19 +2,22 @@
 
 A file has the studies that answer its question (`STUDIES`), what the paper claims
 of them (`CLAIMS`), and figures of its own. Every file of this folder is a question:
-to add one is to add a file here and a notebook to the book.
+to add one is to add a file here and a notebook to the book. A file of the same form
+that lies elsewhere is named by its path.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from repro.analysis.claims import Claim
 from repro.config import InputError, Run
+from repro.data import own
 from repro.profiles import Profile
-from repro.study import Study
+from repro.study import FRESH, Case, Study
 
 QUESTIONS = sorted(
     (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)),
@@ -25,11 +28,52 @@ CLAIMS: tuple[Claim, ...] = tuple(claim for question in QUESTIONS for claim in q
 
 
 def studies(names: Iterable[str] = ()) -> list[Study]:
-    """The named studies, all where none is named; raises `InputError` on an unknown name."""
-    names = list(names) or list(STUDIES)
-    if unknown := [name for name in names if name not in list(STUDIES)]:
-        raise InputError(f"unknown study {unknown[0]!r}: choose from {', '.join(STUDIES)}")
-    return [STUDIES[name] for name in dict.fromkeys(names)]
+    """The named studies, all where none is named; raises `InputError` on an unknown name.
+
+    `question.py` names those of a file, and `question.py:study` one of them.
+    """
+    return [study for name in dict.fromkeys(map(str, names)) or STUDIES for study in _named(name)]
+
+
+def _named(name: str) -> list[Study]:
+    path, ending, one = name.rpartition(".py")
+    known = question(path + ending)[0] if ending else STUDIES
+    chosen = one.lstrip(":") if ending else name
+    if ending and not chosen:
+        return list(known.values())
+    if chosen not in known:
+        raise InputError(f"unknown study {chosen!r}: choose from {', '.join(known)}, or the path of a file")
+    return [known[chosen]]
+
+
+def question(path: str) -> tuple[dict[str, Study], tuple[Claim, ...]]:
+    """The studies by name, and the claims, of a question of one's own; claims are a family of their own."""
+    found = own.module(path)
+    made, judged = getattr(found, "STUDIES", ()), getattr(found, "CLAIMS", ())
+    for name, kind, values in (("STUDIES", Study, made), ("CLAIMS", Claim, judged)):
+        if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
+            raise InputError(f"{path}: {name} is no list of them, as a file of repro.questions has")
+    if not made:
+        raise InputError(f"{path} has no STUDIES, as a file of repro.questions has")
+    known = {study.name: dataclasses.replace(study, cases=_compared(path, study)) for study in made}
+    if astray := [c.id for c in judged if c.study not in known]:
+        raise InputError(f"{path}: the claim {astray[0]!r} is of no study of this file")
+    return known, tuple(judged)
+
+
+def _compared(path: str, study: Study) -> Callable[[Profile], list[Case]]:
+    """The study's cases, after a look at what one's own code gave."""
+
+    def cases(profile: Profile) -> list[Case]:
+        try:
+            made = study.cases(profile)
+        except Exception as error:
+            raise InputError(f"{path}: {study.name}: {own.said(error)}") from error
+        if made and not any(case.condition == FRESH for case in made):
+            raise InputError(f"{path}: {study.name} has no fresh runs, with which others could be compared")
+        return made
+
+    return cases
 
 
 def claims_of(study: str) -> list[Claim]:

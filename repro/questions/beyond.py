@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from repro.analysis.curves import epochs_to_reach
+from repro.analysis.recorded import Results
 from repro.config import Optimizer
+from repro.figures import common
+from repro.figures.shown import Captioned, Words, captioned, contrast, listed
 from repro.figures.style import bar, blank, colour, estimate, known, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
@@ -79,6 +82,38 @@ def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: floa
     ax.set_xlabel("\n".join([f"Epochs of tuning to {100 * level:g} % train accuracy", *notes]))
     ax.set_ylabel("Test accuracy, %")
     return figure
+
+
+DIFFERENCE = "Test accuracy less that of fresh networks, points"
+
+
+def found(results: Results) -> Words:
+    """The difference of each remedy to fresh networks, in words."""
+    return Words(
+        f"Against fresh networks at the base rate, the mean is {listed(results.gaps, 'condition')}. Like "
+        f"with like, the rate restart less a fresh network under the same falling rate is "
+        f"{contrast(results, 'rate restart', 'fresh, falling rate')} percentage points."
+    )
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """Test accuracy under each remedy, less that of fresh networks."""
+    caption = (
+        "Test accuracy under each remedy, less that of fresh networks at the base rate: every seed "
+        "(dots), mean (diamond) and its 95 % interval (bar)."
+    )
+    drawn = common.gap_strip(results.gaps, xlabel=DIFFERENCE)
+    return captioned(drawn, results, "fig-remedies", caption, found(results))
+
+
+def cost(results: Results) -> Captioned | Words:
+    """Test accuracy against what tuning costs, a point for each condition."""
+    drawn = accuracy_against_cost(results.table, results.curves)
+    caption = (
+        "Test accuracy against the epochs of tuning to 95 % train accuracy, for each condition: mean over "
+        "seeds and 95 % intervals; pretraining is not counted."
+    )
+    return captioned(drawn, results, "fig-cost", caption, caption)
 
 
 STUDIES = (Study("beyond", "Which remedy costs least?", "none", "09_beyond", beyond),)

@@ -6,7 +6,10 @@ import itertools
 from collections.abc import Iterator
 
 from repro.analysis.claims import Arms, Claim, NotFitted, gap
+from repro.analysis.recorded import Results
 from repro.config import Model
+from repro.figures import common
+from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import Arm, Study, crossed, pair
@@ -38,6 +41,22 @@ def _gap_at_capacities(arm: Arms) -> dict[object, pd.Series]:
     if unfitted and not found:
         raise unfitted
     return found
+
+
+def found(results: Results) -> Words:
+    """The gap by width and by depth, in words."""
+    width, depth = listed(results.gaps, "width", "width {}"), listed(results.gaps, "depth", "depth {}")
+    return Words(f"Averaged over depths, the mean gap is {width}; averaged over widths, it is {depth}.")
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap against width, a line for each depth (Figure 5)."""
+    drawn = common.gap_lines(results.gaps, "width", "depth", "Width w, in channels", log=True)
+    caption = (
+        "Generalisation gap against width, a line for each number d of blocks per module, as in the "
+        "paper's Figure 5: dots are seeds, markers their mean, bars its 95 % interval."
+    )
+    return captioned(drawn, results, "fig-capacity", caption, found(results))
 
 
 STUDIES = (

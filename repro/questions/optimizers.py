@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 from repro.analysis.claims import Claim, gap
+from repro.analysis.recorded import Results
 from repro.config import Optimizer
+from repro.figures import common
+from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.profiles import Profile
 from repro.study import Arm, Study, crossed, pair
 
@@ -27,6 +30,27 @@ def optimizers(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm-started networks under each optimiser."""
     for name, optimizer in optimizer_settings(profile).items():
         yield from pair(profile, {"optimizer": name}, optimizer=optimizer, priority=6)
+
+
+def found(results: Results) -> Words:
+    """The gap under each optimiser, in words."""
+    return Words(
+        f"The mean gap is {listed(results.gaps, 'optimizer')} percentage points. It counts only where a "
+        "fresh network learns and fits its training images; the table of accuracies below shows where "
+        "that is so."
+    )
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap of every seed under each optimiser (Figures 8, 9 and 10)."""
+    caption = (
+        "Generalisation gap of every seed (dots), its mean (diamond) and 95 % interval by Student's t "
+        "(bar) under each optimiser."
+    )
+    alt = (
+        f"Generalisation gap under each optimiser, in percentage points: {listed(results.gaps, 'optimizer')}."
+    )
+    return captioned(common.gap_strip(results.gaps, "optimizer"), results, "fig-optimisers", caption, alt)
 
 
 STUDIES = (

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from repro.analysis.claims import Arms, Claim, slope
+from repro.analysis.recorded import Results
+from repro.figures import common
+from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.questions.optimizers import optimizer_settings
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pretraining, tuning
+from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -46,6 +49,32 @@ def _early_gap(arm: Arms) -> pd.Series:
     return sum(tuned) / len(EARLY) - arm(FRESH, optimizer="Adam")
 
 
+def found(results: Results) -> Words:
+    """The gap by length of pretraining with Adam, in words."""
+    adam = results.gaps[results.gaps.optimizer == "Adam"]
+    said = listed(adam, "pretraining_epochs", "{} epochs")
+    return Words(
+        f"With Adam, by epochs of pretraining on half of the data, the mean gap is {said}.".replace(
+            " 1 epochs", " 1 epoch"
+        )
+    )
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap along the length of pretraining, a line for each optimiser (Figures 2 and 8 to 10)."""
+    label = "Epochs of pretraining on half of the data"
+    drawn = common.gap_lines(results.gaps, "pretraining_epochs", "optimizer", label, log=True)
+    caption = (
+        "Generalisation gap against the length of pretraining, as in the paper's Figures 2 and 8 to 10: "
+        "faint dots are seeds, markers their mean, bars its 95 % interval."
+    )
+    said = listed(results.gaps, "pretraining_epochs", "{} epochs")
+    alt = (
+        f"Generalisation gap in percentage points against epochs of pretraining. Over all optimisers: {said}."
+    )
+    return captioned(drawn, results, "fig-lengths", caption, alt)
+
+
 STUDIES = (
     Study(
         "pretraining_length",
@@ -54,6 +83,10 @@ STUDIES = (
         "03_pretraining_length",
         pretraining_length,
         ("optimizer",),
+        (
+            Explored("optimizer", "Optimiser", str, "menu"),
+            Explored("pretraining_epochs", "Epochs of pretraining", "{} epochs of pretraining".format),
+        ),
     ),
 )
 

@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from repro.analysis.claims import MORE, SAME, Arms, Claim
-from repro.analysis.curves import epochs_to_reach
+from repro.analysis.curves import LEVELS, epochs_to_reach
 from repro.analysis.recorded import Results
+from repro.analysis.stats import mean_estimate
 from repro.config import MODULES
 from repro.figures import style
+from repro.figures.shown import Captioned, Words, captioned, enumerated, listed
 from repro.figures.style import GAP, GREY, bar, blank, colour, estimate, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pretraining, reset_condition, tuning
+from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, reset_condition, tuning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,9 +191,7 @@ def contributions(gap: pd.DataFrame) -> Figure:
 
 
 @styled
-def speed(
-    curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95, 0.99)
-) -> Figure:
+def speed(curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS) -> Figure:
     """Epochs of the last stage until train accuracy first reaches each level (Figure 11).
 
     A hollow marker is the mean of those seeds that got there, where some did not.
@@ -230,7 +230,94 @@ def speed(
     return figure
 
 
-STUDIES = (Study("reset", "Which modules must be re-initialised?", "Figures 6, 11", "07_reset", reset),)
+def last_reset(results: Results) -> pd.DataFrame:
+    """The gaps of runs with the last k modules re-initialised, by `last` = k, from none to all six."""
+    order = {reset_condition(MODULES[6 - k :]): k for k in range(7)}
+    chosen = results.gaps[results.gaps.condition.isin(order)]
+    return chosen.assign(last=chosen.condition.map(order)).sort_values(["last", "seed"])
+
+
+def first_kept(results: Results) -> list[str]:
+    """Fresh, the first one to five modules kept, and the warm start, as far as they are recorded."""
+    names = [FRESH, *(reset_condition(MODULES[k:]) for k in range(1, 6)), WARM]
+    return [name for name in names if name in set(results.table.condition)]
+
+
+def found(results: Results) -> Words:
+    """The gap by number of last modules re-initialised, in words."""
+    said = listed(last_reset(results), "last", "{}")
+    return Words(f"By the number of last modules re-initialised, from none to all, the mean gap is {said}.")
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap after re-initialising the first k, the last k, and single modules (Figure 6)."""
+    caption = (
+        "Generalisation gap after re-initialising the first k modules, the last k, and module k alone, as "
+        "in the paper's Figure 6: dots are seeds, markers their mean, bars its 95 % interval, the dashed "
+        "line the warm start with nothing re-initialised."
+    )
+    return captioned(reset_gaps(results.gaps), results, "fig-resets", caption, found(results))
+
+
+def shares(results: Results) -> Captioned | Words:
+    """What each module contributes, where all 64 subsets are recorded; else one line that counts them."""
+    effects = main_effects(results.gaps)
+    if effects.empty:
+        return Words(
+            f"Of the 64 subsets of modules {subsets_recorded(results.gaps)} are recorded here; what each "
+            "module contributes takes them all: `repro run reset --set full_grids=true`."
+        )
+    caption = (
+        "What re-initialising each module adds to the gap, averaged over all subsets of the others (main "
+        "effect) and over all orders in which the six can be re-initialised (Shapley value)."
+    )
+    said = {f"module {m}": mean_estimate(part.value) for m, part in effects.groupby("module")}
+    return captioned(
+        contributions(results.gaps), results, "fig-shares", caption, f"Main effect: {listed(said)}."
+    )
+
+
+def speeds(results: Results) -> Captioned | Words:
+    """Epochs of tuning until levels of train accuracy, with the first modules kept (Figure 11)."""
+    kept = first_kept(results)
+    epochs = epochs_to_reach(results.curves, SPEED_AT)
+    means = epochs.groupby("condition").epochs.mean().reindex(kept)
+    said = enumerated([f"{n:.1f} for {name}" for name, n in means.items() if n == n])
+    caption = (
+        "Epochs of tuning until the train accuracy first reaches a level, as in the paper's Figure 11, "
+        "with the first modules kept and the others re-initialised: dots are seeds, markers their mean, "
+        f"bars its 95 % interval. Mean epochs to {100 * SPEED_AT:g} %: {said}."
+    )
+    return captioned(speed(results.curves, kept), results, "fig-speed", caption, caption)
+
+
+def _in_words(modules: str) -> str:
+    """Such as `modules 4, 5 and 6 re-initialised`."""
+    if len(modules) in (0, len(MODULES)):
+        return "all six modules re-initialised" if modules else "no module re-initialised"
+    return f"module{'s' * (len(modules) > 1)} {enumerated(modules)} re-initialised"
+
+
+STUDIES = (
+    Study(
+        "reset",
+        "Which modules must be re-initialised?",
+        "Figures 6, 11",
+        "07_reset",
+        reset,
+        explored=(
+            Explored(
+                "modules",
+                "The network, from image to classes: tick the modules to re-initialise",
+                _in_words,
+                "boxes",
+                dict(zip("123456", ("first convolution", *["blocks"] * 4, "last layer"), strict=True)),
+                start="456",
+                wider={"full_grids": True},
+            ),
+        ),
+    ),
+)
 
 
 CLAIMS = (

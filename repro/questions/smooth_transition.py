@@ -8,13 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from repro.analysis.claims import Arms, Claim
+from repro.analysis.recorded import Results
 from repro.config import ALL, HALF
 from repro.data.sampling import p_full
 from repro.figures import common, style
+from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed
 from repro.figures.style import blank, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, REPLACED, Arm, Study, crossed, pair
+from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Explored, Study, crossed, pair
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +73,45 @@ def transition(gammas: Iterable[float], epochs: int) -> Figure:
     return figure
 
 
+def found(results: Results) -> Words:
+    """The gap after a smooth transition to both controls, in words."""
+    control, warm = contrast(results, REPLACED, FRESH), contrast(results, WARM, FRESH)
+    to_control = results.gaps_to(REPLACED)
+    said = f"Against fresh networks the mean gap is {listed(results.gaps, 'gamma', 'γ = {}')}"
+    said += f", beside {warm} for the abrupt warm start. "
+    if control.n:
+        said += f"Drawing with replacement costs {control} points by itself; against that control the gap is "
+        said += f"{listed(to_control[to_control.condition == 'smooth'], 'gamma', 'γ = {}')}."
+    else:
+        said += "The control that draws with replacement is not recorded at this scale."
+    return Words(said)
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap against γ, to fresh networks and to the control (Figure 3)."""
+    drawn = transition_gaps(results.gaps, results.gaps_to(REPLACED))
+    caption = (
+        "Test accuracy after a smooth transition, less that of fresh networks and less that of the "
+        "control that draws from all of the data with replacement: dots are seeds, markers their mean, "
+        "bars its 95 % interval; the dashed line and its band are the abrupt warm start."
+    )
+    return captioned(drawn, results, "fig-smooth", caption, f"Gap against gamma. {found(results)}")
+
+
+def ramps(results: Results) -> Captioned | Words:
+    """How the other half of the data comes in, for each γ."""
+    planned = (case.factors for case in results.study.cases(results.profile))
+    gammas = sorted({factors["gamma"] for factors in planned if "gamma" in factors})
+    epochs = results.profile.arms_tuned
+    half = {gamma: epochs * np.log(0.5) / np.log(gamma) / 50 for gamma in gammas}
+    said = enumerated([f"{half[g]:.2g} epochs for γ = {g:g}" for g in gammas])
+    caption = (
+        f"Probability of drawing an example from all of the data, for each γ, over {epochs} epochs. The "
+        f"larger γ, the smoother. Every second example comes from all of the data after {said}."
+    )
+    return captioned(transition(gammas, epochs), results, "fig-transition", caption, caption)
+
+
 STUDIES = (
     Study(
         "smooth_transition",
@@ -78,6 +119,7 @@ STUDIES = (
         "Figure 3",
         "04_smooth_transition",
         smooth_transition,
+        explored=(Explored("gamma", "γ", "γ = {}".format),),
     ),
 )
 

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from repro.analysis.claims import Arms, Claim, slope
+from repro.analysis.curves import in_last_stage
+from repro.analysis.recorded import Results
 from repro.config import Stage, Subset
 from repro.figures import style
+from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.figures.style import GAP, GREY, blank, colour, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
@@ -82,6 +85,40 @@ def stage_gaps(gap: pd.DataFrame) -> Figure:
     axes[0].set_ylabel(GAP)
     style.legend(figure, axes[0])
     return figure
+
+
+def found(results: Results) -> Words:
+    """The gap by number of portions and by way of dealing, in words."""
+    gaps = results.gaps
+    at_random, by_class = (
+        listed(gaps[(gaps.ratio == ratio) & (gaps.parts > 1)], "parts", "{} portions") for ratio in (1, 0)
+    )
+    return Words(
+        f"With all images dealt at random, the mean gap is {at_random}. With every class in one portion "
+        f"only, it is {by_class}."
+    )
+
+
+def fitting(results: Results) -> Words:
+    """How many stages before the last fitted their images within the limit, in words."""
+    curves, until = results.curves, results.profile.until
+    run = ["condition", "seed", "parts", "ratio"]
+    early = curves[~in_last_stage(curves, run)]
+    reached = early.groupby([*run, "stage"]).train_accuracy.max() >= until
+    return Words(
+        f"Of {len(reached)} stages before the last, {reached.sum()} reached {100 * until:g} % train "
+        "accuracy within the limit; one that did not went on to the next portion before it fitted its own."
+    )
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap against the number of portions, and against the share dealt at random (Figure 4)."""
+    caption = (
+        "Generalisation gap against the number of portions, dealt at random or by class (left), and "
+        "against the share r of two portions that is dealt at random (right), as in the paper's Figure 4: "
+        "dots are seeds, markers their mean, bars its 95 % interval."
+    )
+    return captioned(stage_gaps(results.gaps), results, "fig-stages", caption, found(results))
 
 
 STUDIES = (

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from repro.analysis.claims import MORE, Arms, Claim
 from repro.analysis.recorded import Results
 from repro.config import Optimizer
-from repro.figures import style
+from repro.figures import common, style
+from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed, unrecorded
 from repro.figures.style import blank, colour, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
@@ -173,6 +174,80 @@ def curvature(table: pd.DataFrame) -> Figure:
     ax.set_ylabel("Largest eigenvalue\nof the Hessian")
     style.legend(figure, ax)
     return figure
+
+
+DIFFERENCE = "Test accuracy less that of fresh networks, points"  # of fresh ones at other rates too
+
+
+def found(results: Results) -> Words:
+    """What a larger rate in tuning does, like compared with like, in words."""
+    base = contrast(results, WARM, FRESH)
+    fast = contrast(results, "warm start, 10x", "fresh, 10x")
+    back = contrast(results, "warm start, 10x then 1x", "fresh, 10x then 1x")
+    return Words(
+        f"At the paper's rate the warm start less the fresh network is {base} percentage points. Where "
+        f"both have ten times that rate in tuning, it is {fast}; where both return to the paper's rate "
+        f"for the second half, {back}."
+    )
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """Test accuracy under larger rates in tuning, less that of fresh networks at the base rate (Figure 7)."""
+    caption = (
+        "Test accuracy under larger learning rates in tuning, less that of fresh networks at the base rate "
+        f"{results.profile.learning_rate:g}: every seed (dots), mean (diamond) and its 95 % interval "
+        "(bar). Compare the paper's Figure 7."
+    )
+    alt = f"Difference to fresh networks at the base rate, in points: {listed(results.gaps, 'condition')}."
+    return captioned(common.gap_strip(results.gaps, xlabel=DIFFERENCE), results, "fig-rates", caption, alt)
+
+
+def own_rates(results: Results) -> Captioned | Words:
+    """The gap where both networks have the same rate in all stages, a point for each rate."""
+    if results.table.empty:
+        return Words(unrecorded(results))
+    tested = results.gaps[~results.gaps.held_out.astype(bool)]
+    caption = (
+        "Generalisation gap where both networks have the same rate in all stages: dots are seeds, markers "
+        "their mean, bars its 95 % interval."
+    )
+    drawn = common.gap_lines(tested, "rate", xlabel="Rate, times the base rate", log=True)
+    alt = f"Generalisation gap by rate in all stages: {listed(tested, 'rate', '{} times the base rate')}."
+    return captioned(drawn, results, "fig-own-rates", caption, alt)
+
+
+def ratios(results: Results, probe: str) -> str:
+    """Warm over fresh by epoch of tuning, geometric mean over seeds: `0.81 after 1, 0.95 after 2`."""
+    if probe not in results.table:
+        return "not recorded"
+    by = results.table.pivot_table(index=["seed", "tuning_epochs"], columns="condition", values=probe)
+    means = np.exp(np.log(by[WARM] / by[FRESH]).groupby("tuning_epochs").mean().dropna())
+    return enumerated([f"{ratio:.2f} after {n:g}" for n, ratio in means.items()])
+
+
+def noise_along(results: Results) -> Captioned | Words:
+    """Gradient noise along tuning, on all images and on each half."""
+    probe = "noise_trace" if "noise_trace" in results.table else "gradient_noise"
+    caption = (
+        "Gradient noise along tuning, where recorded also on the half that the warm start was pretrained "
+        "on and on the other half: dots are seeds, markers their geometric mean, bars its 95 % interval. "
+        f"Warm over fresh it is {ratios(results, probe)} epochs of tuning."
+    )
+    return captioned(noise(results.table), results, "fig-noise", caption, caption)
+
+
+def sharpness_along(results: Results) -> Captioned | Words:
+    """Sharpness against training loss along tuning; one line where it is not recorded."""
+    if "curvature" not in results.table:
+        return Words(
+            "Sharpness at equal training loss is not recorded at this scale; "
+            "`repro run probes --profile cifar10-small` records it."
+        )
+    caption = (
+        "Sharpness against training loss along tuning, one line for each seed; where lines of the two "
+        "colours lie on each other, networks are as sharp at the same loss."
+    )
+    return captioned(curvature(results.table), results, "fig-sharpness", caption, caption)
 
 
 STUDIES = (

@@ -7,6 +7,9 @@ from functools import partial
 
 from repro.analysis.claims import SAME, Arms, Claim, gap
 from repro.analysis.recorded import Results
+from repro.analysis.stats import mean_estimate
+from repro.figures import common
+from repro.figures.shown import Captioned, Words, captioned, contrast, listed, unrecorded
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LONGER, WARM, Arm, Study, crossed, pair, pretraining, tuning
@@ -39,6 +42,57 @@ def _gap_in_as_many_steps(arm: Arms) -> pd.Series:
 def _train_difference(results: Results) -> pd.Series:
     by = results.table.pivot_table(index="seed", columns="condition", values="train_accuracy")
     return 100 * (by[WARM] - by[FRESH])
+
+
+def found(results: Results) -> Words:
+    """What the runs of Figure 1 say, in words."""
+    by = results.table.groupby("condition")[["test_accuracy", "train_accuracy"]].mean().mul(100).round(1)
+    if not {FRESH, WARM} <= set(by.index):
+        return Words(unrecorded(results))
+    return Words(
+        f"Fresh networks end at **{by.test_accuracy[FRESH]} %** test accuracy, warm starts at "
+        f"**{by.test_accuracy[WARM]} %**. The generalisation gap is **{mean_estimate(results.gaps.gap)}** "
+        f"percentage points, though both fit their training images: {by.train_accuracy[FRESH]} % and "
+        f"{by.train_accuracy[WARM]} %."
+    )
+
+
+def objection(faster: Results) -> Words:
+    """What weakens the finding: the same comparison where both networks are tuned at ten times the rate."""
+    pairs = ("warm start, 10x", "fresh, 10x"), ("warm start, 10x then 1x", "fresh, 10x then 1x")
+    fast, back = (contrast(faster, *pair) for pair in pairs)
+    if not fast.n:
+        return Words(unrecorded(faster))
+    verdict = "is gone" if fast.low > 0 or fast.mean > 0 else "remains" if fast.high < 0 else "is not clear"
+    return Words(
+        "**First, what weakens it.** Where both networks are tuned at ten times the paper's learning "
+        f"rate, the gap {verdict}: the warm start less the fresh network is {fast} percentage points, and "
+        f"{back} where both return to the paper's rate for the second half. *(Profile "
+        f"`{faster.profile.name}`.)*"
+    )
+
+
+def learning_curves(results: Results) -> Captioned | Words:
+    """Train and test accuracy of both networks through all stages (Figure 1)."""
+    drawn = common.learning_curves(results.curves, results.profile.window)
+    caption = (
+        "Learning curves of both stages, as in the paper's Figure 1: thin lines are single runs, thick "
+        f"lines their mean. Test accuracy is averaged over the shaded last {results.profile.window} epochs."
+    )
+    alt = "Train and test accuracy against epochs, before and after the switch to all of the data. " + found(
+        results
+    )
+    return captioned(drawn, results, "fig-learning-curves", caption, alt.replace("**", ""))
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap of every seed."""
+    caption = (
+        "Generalisation gap of every seed (dots), their mean (diamond) and its 95 % interval by Student's "
+        "t (bar). Left of zero, pretraining hurt."
+    )
+    alt = f"Generalisation gap of each seed in percentage points: {listed(results.gaps, 'condition')}."
+    return captioned(common.gap_strip(results.gaps), results, "fig-gap", caption, alt)
 
 
 STUDIES = (

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import repro
 from repro.config import InputError, Run, as_json, run_from_json, run_id
-from repro.places import given
+from repro.data.places import given
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1

@@ -7,14 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from repro.config import Model, Run
+from repro.data import datasets
+from repro.lazy import Lazy
 from repro.sweep.plans import Plan
+
+models = Lazy("repro.training.models")  # PyTorch, which only networks of one's own need here
 
 NUMBER = 4  # bytes of a float32
 RECORD, EPOCH = 1200, 66  # bytes of a record: all but its curves, and an epoch of them
 
 
-def network_numbers(model: Model, channels: int, classes: int) -> int:
-    """Weights of a network and statistics of its batch norms, as many as its snapshot holds."""
+def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -> int:
+    """Weights of a network and statistics of its batch norms, as many as its snapshot holds.
+
+    Those of a network of one's own are counted, for images of this side.
+    """
+    if model.code is not None:
+        return models.size(model, channels, classes, side)
     w = model.width
 
     def convolution(inputs: int, outputs: int, size: int = 9) -> int:
@@ -27,9 +36,9 @@ def network_numbers(model: Model, channels: int, classes: int) -> int:
     return total
 
 
-def training_bytes(model: Model, channels: int, classes: int) -> int:
+def training_bytes(model: Model, channels: int, classes: int, side: int = 32) -> int:
     """Memory that a network takes in training at the least: weights, gradients, two moments of Adam."""
-    return 4 * NUMBER * network_numbers(model, channels, classes)
+    return 4 * NUMBER * network_numbers(model, channels, classes, side)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def _makespan(hours: list[float], parents: list[set[int]], gpus: int) -> float:
 
 def _bytes(plan: Plan, gpus: int, classes: int) -> int:
     records = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
-    every = {run.id: run.model for batch in plan.batches for run in batch.runs}
-    sizes = {model: NUMBER * network_numbers(model, 3, classes) for model in set(every.values())}
+    every = {run.id: (run.model, datasets.side(run.dataset)) for b in plan.batches for run in b.runs}
+    sizes = {key: NUMBER * network_numbers(key[0], 3, classes, key[1]) for key in set(every.values())}
     checkpoints = 3 * gpus * max(sizes.values(), default=0)  # weights and two moments of Adam
     return records + sum(sizes[every[name]] for name in plan.parents) + checkpoints

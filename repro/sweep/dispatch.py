@@ -208,6 +208,10 @@ def execute(
             )
         gpus = 0 if on else _gpus(device)  # there, the machine that trains is the one to say
         datasets.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
+        if own := [r for b in plan.batches for r in b.runs if r.model.code or any(s.hook for s in r.stages)]:
+            from repro.training import models
+
+            models.check(own)
         _clean(store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)

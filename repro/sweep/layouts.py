@@ -51,7 +51,9 @@ COMPILING_PAYS = 16_000_000
 
 
 def default(run: Run) -> Layout:
-    """How networks of this shape train on a GPU for which nothing was measured."""
+    """How networks of this shape train on a GPU for which nothing was measured; one's own, alone."""
+    if run.model.code is not None:
+        return Layout(1, grouped=True, layout="contiguous")
     return next(layout for width, layout in DEFAULTS if run.model.width <= width)
 
 

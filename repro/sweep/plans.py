@@ -104,8 +104,10 @@ class Plan:
 def population_size(run: Run) -> int:
     """How many networks of this shape train together on a core, as `benchmarks/NOTES.md` has measured it.
 
-    Small ones leave it idle, large ones crowd its cache.
+    Small ones leave it idle, large ones crowd its cache; those of one's own are no group.
     """
+    if run.model.code is not None:
+        return 1
     activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # of a layer of module 1
     return max(1, min(64 // run.model.width, CACHED // activations))
 
@@ -178,7 +180,8 @@ def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
     is_parent = any(r.id in parents for r in trajectory.runs)
     level = len(run.stages) if is_parent else sys.maxsize
     subset = ALL if stage.data.gamma or stage.data.part == stage.data.parts else stage.data
-    return (level, run.dataset, run.model, run.batch_size, stage.epochs, stage.optimizer, stage.until, subset)
+    spec = stage.epochs, stage.optimizer, stage.until, stage.shift, stage.flip, subset
+    return (level, run.dataset, run.model, run.batch_size, *spec)
 
 
 def with_epochs(run: Run, epochs: int) -> Run:

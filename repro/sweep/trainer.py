@@ -21,6 +21,7 @@ import torch
 from repro import cpu
 from repro.config import HALF, InputError, Run, check_engine
 from repro.data import datasets
+from repro.data.npz import Images
 from repro.data.sampling import portions, steps_per_epoch
 from repro.store import files, records
 from repro.store.records import Store
@@ -28,9 +29,8 @@ from repro.sweep import leases, messages
 from repro.sweep.costs import training_bytes
 from repro.sweep.messages import LAST, End, Ended, Job, Message, Report
 from repro.sweep.plans import Batch, Trajectory, left
-from repro.training import probes
+from repro.training import models, probes
 from repro.training.loop import Stopped, train_population
-from repro.training.network import ResNet
 from repro.training.populations import Member, Population, resident
 from repro.training.snapshots import Snapshot
 
@@ -144,27 +144,33 @@ def out_of_memory(error: Exception) -> bool:
 
 def _too_large(run: Run, device: torch.device) -> str:
     """That one network is too large, and which one would not be."""
+    if run.model.code is not None:
+        return f"a network of {run.model.code.name} needs more than the {_gib(device)} of memory here"
     sizes = [(run.model.width, run.batch_size >> i) for i in range(1, 8) if run.batch_size >> i >= 8]
     sizes += [(run.model.width >> i, run.batch_size) for i in range(1, 31) if run.model.width >> i]
     fitting = next((size for size in sizes if _fits(run, *size, device)), None)
     advice = f"; width={fitting[0]} with batch_size={fitting[1]} would fit" if fitting else ""
     return (
         f"a network of width {run.model.width} with batches of {run.batch_size} needs more than the "
-        f"{_memory(device) / 2**30:,.1f} GiB of memory here{advice}"
+        f"{_gib(device)} of memory here{advice}"
     )
+
+
+def _gib(device: torch.device) -> str:
+    return f"{_memory(device) / 2**30:,.1f} GiB"
 
 
 def _fits(run: Run, width: int, batch_size: int, device: torch.device) -> bool:
     """Whether a network of this size finds the memory it needs: on a GPU by a step, else by its weights."""
-    images, model = datasets.images(run.dataset), dataclasses.replace(run.model, width=width)
-    channels, side = images.x_train.shape[3], images.x_train.shape[1]
-    if 2 * training_bytes(model, channels, images.classes) > _memory(device):
+    model = dataclasses.replace(run.model, width=width)
+    channels, classes, side = _shape(datasets.images(run.dataset))
+    if 2 * training_bytes(model, channels, classes, side) > _memory(device):
         return False
     if device.type == "cpu":  # where trying may end in being killed
         return width < run.model.width
     try:
         with torch.device("meta"):
-            network = ResNet(model, channels, images.classes)
+            network = models.network(model, channels, classes, side)
         network.to_empty(device=device)
         optimizer = torch.optim.Adam(network.parameters())
         network(torch.zeros(batch_size, channels, side, side, device=device)).sum().backward()
@@ -172,6 +178,11 @@ def _fits(run: Run, width: int, batch_size: int, device: torch.device) -> bool:
     except torch.OutOfMemoryError:
         return False
     return True
+
+
+def _shape(images: Images) -> tuple[int, int, int]:
+    """Channels, classes and side, on which a network's shape depends."""
+    return images.x_train.shape[3], images.classes, images.x_train.shape[1]
 
 
 def _memory(device: torch.device) -> int:
@@ -233,8 +244,7 @@ def _train(batch: Batch, job: Job, store: Store, report: Report, stop: Callable[
     checkpoint = store.checkpoint(batch.id)
     if members:
         run = members[0].run
-        channels, classes = images.x_train.shape[3], images.classes
-        if len(members) * training_bytes(run.model, channels, classes) > _memory(device):
+        if len(members) * training_bytes(run.model, *_shape(images)) > _memory(device):
             raise MemoryError  # now, not when the system begins to kill for it
         steps, last = len(members) * steps_per_epoch(run), run.stages[-1].epochs
 
@@ -271,7 +281,7 @@ def _start(name: str, batch: Batch, store: Store) -> Snapshot | None:
     path, run = store.snapshot(name), batch.trajectories[0].longest
     images = datasets.images(run.dataset)
     with torch.device("meta"):
-        network = ResNet(run.model, images.x_train.shape[3], images.classes)
+        network = models.network(run.model, *_shape(images))
     shapes = {key: tensor.shape for key, tensor in network.member(0).items()}
     try:
         snapshot = Snapshot.load(path)

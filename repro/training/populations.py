@@ -22,16 +22,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from repro import cpu
-from repro.config import MODULES, PRECISIONS, InputError, Optimizer, Run
+from repro.config import PRECISIONS, InputError, Optimizer, Run
 from repro.data import datasets
 from repro.data.npz import Images
-from repro.data.sampling import examples, portions, steps_per_epoch
+from repro.data.sampling import examples, moves, portions, steps_per_epoch
 from repro.store import files
 from repro.store.records import CURVES
-from repro.training import compilation
+from repro.training import compilation, models
 from repro.training.cuda_graphs import Captured
+from repro.training.models import Own
 from repro.training.network import ResNet
 from repro.training.snapshots import Snapshot, load, save
 
@@ -75,7 +77,7 @@ def _plain(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
     return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
-def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(spec: Optimizer, network: ResNet | Own, device: torch.device) -> torch.optim.Optimizer:
     capturable = device.type == "cuda"  # counts its steps on the GPU
     if capturable:  # the first steps are not captured, as it wants to say
         warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)
@@ -91,6 +93,14 @@ def _optimizer(spec: Optimizer, network: ResNet, device: torch.device) -> torch.
     if not capturable:  # on a GPU nothing but PyTorch's own has run
         kind = _plain(kind)
     return kind(network.parameters(), lr=rate, **settings)
+
+
+@torch.no_grad()
+def _shrink(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Decoupled weight decay (Loshchilov and Hutter, 2019), of every parameter, before a step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.mul_(1 - group["lr"] * decay)
 
 
 def _repeatable(device: torch.device, precision: str) -> None:
@@ -111,25 +121,40 @@ def resident(
     return scaled.permute(0, 3, 1, 2).to(device, dtype).contiguous(), torch.tensor(y, device=device)
 
 
-def _begin(network: ResNet, p: int, member: Member) -> None:
+def moved(padded: Tensor, index: Tensor, moves: Tensor, side: int) -> Tensor:
+    """Images [P, B, C, side, side] of these numbers [P, B], each cut out of its padded one.
+
+    `moves` [P, B, 3] says where, row and column of the corner, and whether it is mirrored.
+    """
+    ahead = torch.arange(side, device=padded.device)
+    rows = moves[..., 0, None] + ahead
+    columns = moves[..., 1, None] + torch.where(moves[..., 2, None] > 0, ahead.flip(0), ahead)
+    found = padded[index[..., None, None], :, rows[..., None], columns[..., None, :]]
+    return found.permute(0, 1, 4, 2, 3)
+
+
+def _begin(network: ResNet | Own, p: int, member: Member) -> None:
     """Give member p the weights with which its last stage begins."""
     stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
     if member.start is None:
-        network.initialise(p, MODULES, *stream)
+        network.initialise(p, models.numbers(network), *stream)
         return
     network.load_member(p, member.start.state)
     if (stage.shrink, stage.perturb) != (1.0, 0.0):
         network.shrink_and_perturb(p, stage.shrink, stage.perturb, *stream)
     network.initialise(p, stage.reset, *stream)
+    if stage.hook is not None:
+        models.hook(stage.hook, network, p, *stream)
 
 
 class Population:
     """Members that share data set, model, batch size, optimiser and steps.
 
     They are one grouped network or, with `grouped` false, as many networks, which
-    a GPU trains side by side. With `compiled` their steps come from a compiler
-    (`repro.training.compilation`); the attribute of that name says whether it could. Nothing of
-    them leaves the device during an epoch.
+    a GPU trains side by side; networks of one's own always are. With `compiled`
+    their steps come from a compiler (`repro.training.compilation`); the attribute
+    of that name says whether it could. Nothing of them leaves the device during an
+    epoch.
     """
 
     def __init__(
@@ -147,16 +172,22 @@ class Population:
         self.members = list(members)
         self.device, self.precision, self.epoch = device, precision, 0
         run = members[0].run
+        self.own = run.model.code is not None
+        grouped, layout = grouped and not self.own, "contiguous" if self.own else layout
         images = datasets.images(run.dataset)
         self.labels = images.y_train
         self.subsets = [portions(self.labels, m.run.stages[-1].data, m.run.split_seed) for m in members]
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.x_train, self.y_train = resident(images, images.x_train, images.y_train, device, self.dtype)
         self.x_test, self.y_test = resident(images, images.x_test, images.y_test, device, self.dtype)
+        self.side = self.x_train.shape[-1]
+        self.shift, self.flip = run.stages[-1].shift, run.stages[-1].flip
+        self.padded = F.pad(self.x_train, [self.shift] * 4, "replicate") if self.shift else self.x_train
         self.size = len(members) if grouped else 1  # of a network
         self.networks = []
         for first in range(0, len(members), self.size):
-            network = ResNet(run.model, self.x_train.shape[1], images.classes, self.size)
+            shape = self.x_train.shape[1], images.classes, self.side
+            network = models.network(run.model, *shape, self.size)
             network.to(self.dtype)  # before snapshots are loaded, which are exact in it
             for p, member in enumerate(members[first : first + self.size]):
                 _begin(network, p, member)
@@ -169,29 +200,39 @@ class Population:
         self.batches = torch.empty(
             (steps_per_epoch(run), len(members), run.batch_size), dtype=torch.int64, device=device
         )
+        self.moves = torch.zeros((*self.batches.shape, 3), dtype=torch.int64, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # which of them is next
         self.loss_sum = torch.zeros(len(members), dtype=self.dtype, device=device)
         self.correct = torch.zeros(len(members), dtype=torch.int64, device=device)
         self.step, self.test = Captured(device), Captured(device)
-        self.drawn = -1, self.batches  # an epoch, and its examples
+        self.drawn = -1, self.batches, self.moves  # an epoch, its examples, and how they are moved
         self.fused = None
-        if compiled:
-            x, y = self._batch(torch.zeros_like(self.batches[0, : self.size]))
+        if compiled and not self.own:
+            x, y = self._batch(self.batches[0, : self.size].zero_(), self.moves[0, : self.size])
             self.fused = compilation.compiled(self.networks[0], x, y, precision == "bf16", layout)
         self.compiled = self.fused is not None
 
-    def _logits(self, network: ResNet, x: Tensor) -> Tensor:
+    def _logits(self, network: ResNet | Own, x: Tensor) -> Tensor:
         """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            if self.device.type == "cpu":
+            if self.device.type == "cpu" and not self.own:
                 logits = cpu.forward(network, x)
             else:
                 logits = network(x.contiguous(memory_format=compilation.LAYOUTS[self.layout]))
         return logits.to(self.dtype)
 
-    def _batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images [B, P * C, H, W] and labels [P, B] of these numbers [P, B]."""
-        return self.x_train[index].transpose(0, 1).flatten(1, 2), self.y_train[index]
+    def _batch(self, index: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images [B, P * C, H, W] and labels [P, B] of these numbers [P, B], moved as [P, B, 3]."""
+        augmented = self.shift or self.flip
+        x = moved(self.padded, index, moves, self.side) if augmented else self.x_train[index]
+        return x.transpose(0, 1).flatten(1, 2), self.y_train[index]
+
+    def _chance(self, i: int) -> contextlib.AbstractContextManager:
+        """What network i draws in this step, as dropout does, if it is one that may."""
+        if not self.own or self.device.type != "cpu":
+            return contextlib.nullcontext()
+        run = self.members[i].run
+        return models.seeded(run.order_seed, len(run.stages), self.epoch, int(self.at))
 
     def _fork(self) -> None:
         """Let the streams go on from here, all before the first has work: two may be one."""
@@ -214,30 +255,38 @@ class Population:
     def _step(self) -> None:
         """One step of all members, on the next batch."""
         batch = self.batches.index_select(0, self.at)[0]  # [P, B]
+        moves = self.moves.index_select(0, self.at)[0]
+        decay = self.members[0].run.stages[-1].optimizer.weight_decay
         self._fork()
         for i, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
             rows = self._rows(i)
-            with self._on(i):
-                x, y = self._batch(batch[rows])
+            with self._on(i), self._chance(i):
+                x, y = self._batch(batch[rows], moves[rows])
                 if self.fused is not None:
                     losses, right = self.fused(network, x, y)
                 else:
                     losses, right = compilation.judged(self._logits(network, x), y)
                 optimizer.zero_grad(set_to_none=True)
                 losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
+                if decay:
+                    _shrink(optimizer, decay)
                 optimizer.step()
                 self.loss_sum[rows] += losses.detach().mean(1)
                 self.correct[rows] += right.sum(1)
         self._join()
         self.at += 1
 
-    def _examples(self, epoch: int) -> Tensor:
-        """Training images of an epoch, int64 [steps, P, B]."""
+    def _examples(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Training images of an epoch, int64 [steps, P, B], and how they are moved [steps, P, B, 3]."""
         if self.drawn[0] != epoch:
             pairs = zip(self.members, self.subsets, strict=True)
             orders = [examples(m.run, self.labels, epoch, subset) for m, subset in pairs]
-            self.drawn = epoch, torch.from_numpy(np.stack(orders, axis=1))
-        return self.drawn[1]
+            moving = self.moves
+            if self.shift or self.flip:
+                made = [moves(m.run, epoch, self.shift, self.flip) for m in self.members]
+                moving = torch.from_numpy(np.stack(made, axis=1))
+            self.drawn = epoch, torch.from_numpy(np.stack(orders, axis=1)), moving
+        return self.drawn[1:]
 
     def train_epoch(self) -> tuple[list[float], list[float]]:
         """Mean loss and accuracy of each member over the batches of one epoch, as they were met."""
@@ -249,7 +298,11 @@ class Population:
                     group["lr"].fill_(rate)
                 else:
                     group["lr"] = rate
-        self.batches.copy_(self._examples(self.epoch))
+        for place, drawn in zip((self.batches, self.moves), self._examples(self.epoch), strict=True):
+            place.copy_(drawn)
+        if self.own and self.device.type == "cuda":  # where no step can be told apart
+            run = self.members[0].run
+            torch.cuda.manual_seed(models.number(run.order_seed, len(run.stages), self.epoch))
         for tensor in (self.at, self.loss_sum, self.correct):
             tensor.zero_()
         for network in self.networks:

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from repro.config import PROBES, InputError, Model
 from repro.lazy import Lazy
+from repro.training.models import Own
+from repro.training.models import network as build
 from repro.training.network import ResNet
 
 arpack = Lazy("scipy.sparse.linalg")  # every child imports this module, few of them measure sharpness
@@ -83,7 +85,7 @@ def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, floa
 
 @torch.enable_grad()
 def _gradients(
-    network: ResNet, x: Tensor, y: Tensor, index: Tensor, batch_size: int, batches: int
+    network: ResNet | Own, x: Tensor, y: Tensor, index: Tensor, batch_size: int, batches: int
 ) -> Iterator[Sequence[Tensor]]:
     """Gradients of all members at `batches` full mini-batches, in the order of `index`."""
     probed = copy.deepcopy(network).train()  # its running statistics move, the network's do not
@@ -94,7 +96,9 @@ def _gradients(
         yield torch.autograd.grad(loss, parameters)
 
 
-def gradient_noise(network: ResNet, x: Tensor, y: Tensor, batch_size: int, batches: int = 64) -> list[float]:
+def gradient_noise(
+    network: ResNet | Own, x: Tensor, y: Tensor, batch_size: int, batches: int = 64
+) -> list[float]:
     """Noise-to-signal ratio of mini-batch gradients of each member, at its present weights; no unit.
 
     Images [n, C, H, W] with labels [n] are cut into full batches, of which at most
@@ -105,7 +109,7 @@ def gradient_noise(network: ResNet, x: Tensor, y: Tensor, batch_size: int, batch
 
 
 def noise(
-    network: ResNet, x: Tensor, y: Tensor, old: Tensor, batch_size: int, batches: int = 64
+    network: ResNet | Own, x: Tensor, y: Tensor, old: Tensor, batch_size: int, batches: int = 64
 ) -> dict[str, float]:
     """What `trace_and_signal` finds for one network on all images, on old ones and on the others.
 
@@ -170,7 +174,7 @@ def largest_hessian_eigenvalue(
 
 
 def sharpness(
-    network: ResNet, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128, tolerance: float = 1e-2
+    network: ResNet | Own, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128, tolerance: float = 1e-2
 ) -> float:
     """Largest eigenvalue of the Hessian of the mean cross-entropy, over all parameters of one network.
 
@@ -191,7 +195,7 @@ def sharpness(
 
 
 @torch.no_grad()
-def mean_loss(network: ResNet, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128) -> float:
+def mean_loss(network: ResNet | Own, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128) -> float:
     """Mean cross-entropy of one network at the images at which `sharpness` is measured, tested as there."""
     probed, chosen = copy.deepcopy(network).eval(), _order(y)[:images]
     parts = (F.cross_entropy(probed(x[i])[0], y[i], reduction="sum") for i in chosen.split(chunk))
@@ -216,7 +220,7 @@ def measure(
     """
     if unknown := [name for name in names if name not in PROBES]:
         raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(PROBES)}")
-    network = ResNet(model, x.shape[1], classes).to(x)
+    network = build(model, x.shape[1], classes, x.shape[3]).to(x)
     network.load_member(0, state)
     probes = {
         "gradient_noise": lambda: {"gradient_noise": gradient_noise(network, x, y, batch_size)[0]},

@@ -1,0 +1,159 @@
+"""Code of one's own: a function or a question in a file, or in an installed package.
+
+A file is loaded by its absolute path, never by way of the search path, so that a
+child process and a worker of a cluster find what the command line found. A run
+knows a function by its name, its settings and the hash of its source: the file
+may move, and what the function does not use may change.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+from repro.config import Code, InputError
+from repro.data.places import given
+
+
+class _Loader(SourceFileLoader):
+    """Compiles the file as it is: what Python keeps of it may be of an edit within the same second."""
+
+    def get_code(self, fullname: str) -> object:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def code(what: str | Callable, **settings: object) -> Code:
+    """What a run knows of a function: `./file.py:function`, `package.module:function`, or the function.
+
+    `settings` are keyword arguments of the function: numbers, texts, truth values.
+    Raises `InputError` where there is no such function.
+    """
+    where, name = _place(what)
+    path = _file(where)
+    stamp = path.stat().st_mtime_ns, path.stat().st_size
+    return Code(name, _source(path, name, stamp), tuple(sorted(settings.items())), path=where)
+
+
+def function(known: Code) -> Callable:
+    """The function itself; raises `InputError` where its source is not the one that the run knows."""
+    if known.path is None or code(f"{known.path}:{known.name}").source != known.source:
+        raise InputError(f"{known.name} is not what it was when its runs were planned: {known.path} changed")
+    found = module(known.path) if known.path.endswith(".py") else _imported(known.path)
+    return functools.partial(getattr(found, known.name), **dict(known.settings))
+
+
+def module(path: str | Path) -> ModuleType:
+    """The module in a file; one line of `InputError` where the file is missing or raises an error."""
+    path = _file(str(path))
+    return _loaded(path, (path.stat().st_mtime_ns, path.stat().st_size))
+
+
+@functools.lru_cache(maxsize=64)
+def _loaded(path: Path, stamp: object) -> ModuleType:
+    name = f"{path.stem}_{hashlib.sha256(f'{path}{stamp}'.encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
+    made = sys.modules[name] = importlib.util.module_from_spec(spec)  # where data classes look it up
+    try:
+        spec.loader.exec_module(made)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise InputError(f"{path}: {said(error)}") from error
+    return made
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InputError(f"{name}: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """The error in one line, its kind first unless it was meant to be read."""
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return " ".join(f"{kind}{error}".split())[:300]
+
+
+def _place(what: str | Callable) -> tuple[str, str]:
+    """The absolute path of a file, or the name of a module, and the name of the function in it."""
+    if callable(what):
+        found = sys.modules.get(what.__module__)
+        try:
+            where = found.__name__ if found and found.__package__ else inspect.getsourcefile(what)
+        except TypeError as error:
+            raise InputError(f"{what!r} is no function that a file defines") from error
+        return str(where), what.__qualname__
+    where, _, name = what.rpartition(":")
+    if not where or not name.isidentifier():
+        raise InputError(f"{what!r} is no function: write ./file.py:function or package.module:function")
+    return str(given(where)) if where.endswith(".py") else where, name
+
+
+def _file(where: str) -> Path:
+    if not where.endswith(".py"):
+        try:
+            spec = importlib.util.find_spec(where)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or not (spec.origin or "").endswith(".py"):
+            raise InputError(f"there is no module {where!r}: write ./file.py:function for a file")
+        return Path(spec.origin)
+    path = given(where)
+    with contextlib.suppress(OSError):  # as of a name that is too long
+        if path.is_file():
+            return path
+    raise InputError(f"there is no file {path}")
+
+
+@functools.lru_cache(maxsize=64)
+def _source(path: Path, name: str, stamp: object) -> str:
+    """Sixteen hexadecimal digits: hash of the function and of all in its file that it needs.
+
+    That is what it names, what that names, and so on, and statements that define nothing.
+    """
+    try:
+        text = importlib.util.decode_source(path.read_bytes())
+        body = ast.parse(text).body
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: {said(error)}") from error
+    bound = [set(_bound(statement)) for statement in body]
+    if not any(name in names for names in bound):
+        functions = ", ".join(s.name for s in body if isinstance(s, ast.FunctionDef)) or "none"
+        raise InputError(f"{path} has no {name!r}; its functions: {functions}")
+    wanted, used = {name, "*"}, set()
+    while found := [i for i, names in enumerate(bound) if i not in used and (not names or names & wanted)]:
+        used.update(found)
+        wanted |= {n.id for i in found for n in ast.walk(body[i]) if isinstance(n, ast.Name)}
+    lines = text.splitlines()
+    parts = ["\n".join(lines[_first(body[i]) - 1 : body[i].end_lineno]) for i in sorted(used)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _first(statement: ast.stmt) -> int:
+    """The line on which a statement begins, decorators and all."""
+    return min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+
+
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    """Names that a statement of a module defines; its docstring defines one that nothing uses."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield statement.name
+        return
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        yield ""
+    for node in ast.walk(statement):
+        if isinstance(node, ast.alias):
+            yield (node.asname or node.name).partition(".")[0]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name

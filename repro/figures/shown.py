@@ -1,0 +1,167 @@
+"""How a chapter shows what it finds: figures with captions, tables and sentences, in any notebook.
+
+Each is an ordinary output of its cell. On the book's pages a figure also has a
+number and an alternative text (`repro.book.rendering`).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from repro.analysis.recorded import Results
+from repro.analysis.stats import Estimate, mean_estimate, signed
+from repro.figures import style
+from repro.lazy import Lazy
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+pandas = Lazy("pandas")
+MARK = "repro"  # names the metadata of an output that a page shows in its own way
+NOTHING = {"Date": None, "Creator": None}  # metadata of a picture: the same bytes for the same records
+
+
+class Words(str):
+    """Markdown that a cell shows as text."""
+
+    def _repr_markdown_(self) -> str:
+        return self
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that a cell shows with its texts whole and without row numbers."""
+
+    frame: pd.DataFrame
+    escape: bool = True  # signs that HTML has a meaning for
+
+    def _repr_html_(self) -> str:
+        with pandas.option_context("display.max_colwidth", None):
+            return self.frame.to_html(
+                index=False, escape=self.escape, border=0, justify="left", classes="claims"
+            )
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A figure with a caption in Markdown, and an alternative text that says what is to be seen."""
+
+    figure: Figure
+    name: str  # by which text refers to it, such as `fig-gap`
+    caption: str
+    alt: str
+
+    def picture(self, kind: str = "svg") -> bytes:
+        """The figure as a file, drawn in the project's style."""
+        file = io.BytesIO()
+        with style.drawing():
+            self.figure.savefig(file, format=kind, metadata=NOTHING if kind == "svg" else None)
+        return file.getvalue()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display  # part of the tools of notebooks
+
+        told = {"name": self.name, "caption": self.caption, "alt": self.alt}
+        svg = self.picture().decode()
+        svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
+        display({"image/svg+xml": svg, "text/plain": self.alt}, raw=True, metadata={MARK: told})
+        shown = {"text/markdown": f"*Figure.* {self.caption}", "text/plain": self.caption}
+        display(shown, raw=True, metadata={MARK: {}})
+
+
+def captioned(figure: Figure, results: Results, name: str, caption: str, alt: str) -> Captioned | Words:
+    """The figure with its provenance in the caption; one line instead where nothing of it is recorded."""
+    if results.table.empty:
+        return Words(unrecorded(results))
+    return Captioned(figure, name, f"{caption} {provenance(results)}", alt)
+
+
+def unrecorded(results: Results) -> str:
+    """One line on runs that are not recorded, with the command that records them; empty where all are."""
+    if not results.missing:
+        return ""
+    command = f"`repro run {results.study.name} --profile {results.profile.name}`"
+    if results.table.empty:
+        return f"Nothing is recorded here yet: {command} trains it."
+    of = results.missing + len(results.table)
+    return f"{results.missing} of {of} runs are not recorded yet: {command} trains them."
+
+
+def provenance(results: Results) -> str:
+    """What a caption states: runs, seeds and where they come from."""
+    table, profile = results.table, results.profile
+    seeds, runs = table.seed.nunique(), table.run_id.nunique()
+    said = f"{runs} run{'s' * (runs != 1)}, {seeds} seed{'s' * (seeds != 1)}, profile `{profile.name}`"
+    diverged = int(table.diverged.sum())
+    ended = f" {diverged} ended early with a loss that was not finite, and count as they were." * bool(
+        diverged
+    )
+    return f"{said}.{ended} {unrecorded(results)}".strip()
+
+
+def budget(results: Results) -> Words:
+    """The scale of the runs in one sentence: data, network, training, machine and date."""
+    profile, table = results.profile, results.table
+    images = {n: getattr(profile, n) for n in ("train", "test")}
+    train, test = ("all" if n is None else f"{n:,}" for n in images.values())
+    devices, precisions = (", ".join(sorted(table[c].unique())) for c in ("device", "precision"))
+    made = f", in {precisions} on {devices}, last on {max(table.finished)[:10]}" if len(table) else ""
+    tuned = f"{profile.tuning_epochs} epochs of tuning"
+    if profile.arms_tuned != profile.tuning_epochs:
+        tuned += f" ({profile.arms_tuned} where conditions are compared)"
+    return Words(
+        f"Profile `{profile.name}`: {train} training and {test} test images of {profile.dataset}, a "
+        f"ResNet of width {profile.width} with {profile.depth} block{'s' * (profile.depth != 1)} per "
+        f"module, batches of {profile.batch_size}, {profile.pretraining_epochs} epochs of pretraining, "
+        f"{tuned}, "
+        f"learning rate {profile.learning_rate:g}{made}. {unrecorded(results)}".strip()
+    )
+
+
+def listed(values: Mapping[object, Estimate] | pd.DataFrame, by: str = "", words: str = "{}") -> str:
+    """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`; of gaps, grouped by a factor."""
+    if by:
+        known = style.known(values, by, "gap")
+        if known.empty:
+            return enumerated([])
+        groups = known.groupby(by, sort=not any(isinstance(v, str) for v in known[by]))
+        values = {_factor(key): mean_estimate(part.groupby("seed").gap.mean()) for key, part in groups}
+    return enumerated([f"{signed(e.mean)} for {words.format(name)}" for name, e in values.items()])
+
+
+def _factor(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def enumerated(items: Iterable[str]) -> str:
+    """As in `a, b and c`, or `a; b, c; and d` where an item has a comma of its own."""
+    items = list(items)
+    if any("," in item for item in items) and len(items) > 1:
+        return "; ".join([*items[:-1], f"and {items[-1]}"])
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items) or "not recorded"
+
+
+def contrast(results: Results, first: str, second: str) -> Estimate:
+    """Test accuracy under the first condition minus that under the second, in points, paired by seed."""
+    by = 100 * results.table.pivot_table(index="seed", columns="condition", values="test_accuracy")
+    return mean_estimate((by[first] - by[second]).dropna() if {first, second} <= set(by) else [])
+
+
+def accuracies(results: Results, *by: str) -> pd.DataFrame:
+    """Mean test and train accuracy in percent, a row for each value of the factors and condition."""
+    groups = results.table.groupby([*by, "condition"], sort=False, dropna=False)
+    found = groups[["test_accuracy", "train_accuracy"]].mean().mul(100).round(1)
+    return found.assign(runs=groups.size())
+
+
+def source(*functions: object) -> Words:
+    """The code of functions of the package, as it stands in their files."""
+    import inspect  # only pages show code
+
+    code = "\n\n\n".join(inspect.getsource(inspect.unwrap(function)).strip() for function in functions)
+    return Words(f"```python\n{code}\n```")
