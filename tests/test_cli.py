@@ -43,7 +43,7 @@ BAD = {
     "a study": (["run", "warm_strat"], "unknown study 'warm_strat': choose from warm_start"),
     "a profile": (
         ["run", "--profile", "qiuck"],
-        "unknown profile 'qiuck': choose from smoke, minutes, quick",
+        "unknown profile 'qiuck': choose from smoke, minutes",
     ),
     "a field": (["run", "--set", "widht=3"], "unknown setting 'widht=3'"),
     "a value": (["run", "--set", "width=wide"], "width takes a whole number, not 'wide'"),
