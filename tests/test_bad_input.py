@@ -59,6 +59,8 @@ SETTINGS = (
     | setting(st.sampled_from(["learning_rate", "until"]), st.just(0))
     | setting(st.just("until"), st.floats(min_value=1, exclude_min=True))
     | setting(fields(bool), WORDS.filter(lambda text: text.strip() not in ("true", "false")))
+    | setting(st.just("model"), WORDS.filter(str.strip))
+    | setting(WORDS.map("model.{}".format), WORDS)
     | setting(WORDS.filter(lambda text: text.split("=")[0].strip() not in FIELDS), WORDS)
     | setting(st.just("dataset"), WORDS.filter(lambda text: text.strip() not in {"digits", *SOURCES}))
 )
@@ -97,8 +99,14 @@ OPTIONS = (
 PLACES = st.sampled_from(
     ["FILE", "FILE/x", "~nobody_of_this_name", "~nobody_of_this_name/x", 300 * "x", "/proc/1/x"]
 )
+OWN = st.sampled_from(["FILE.py", "exits.py", "raises.py", "bytes.py", "no_function.py", "empty [x].py"])
 PATHS = (
-    PLACES.map(lambda place: (["run", "--profile", "smoke"], {"REPRO_RESULTS": place}))
+    OWN.map(lambda name: (["run", f"./{name}", "--profile", "smoke"], {}))
+    | OWN.map(lambda name: (["run", "--profile", "smoke", "--set", f"model=./{name}:network"], {}))
+    | PLACES.map(lambda place: (["plan", "--profile", "smoke", "--set", f"model={place}.py:network"], {}))
+    | PLACES.map(lambda place: (["claims", "--profile", "smoke", "--set", f"model={place}:network"], {}))
+    | PLACES.map(lambda place: (["run", "--profile", "smoke"], {"REPRO_RESULTS": place}))
+    | PLACES.map(lambda place: (["run", f"{place}.py", "--profile", "smoke"], {}))
     | PLACES.map(lambda place: (["data", "cifar10", "--from", place], {}))
     | PLACES.map(lambda place: (["book", "--profile", "smoke", "--out", place], {}))
     | PLACES.map(lambda place: (["claims", "--set", f"dataset={place}.npz"], {}))
@@ -116,6 +124,11 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     for name in ("FILE", "FILE.npz", "a [b].npz"):
         (folder / name).write_bytes(b"<html>")
+    (folder / "exits.py").write_text("import sys; sys.exit('no')")
+    (folder / "raises.py").write_text("def network(): pass\nraise OSError(2, 'no\\nluck', 'file')")
+    (folder / "bytes.py").write_bytes(b"network = '\xff\0'")
+    (folder / "no_function.py").write_text("network = 3\nSTUDIES = 4")
+    (folder / "empty [x].py").touch()
     np.savez(folder / "shape.npz", x_train=np.zeros((8, 3, 4)), y_train=[0], x_test=[0], y_test=[0])
     np.savez(folder / "words.npz", **{name: ["a"] for name in ("x_train", "y_train", "x_test", "y_test")})
     return folder

@@ -329,7 +329,7 @@ def test_errors_that_cannot_be_told_keep_their_status(here):
         ({"settings": ["width=3,depth=1"]}, "width takes a whole number, not '3,depth=1'"),
         ({"settings": "width=3;depth=1"}, "width takes a whole number"),
         ({"name": ["warm_start"]}, "unknown study"),
-        ({"name": None}, "unknown study None"),
+        ({"name": None}, "unknown study 'None'"),
     ],
 )
 def test_a_parameter_that_says_nothing_is_one_line(parameters, words):
@@ -338,7 +338,7 @@ def test_a_parameter_that_says_nothing_is_one_line(parameters, words):
     assert "\n" not in str(refusal.value)
 
 
-def test_parameters_may_come_as_text_as_papermill_passes_them():
+def test_parameters_may_come_as_text_as_papermill_passes_them(tmp_path):
     for seeds in (2, 2.0, "2"):
         assert scale("smoke", seeds).seeds == 2
     assert (
@@ -347,8 +347,9 @@ def test_parameters_may_come_as_text_as_papermill_passes_them():
     for settings in ("width=3, train=100,", "width=3,train=100", ["width=3", "train=100"]):
         chosen = scale("smoke", None, settings)
         assert (chosen.width, chosen.train) == (3, 100)
-    comma = scale("smoke", None, "dataset=/a,b.npz, width=3")
-    assert (comma.dataset, comma.width) == ("/a,b.npz", 3)
+    own, fewer = images(tmp_path / "a,b.npz"), "train=all, test=all"
+    comma = scale("smoke", None, f"dataset={own}, width=3, {fewer}")
+    assert (comma.dataset, comma.width) == (str(own), 3)
 
 
 @pytest.mark.slow
