@@ -313,6 +313,21 @@ def test_a_bad_network_is_one_line_and_writes_nothing(repro, written, tmp_path, 
     assert not (tmp_path / "results").exists()
 
 
+def test_settings_of_a_network_come_back_from_a_changed_profile(written):
+    given = [
+        f"model={written('models.py', MODELS)}:mlp",
+        "model.width=8",
+        "model.dropout=0.5",
+        "model.on=true",
+    ]
+    chosen = profiles.profile("smoke", [*given, "model.name=wide", "width=3"])
+    assert dict(chosen.model_settings) == {"width": 8, "dropout": 0.5, "on": True, "name": "wide"}
+    assert profiles.profile("smoke", profiles.changes(chosen)) == chosen
+    assert profiles.scale("smoke", None, ", ".join(profiles.changes(chosen))) == chosen
+    with pytest.raises(InputError, match="is a setting of a model of one's own"):
+        profiles.profile("smoke", ["model.width=8"])
+
+
 def test_modules_that_a_network_does_not_have_are_refused(written):
     made = run(own.code(f"{written('models.py', MODELS)}:mlp"), Stage(1), Stage(1, reset=(2, 3)))
     with pytest.raises(InputError, match=r"mlp has modules 1 to 2, not \[3\]"):

@@ -212,6 +212,7 @@ def execute(
             from repro.training import models
 
             models.check(own)
+        _ = plan.steps  # now, if a stage has fewer images than a batch
         _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
