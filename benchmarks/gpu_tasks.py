@@ -39,7 +39,7 @@ from repro.sweep import calibration, plans, trainer
 from repro.sweep.calibration import turn
 from repro.sweep.layouts import Layout
 from repro.sweep.messages import End, Job
-from repro.sweep.plans import Batch, Plan
+from repro.sweep.plans import Plan
 from repro.training import populations
 from repro.training.populations import Member, Population
 
@@ -214,7 +214,7 @@ def _measured(spec: dict, folder: str, seconds: float) -> dict:
     start, tests = time.perf_counter(), {}
     if spec["way"] == "ours":
         made = population(noise_runs(folder, spec["width"], spec["members"]), spec)
-        images, seen = made.batches.numel(), spec["members"] * len(made.y_test)
+        images, seen = made.groups.numel(), spec["members"] * len(made.y_test)
         epoch = lambda: made.train_epoch() and images  # noqa: E731
     else:
         made, epoch = None, plain(spec, folder)
@@ -260,19 +260,19 @@ def repeats(tell: Callable[..., None], compiled: bool, copy: str, cache: str) ->
 
 
 def _curves(folder: Path, plan: Plan, stops: Sequence[int], settings: dict) -> dict[str, list]:
-    """Curves of a sweep in this process whose batches are stopped after so many epochs, and gone on with."""
+    """Curves of a sweep in this process whose groups are stopped after so many epochs, and gone on with."""
     store = Store(folder)
-    for batch in plan.batches:
-        ids, whole = frozenset(run.id for run in batch.runs), Batch(batch.trajectories, batch)
-        layout = Layout(len(batch.trajectories), **settings)
+    for group in plan.groups:
+        ids, whole = frozenset(run.id for run in group.runs), group.part((1 << len(group.trajectories)) - 1)
+        layout = Layout(len(group.trajectories), **settings)
         wanted, parents = ids & plan.wanted.keys(), ids & plan.parents
         job = Job(whole, ids, wanted, parents, str(folder), DEVICE.type, "auto", layout)
         for epochs in (*stops, math.inf):
             polls = itertools.count()
             stop = lambda polls=polls, epochs=epochs: next(polls) >= epochs  # noqa: E731
-            ended = trainer.train_batch(job, lambda message: print(message, file=sys.stderr), stop)
+            ended = trainer.train_part(job, lambda message: print(message, file=sys.stderr), stop)
             if ended.end not in (End.DONE, End.STOPPED):
-                raise RuntimeError(f"a batch ended so: {ended}")
+                raise RuntimeError(f"a group ended so: {ended}")
     records = {name: store.read(name) for name in plan.wanted}
     if any(record.get("compiled", False) != settings["compiled"] for record in records.values()):
         raise NotAvailable("not compiled: the log says why")

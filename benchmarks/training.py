@@ -26,13 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import pages, store
 from repro import profiles
-from repro.config import MODULES, Dataset, Run
+from repro.config import MODULES, Dataset, Model, Run
 from repro.data import datasets
 from repro.questions.warm_start import warm_start
 from repro.store.records import commit
 from repro.study import FRESH
 from repro.sweep import calibration, trainer
-from repro.sweep.calibration import Engine, Slots, turn
+from repro.sweep.calibration import Engine, turn
 from repro.training.network import ResNet
 from repro.training.populations import TEST_BATCH, resident
 
@@ -133,16 +133,19 @@ def measured(shape: str, folder: str, made: Engine) -> list[dict]:
     sizes = SIZES[:2] if slow and profile.width == 64 else SIZES
     ways = (True, False) if made.device == "cuda" else (True,)
     for size, grouped in [(size, way) for size in sizes for way in ways if way or size > 1]:
-        slots, turns = Slots(made), []
-        for _ in range(TURNS):
-            rates = [turn(plain, calibration.SECONDS), turn(plain_test, calibration.SECONDS / 4)]
-            speed = slots.speed(runs[:size], grouped=grouped)
-            turns.append([*rates, speed.rate, made.slots / speed.evaluation])
-        slots.close()
+        turns, start = [], time.perf_counter()
+        with made.children() as children:
+            small = dataclasses.replace(runs[0], dataset=Dataset("digits", 64, 32), model=Model(2, 1))
+            calibration.speed(children, made.trial([small], 0.0))
+            start_up = time.perf_counter() - start  # until all of them have trained something
+            for _ in range(TURNS):
+                rates = [turn(plain, calibration.SECONDS), turn(plain_test, calibration.SECONDS / 4)]
+                speed = calibration.speed(children, made.trial(runs[:size], grouped=grouped))
+                turns.append([*rates, speed.rate, made.slots / speed.evaluation])
         base, base_test, best, best_test = map(max, zip(*turns, strict=True))
         base_runs, best_runs = runs_per_hour(whole, base, base_test), runs_per_hour(whole, best, best_test)
         share = round(100 * best * per_image / peak_rate, 1)
-        costs = (round(base_test), round(best_test), share, round(speed.memory, 2), round(slots.start_up, 1))
+        costs = (round(base_test), round(best_test), share, round(speed.memory, 2), round(start_up, 1))
         rows.append(
             {
                 "shape": shape,

@@ -27,7 +27,8 @@ COMMANDS = ("--help", "status", "plan", "studies", "claims", "data", "results ve
 # Tells when the first epoch is trained, of one step, and stops; children train, as so many epochs follow.
 FIRST_STEP = """
 import contextlib, os, signal, time
-from repro import cli, progress
+from repro import cli
+from repro.sweep import progress
 
 def show(now):
     if now.steps_done:
@@ -45,9 +46,9 @@ cli.main(["run", "warm_start", "--device=cpu", *(f"--set={size}" for size in siz
 CHAPTER = """
 import sys
 from pathlib import Path
-from repro import book
+from repro.book import execution
 parameters = {"profile": sys.argv[1], "device": "none"}
-[found] = book.execute([Path("book/chapters/07_reset.ipynb").absolute()], parameters, Path(sys.argv[2]))
+[found] = execution.execute([Path("book/chapters/07_reset.ipynb").absolute()], parameters, Path(sys.argv[2]))
 sys.exit(found.error)
 """
 

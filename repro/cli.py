@@ -123,13 +123,12 @@ def plan(
     terminal.show(table)
     if gpus is None:
         return
-    cost = ("#cost of training", "#cost of holding") if price else ()
-    table = _table("#GPUs", "#hours", "#at least", "#GPU-hours", "#busy", *cost, "#storage")
+    table = _table("#GPUs", "#hours", "#GPU-hours", *(("#cost",) if price else ()), "#storage")
     for number in map(int, gpus.split(",")):
         f = costs.forecast(made, seconds, number)
-        money = (f"{price * hours:,.0f}" for hours in (f.gpu_hours, f.gpus * f.hours))
-        numbers = [f"{f.hours:,.1f}", f"{f.least:,.1f}", f"{f.gpu_hours:,.1f}", f"{100 * f.busy:.0f} %"]
-        table.add_row(str(f.gpus), *numbers, *(money if price else ()), f"{f.bytes / 1e9:,.2f} GB")
+        cost = [f"{price * f.gpu_hours:,.0f}"] if price else []
+        numbers = [str(number), f"{f.hours:,.1f}", f"{f.gpu_hours:,.1f}"]
+        table.add_row(*numbers, *cost, f"{f.bytes / 1e9:,.2f} GB")
     terminal.show(table)
 
 

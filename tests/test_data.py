@@ -226,12 +226,37 @@ def test_every_beginning_of_the_stratified_order_is_in_proportion(labels, draw):
     assert np.abs(np.bincount(y[order[:n]], minlength=len(share)) - n * share).max() <= len(share)
 
 
-def test_more_images_than_there_are_is_refused_at_once(tmp_path):
+def test_of_ones_own_images_as_many_count_as_there_are_at_most(tmp_path):
     path = saved(tmp_path / "own.npz", **arrays())
-    with pytest.raises(InputError, match="own has 12 train images: train cannot be 13"):
-        datasets.npz_dataset(path, train=13)
-    with pytest.raises(InputError, match="own has 6 test images: test cannot be 7"):
-        datasets.npz_dataset(path, test=7)
+    whole = datasets.npz_dataset(path)
+    assert datasets.npz_dataset(path, train=13, test=7) == whole
+    assert datasets.npz_dataset(path, train=12, test=6) == dataclasses.replace(whole, train=12, test=6)
+    held = dataclasses.replace(whole, train=12, test=6, held_out=True)
+    assert datasets.counts(held)[:2] == (8, 4)
+
+
+@pytest.mark.parametrize("labels", [range(1, 4), (-1, 1, 7), (10**12, 2 * 10**12, 5 * 10**12)])
+def test_labels_that_do_not_count_from_0_are_renumbered_with_a_line(tmp_path, labels):
+    made = arrays()
+    names = {f"y_{split}": np.array(labels)[made[f"y_{split}"]] for split in ("train", "test")}
+    path = saved(tmp_path / "other.npz", **made | names)
+    with pytest.warns(UserWarning, match=f"labels {labels[0]}, .* count as classes 0 to 2"):
+        dataset = datasets.npz_dataset(path)
+    assert same(datasets.images(dataset), npz.read(saved(tmp_path / "plain.npz", **made)))
+
+
+def test_images_without_test_images_are_split_by_a_seed_that_is_in_the_id(tmp_path):
+    made = arrays(n=60)
+    path = saved(tmp_path / "own.npz", **arrays(n=60, x_test=None, y_test=None))
+    first, other = (datasets.npz_dataset(path, split=seed) for seed in (0, 1))
+    assert (first.split, other.split, first.fingerprint) == (0, 1, other.fingerprint)
+    found = datasets.images(first)
+    assert (len(found.y_train), len(found.y_test)) == datasets.counts(first)[:2] == (48, 12)
+    assert np.bincount(found.y_test).tolist() == (np.bincount(made["y_train"]) / 5).tolist()
+    pixels = [{image.tobytes() for image in x} for x in (found.x_train, found.x_test, made["x_train"])]
+    assert pixels[0] | pixels[1] == pixels[2] and not pixels[0] & pixels[1]
+    assert not same(found, datasets.images(other))
+    assert datasets.npz_dataset(saved(tmp_path / "b.npz", **made)).split is None
 
 
 def floats(value):
@@ -269,11 +294,10 @@ def floats(value):
         ({"y_train": np.zeros((12, 3), int)}, r"y_train is int64 \[12, 3\]; labels must be integers"),
         ({"y_train": np.zeros(11, int)}, "12 images in x_train, 11 labels in y_train"),
         ({"x_train": np.zeros((0, 8, 8, 3), np.uint8), "y_train": np.zeros(0, int)}, "0 images in x_train"),
-        ({"y_train": np.arange(12) - 1}, "y_train has -1; labels count from 0"),
-        ({"y_train": np.zeros(12, int)}, "y_train goes up to 0; labels count 2 or more classes"),
-        ({"y_train": np.arange(12) * 10**12}, "y_train goes up to 11000000000000"),
-        ({"y_train": np.full(12, 2**64 - 1, np.uint64)}, "y_train goes up to 18446744073709551615"),
-        ({"y_test": np.full(6, 3)}, r"y_test has 3, a class that y_train lacks \(0 to 2\)"),
+        ({"y_train": np.zeros(12, int)}, "y_train has 0 only; there must be 2 or more classes"),
+        ({"y_train": np.full(12, 2**64 - 1, np.uint64)}, "y_train has 18446744073709551615 only"),
+        ({"y_test": np.full(6, 3)}, "y_test has 3, a class that y_train lacks"),
+        ({"x_test": None, "y_test": None, "y_train": np.zeros(12, int)}, "y_train has 0 only"),
     ],
 )
 def test_what_is_no_data_set_is_refused_in_one_line(tmp_path, changes, message):

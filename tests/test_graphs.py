@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.sweep import calibration
+from repro.sweep.messages import Trial
 from repro.training import cuda_graphs, loop, populations, snapshots
 from repro.training.loop import train_population
 from repro.training.populations import Member
@@ -145,10 +146,10 @@ def test_what_is_timed_is_what_a_sweep_replays(emulated, monkeypatch):
         return turn(epoch, 0)
 
     monkeypatch.setattr(calibration, "turn", spied)
-    made = [member.run for member in members(Optimizer())]
-    rate, _, evaluation = calibration.measured(made, 1, True, False, torch.device("cpu"), "float32")
+    trial = Trial(tuple(member.run for member in members(Optimizer())), "cpu", "float32", seconds=1)
+    speed = calibration.measured(trial).speed
     assert captured == [1, 2], "the step before it is timed, and the test before that is"
-    assert rate > 0 and 0 < evaluation < 1
+    assert speed.rate > 0 and 0 < speed.evaluation < 1
 
 
 @pytest.mark.parametrize(("precision", "tf32"), [("float32", False), ("bf16", True)])

@@ -12,10 +12,10 @@ from repro import profiles
 from repro.config import InputError
 from repro.questions import STUDIES
 from repro.store.records import Store
-from repro.sweep import calibration, dispatch, layouts, plans, processes, trainer
-from repro.sweep.calibration import Engine, Speed
+from repro.sweep import calibration, dispatch, layouts, machine, plans, processes, trainer
+from repro.sweep.calibration import Engine
 from repro.sweep.layouts import Layout
-from repro.sweep.messages import LAST, End, Ended
+from repro.sweep.messages import LAST, End, Ended, Speed
 from repro.sweep.progress import Progress
 from repro.training import loop
 
@@ -31,64 +31,53 @@ def runs(seeds=12, *settings):
 
 
 @pytest.fixture
-def gpu(monkeypatch):
-    """Sets the speed of a GPU by members, whether they are grouped, and compiled; lists what was measured."""
-    asked = []
+def measure(store):
+    """Lets a GPU of made-up speed be measured: by members, whether they are grouped, gained by compiling."""
 
     def make(rate, gain=0.9):
-        class Slots:
-            def __init__(self, made):
-                assert (made.device, made.slots) == ("cuda", 1)
+        asked = []
 
-            def speed(self, members, grouped=True, compiled=False):
-                assert len({run.init_seed for run in members}) == len(members)
-                asked.append((len(members), grouped))
-                found = rate(len(members), grouped)
-                return found and Speed(found * gain if compiled else found, 1.0, 0.1)
+        def reached(size, grouped, compiled):
+            asked.append((size, grouped))
+            found = rate(size, grouped)
+            return found and Speed(found * gain if compiled else found, 1.0, 0.1)
 
-            def close(self):
-                pass
-
-        monkeypatch.setattr(calibration, "Slots", Slots)
-        monkeypatch.setattr(calibration, "engine", lambda: Engine("cuda", "bf16", 1, 1))
+        layouts.keep(store, runs()[0], calibration.fastest(reached))
         return asked
 
     return make
 
 
-def measured(store, made):
-    """The plan after a measurement that was asked for."""
-    calibration.seconds_per_step(made, store)
-    return layouts.fitted(plans.plan(made), store)[0]
+def fitted(store):
+    """The plan that a sweep then follows."""
+    return layouts.fitted(plans.plan(runs()), store)[0]
 
 
 def sizes(plan):
-    return {len(batch.trajectories) for batch in plan.batches}
+    return {len(group.trajectories) for group in plan.groups}
 
 
-def test_the_smallest_population_is_taken_that_is_near_the_fastest(gpu, store):
-    asked = gpu(lambda size, grouped: min(100 * size, 400 + size) * (1.0 if grouped else 0.5))
-    made = runs()
-    plan = measured(store, made)
+def test_the_smallest_population_is_taken_that_is_near_the_fastest(measure, store):
+    asked = measure(lambda size, grouped: min(100 * size, 400 + size) * (1.0 if grouped else 0.5))
+    plan = fitted(store)
     assert sizes(plan) == {4}
-    assert plan.wanted.keys() == {run.id for run in made}
-    assert layouts.read(store, made[0]) == Layout(4, True, 400, 0.1)
+    assert plan.wanted.keys() == {run.id for run in runs()}
+    assert layouts.read(store, runs()[0]) == Layout(4, True, 400, 0.1)
     assert max(size for size, _ in asked) == 8, "it went on though it was no faster"
 
 
-def test_networks_side_by_side_are_taken_where_they_are_faster(gpu, store):
-    gpu(lambda size, grouped: 100 if grouped else 100 * min(size, 2))
-    assert sizes(measured(store, runs())) == {2}
+def test_networks_side_by_side_are_taken_where_they_are_faster(measure, store):
+    measure(lambda size, grouped: 100 if grouped else 100 * min(size, 2))
+    assert sizes(fitted(store)) == {2}
     assert not layouts.read(store, runs()[0]).grouped
 
 
-def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(gpu, store, monkeypatch):
-    gpu(lambda size, grouped: 100 if grouped else 50, gain=3)
-    calibration.seconds_per_step(runs(), store)
+def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(measure, store, monkeypatch):
+    measure(lambda size, grouped: 100 if grouped else 50, gain=3)
     run = runs()[0]
     assert layouts.read(store, run) == Layout(1, True, 300, 0.1, compiled=True)
     plan = plans.plan(runs())
-    images = sum(batch.steps for batch in plan.batches) * run.batch_size
+    images = sum(group.steps for group in plan.groups) * run.batch_size
     for pays, compiled in ((images, True), (images + 1, False)):
         monkeypatch.setattr(layouts, "COMPILING_PAYS", pays)
         assert layouts.fitted(plan, store)[1](run).compiled == compiled
@@ -101,24 +90,26 @@ def test_groups_are_compiled_size_by_size_and_networks_on_streams_together(
     layouts.keep(store, runs()[0], Layout(10, grouped, compiled=True))
     plan, layout = layouts.fitted(plans.plan(runs()), store)
     assert sizes(plan) == {6, 8}
-    eights = [batch for batch in plan.batches if len(batch.trajectories) == 8]
+    eights = [group for group in plan.groups if len(group.trajectories) == 8]
     monkeypatch.setattr(
-        layouts, "COMPILING_PAYS", sum(batch.steps for batch in eights) * runs()[0].batch_size
+        layouts, "COMPILING_PAYS", sum(group.steps for group in eights) * runs()[0].batch_size
     )
     plan, layout = layouts.fitted(plan, store)
-    assert {len(b.trajectories) for b in plan.batches for run in b.runs if layout(run).compiled} == compiled
+    assert {len(b.trajectories) for b in plan.groups for run in b.runs if layout(run).compiled} == compiled
 
 
 @pytest.mark.parametrize("fits", [4, 1])
-def test_memory_ends_the_search(gpu, store, fits):
-    gpu(lambda size, grouped: 100 * size if size <= fits else None)
-    assert sizes(measured(store, runs())) == {fits}
+def test_memory_ends_the_search(measure, store, fits):
+    measure(lambda size, grouped: 100 * size if size <= fits else None)
+    assert sizes(fitted(store)) == {fits}
 
 
-def test_a_sweep_measures_nothing_and_follows_a_table(gpu, store):
-    asked = gpu(lambda size, grouped: 100)
+def test_where_not_one_network_fits_nothing_is_fastest():
+    assert calibration.fastest(lambda size, grouped, compiled: None) is None
+
+
+def test_a_sweep_for_which_nothing_was_measured_follows_a_table(store):
     plan, layout = layouts.fitted(plans.plan(runs()), store)
-    assert not asked
     default = layouts.default(runs()[0])
     assert default.compiled and layout(runs()[0]) == dataclasses.replace(default, compiled=False), "so few"
     assert max(sizes(plan)) <= layouts.default(runs()[0]).population
@@ -140,22 +131,16 @@ def test_a_layout_kept_before_there_were_compiled_ones_is_read(store):
 
 @pytest.mark.slow
 def test_a_slot_that_cannot_train_says_why_and_goes_on():
-    slots = calibration.Slots(Engine("cpu", "float8", slots=1, threads=1))
-    for _ in range(2):
+    broken, sound = Engine("cpu", "float8", slots=1, threads=1), Engine("cpu", "float32", slots=1, threads=1)
+    with sound.children() as children:
         with pytest.raises(InputError, match="unknown precision 'float8'"):
-            slots.speed(runs(1), 0.1)
-    slots.close()
+            calibration.speed(children, broken.trial(runs(1), 0.1))
+        assert calibration.speed(children, sound.trial(runs(1), 0.1)).rate > 0
 
 
-def test_hours_of_a_network_that_does_not_fit_are_refused(gpu):
-    gpu(lambda size, grouped: None)
-    with pytest.raises(InputError, match="width 4 with batches of 16 needs more memory"):
-        calibration.seconds_per_step(runs(1))
-
-
-def test_where_what_was_measured_is_damaged_the_table_is_followed(gpu, store):
-    gpu(lambda size, grouped: 100)
-    assert sizes(measured(store, runs())) == {1}
+def test_where_what_was_measured_is_damaged_the_table_is_followed(measure, store):
+    measure(lambda size, grouped: 100)
+    assert sizes(fitted(store)) == {1}
     for path in (store.folder / ".layouts").iterdir():
         path.write_text("{")
     plan, layout = layouts.fitted(plans.plan(runs()), store)
@@ -179,7 +164,7 @@ def test_a_job_carries_the_layout_and_records_have_it(store):
         lambda run: Layout(4, grouped=False, layout="contiguous"),
     )
     while (job := sweep.next()) is not None:
-        sweep.settle(job, trainer.train_batch(job, sweep.hear, lambda: False))
+        sweep.settle(job, trainer.train_part(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
     names = ("population", "grouped", "compiled", "layout")
     assert {tuple(record[name] for name in names) for record in records} == {(4, False, False, "contiguous")}
@@ -198,7 +183,7 @@ def test_a_child_gets_the_gpu_at_its_place_among_those_it_may_use(named, expecte
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert [processes.visible(0), processes.visible(1)] == expected
+    assert [machine.visible_gpu(0), machine.visible_gpu(1)] == expected
 
 
 @pytest.fixture
@@ -228,16 +213,16 @@ def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu,
     as_on_a_gpu(torch.OutOfMemoryError("CUDA out of memory"))
     sweep = swept(store)
     job = sweep.next()
-    assert len(job.batch.trajectories) == 4
+    assert len(job.part.trajectories) == 4
     with pytest.warns(UserWarning, match="need more memory than there is; now 2 at a time"):
-        end = trainer.train_batch(job, sweep.hear, lambda: False)
+        end = trainer.train_part(job, sweep.hear, lambda: False)
     assert end == Ended(End.SPLIT, size=2) and end.end in LAST
     sweep.settle(job, end)
     half = sweep.next()
-    assert len(half.batch.trajectories) == 2 and half.batch.whole == job.batch.whole
-    assert sweep.next() is None, "the other half waits: a planned batch has one lease"
+    assert len(half.part.trajectories) == 2 and half.part.whole == job.part.whole
+    assert sweep.next() is None, "the other half waits: a planned group has one lease"
     sweep.settle(half, Ended(End.LACKING))
-    assert len(sweep.next().batch.trajectories) == 2, "it is remembered"
+    assert len(sweep.next().part.trajectories) == 2, "it is remembered"
 
 
 def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(store, monkeypatch):
@@ -253,7 +238,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         def start(self, job):
             super().start(job)
             devices.add(job.device)
-            self.far.send(trainer.train_batch(job, self.far.send, lambda: False))
+            self.far.send(trainer.train_part(job, self.far.send, lambda: False))
 
         def close(self):
             super().close()
@@ -271,7 +256,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         "train_population": train,
     }.items():
         monkeypatch.setattr(trainer, name, value)
-    monkeypatch.setattr(dispatch, "_gpus", lambda device: 1)
+    monkeypatch.setattr(machine, "gpus", lambda device: 1)
     monkeypatch.setattr(processes, "Child", Here)
     wanted = runs(4)
     with pytest.warns(UserWarning, match="now 2 at a time"):
@@ -287,7 +272,7 @@ def test_after_an_error_on_a_gpu_its_process_ends(as_on_a_gpu, store, capfd):
     sweep, ends = swept(store, compiled=True), []
     with pytest.warns(UserWarning) as told:
         while (job := sweep.next()) is not None:
-            ends.append(trainer.train_batch(job, sweep.hear, lambda: False))
+            ends.append(trainer.train_part(job, sweep.hear, lambda: False))
             sweep.settle(job, ends[-1])
     assert "now without a compiler" in str(told[0].message) and "now 1 at a time" in str(told[1].message)
     assert [ended.end for ended in ends[:3]] == [End.EAGER, End.SPLIT, End.SPOILT]

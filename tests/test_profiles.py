@@ -14,7 +14,7 @@ from repro.store.records import ROOT
 from repro.study import HELD_OUT_SEEDS, LONGER
 from repro.sweep import plans
 
-NAMES = ("smoke", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
+NAMES = ("smoke", "minutes", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
 
 
 def test_the_profiles_by_name():
@@ -42,7 +42,7 @@ def test_every_profile_builds_every_study(name, study):
         few = HELD_OUT_SEEDS if ("held_out", True) in factors else number
         assert drawn == list(range(first, first + few))
     assert len({(case.run.id, case.epochs) for case in cases}) == len(cases)
-    assert (sum(batch.steps for batch in plans.plan(case.run for case in cases).batches) > 0) == bool(cases)
+    assert (sum(group.steps for group in plans.plan(case.run for case in cases).groups) > 0) == bool(cases)
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -150,7 +150,7 @@ def test_an_npz_file_is_a_data_set(tmp_path):
     np.savez(file, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
     chosen = profile("smoke", [f"dataset={file}", "train=all", "test=20", "batch_size=8"])
     found = chosen.data()
-    assert (found.name, found.train, found.test) == ("mine", None, 20)
+    assert (found.name, found.train, found.test) == ("own", None, 20)
     assert found.fingerprint
     assert steps_per_epoch(STUDIES["warm_start"].cases(chosen)[0].run) == 5
     with pytest.raises(InputError, match=r"mine\.npz"):
@@ -164,7 +164,7 @@ def refusal(*settings, seeds=None, name="smoke"):
     """The line that refuses these settings, before anything is trained."""
     with pytest.raises(InputError) as refused:
         cases = STUDIES["warm_start"].cases(profile(name, settings, seeds))
-        sum(batch.steps for batch in plans.plan(case.run for case in cases).batches)
+        sum(group.steps for group in plans.plan(case.run for case in cases).groups)
     assert len(str(refused.value).splitlines()) == 1
     return str(refused.value)
 

@@ -484,7 +484,7 @@ import repro.analysis.recorded, repro.analysis.tables, repro.store.records
 import repro.sweep.plans, repro.sweep.dispatch
 cases = [case for study in repro.questions.studies() for case in study.cases(repro.profiles.profile("quick"))]
 made = repro.sweep.plans.plan(case.run for case in cases)
-sum(batch.steps for batch in made.batches)
+sum(group.steps for group in made.groups)
 repro.analysis.tables.table(cases, repro.store.records.Store(Path(sys.argv[1])), 2)
 repro.store.records.Store(Path(sys.argv[1])).read(sys.argv[2])
 print(*sorted({"torch", "torchvision"} & set(sys.modules)))

@@ -20,7 +20,7 @@ from repro.data.sampling import steps_per_epoch
 from repro.questions import STUDIES
 from repro.running import run_study
 from repro.store.records import CURVES, Store
-from repro.sweep import dispatch, messages, plans, processes, trainer
+from repro.sweep import dispatch, messages, plans, processes
 from repro.sweep.progress import Progress
 from repro.training import snapshots
 from repro.training.network import ResNet
@@ -89,22 +89,26 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """Whatever is trained from here on fails the test."""
-
-    def refuse(*arguments, **settings):
-        pytest.fail("something was trained")
-
-    monkeypatch.setattr(trainer, "train_batch", refuse)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store of the first study, three seeds, trained at one go."""
+    store = Store(tmp_path_factory.mktemp("trained"))
+    assert execute(warm_start(), store)
+    return store
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Curves of the first study, three seeds, trained at one go."""
-    store = Store(tmp_path_factory.mktemp("undisturbed"))
-    assert execute(warm_start(), store)
-    return curves(store)
+def undisturbed(trained):
+    """Curves of the first study, three seeds."""
+    return curves(trained)
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory):
+    """A store of all conditions, trained at one go in this process."""
+    store = Store(tmp_path_factory.mktemp("varied"))
+    assert execute(conditions(), store, slots=1)
+    return store
 
 
 # Plans
@@ -154,19 +158,19 @@ def test_every_run_and_ancestor_is_trained_exactly_once_after_its_parent(runs):
     made = plans.plan(runs)
     assert made.wanted == {r.id: r for r in runs}
     trained = []
-    for batch in made.batches:
-        starts = [t.longest.parent for t in batch.trajectories]
+    for group in made.groups:
+        starts = [t.longest.parent for t in group.trajectories]
         assert all(start is None or start.id in trained for start in starts)
-        trained += [r.id for t in batch.trajectories for r in t.runs]
+        trained += [r.id for t in group.trajectories for r in t.runs]
     assert len(trained) == len(set(trained))
     assert set(trained) == needed(runs).keys()
     assert made.parents == {r.parent.id for r in needed(runs).values() if r.parent}
 
 
 @given(forests())
-def test_members_of_a_batch_can_train_as_one_network(runs):
-    for batch in plans.plan(runs).batches:
-        longest = [t.longest for t in batch.trajectories]
+def test_members_of_a_group_can_train_as_one_network(runs):
+    for group in plans.plan(runs).groups:
+        longest = [t.longest for t in group.trajectories]
         assert len(longest) <= plans.population_size(longest[0])
         for share in (
             lambda r: (r.dataset, r.model, r.batch_size),
@@ -174,7 +178,7 @@ def test_members_of_a_batch_can_train_as_one_network(runs):
             steps_per_epoch,
         ):
             assert len({share(r) for r in longest}) == 1
-        assert batch.steps == sum(r.stages[-1].epochs * steps_per_epoch(r) for r in longest)
+        assert group.steps == sum(r.stages[-1].epochs * steps_per_epoch(r) for r in longest)
 
 
 def training_of(made):
@@ -191,7 +195,7 @@ def training_of(made):
 
 @given(forests())
 def test_runs_that_are_one_training_are_trained_together(runs):
-    trajectories = [t for batch in plans.plan(runs).batches for t in batch.trajectories]
+    trajectories = [t for group in plans.plan(runs).groups for t in group.trajectories]
     for t in trajectories:
         assert {training_of(r) for r in t.runs} == {training_of(t.longest)}
         assert t.longest.stages[-1].epochs == max(r.stages[-1].epochs for r in t.runs)
@@ -202,10 +206,10 @@ def test_runs_that_are_one_training_are_trained_together(runs):
 def test_a_plan_depends_on_neither_repetition_nor_what_is_recorded(runs):
     made, again = plans.plan(runs), plans.plan([*runs, *runs])
     assert made == again
-    ids = [batch.id for batch in made.batches]
+    ids = [group.id for group in made.groups]
     assert len(set(ids)) == len(ids)
     assert made.epochs <= made.epochs_alone
-    assert made.steps == sum(batch.steps for batch in made.batches)
+    assert made.steps == sum(group.steps for group in made.groups)
 
 
 @settings(max_examples=50)
@@ -217,17 +221,17 @@ def test_what_is_left_can_be_trained_whatever_is_there_already(tmp_path_factory,
     absent = {name for name in made.wanted if chance.random() < 0.5}
     there = {name for name in made.parents if chance.random() < 0.5}
     whole = plans.unfinished(made, store, set(made.wanted))
-    begun = {batch.id for batch, _ in whole if chance.random() < 0.3}
+    begun = {group.id for group, _ in whole if chance.random() < 0.3}
     for name in there:
         store.snapshot(name).touch()
     for name in begun:
         store.checkpoint(name).touch()
     trained = []
-    for batch, wanting in plans.unfinished(made, store, absent):
-        assert wanting <= {r.id for r in batch.runs}
-        for start in (t.longest.parent for t in batch.trajectories):
+    for group, wanting in plans.unfinished(made, store, absent):
+        assert wanting <= {r.id for r in group.runs}
+        for start in (t.longest.parent for t in group.trajectories):
             assert start is None or start.id in there
-        finished = {r.id for t in batch.trajectories for r in t.runs}
+        finished = {r.id for t in group.trajectories for r in t.runs}
         trained += finished
         there |= finished & made.parents
         assert wanting & (absent | made.parents)
@@ -241,8 +245,8 @@ def test_shared_pretraining_appears_once():
     pretraining = Stage(5, HALF)
     resets = [run(pretraining, Stage(4, reset=reset)) for reset in ((), (6,), (5, 6), MODULES)]
     made = plans.plan(resets)
-    assert [len(batch.trajectories) for batch in made.batches] == [1, 4]
-    assert made.batches[0].trajectories[0].runs == (run(pretraining),)
+    assert [len(group.trajectories) for group in made.groups] == [1, 4]
+    assert made.groups[0].trajectories[0].runs == (run(pretraining),)
     assert made.epochs == 5 + 4 * 4
     assert made.epochs_alone == 4 * (5 + 4)
 
@@ -250,29 +254,30 @@ def test_shared_pretraining_appears_once():
 def test_five_epochs_are_the_beginning_of_ten():
     short, long = run(Stage(5, HALF), Stage(4)), run(Stage(10, HALF), Stage(4))
     made = plans.plan([short, long, run(Stage(5))])
-    runs = [t.runs for batch in made.batches for t in batch.trajectories]
+    runs = [t.runs for group in made.groups for t in group.trajectories]
     assert sorted(runs, key=len)[-1] == (run(Stage(5, HALF)), run(Stage(10, HALF)))
     assert made.epochs == 10 + 4 + 4 + 5
 
 
 def test_seeds_of_a_study_train_together_and_no_more_than_the_width_allows():
     made = plans.plan(warm_start(seeds=5))
-    assert [len(batch.trajectories) for batch in made.batches] == [5, 10]
+    assert [len(group.trajectories) for group in made.groups] == [5, 10]
     wide = [replace(r, model=Model(16, 1)) for r in warm_start(seeds=5)]
-    assert sorted(len(batch.trajectories) for batch in plans.plan(wide).batches) == [2, 3, 3, 3, 4]
+    assert sorted(len(group.trajectories) for group in plans.plan(wide).groups) == [2, 3, 3, 3, 4]
     paper = [replace(r, model=Model(64, 2)) for r in warm_start(seeds=2)]
-    assert [len(batch.trajectories) for batch in plans.plan(paper).batches] == [1] * 6
+    assert [len(group.trajectories) for group in plans.plan(paper).groups] == [1] * 6
 
 
 def test_first_seeds_come_first():
     wide = [replace(r, model=Model(64, 1)) for r in warm_start(seeds=3)]
-    order = [batch.trajectories[0].longest.init_seed for batch in plans.plan(wide).batches]
+    order = [group.trajectories[0].longest.init_seed for group in plans.plan(wide).groups]
     assert order == sorted(order)
 
 
-def test_a_plan_of_nothing_is_done(store, untrained):
-    assert plans.plan([]).batches == ()
+def test_a_plan_of_nothing_is_done(store):
+    assert plans.plan([]).groups == ()
     assert execute([], store)
+    assert not store.folder.exists()
 
 
 def test_planning_many_stages_takes_no_longer_than_there_are_runs(monkeypatch):
@@ -287,17 +292,16 @@ def test_planning_many_stages_takes_no_longer_than_there_are_runs(monkeypatch):
     monkeypatch.setattr(config, "run_id", counted)
     stages = [Stage(1, Subset(part, 7)) for part in range(1, 7)]
     made = plans.plan(run(*stages, seed=seed) for seed in range(6))
-    assert sum(len(batch.trajectories) for batch in made.batches) == 36
+    assert sum(len(group.trajectories) for group in made.groups) == 36
     assert calls < 40 * 36
 
 
 # Training
 
 
-def test_exactly_the_wanted_runs_are_recorded(store):
-    runs = conditions()
+def test_exactly_the_wanted_runs_are_recorded(varied):
+    runs, store = conditions(), varied
     made = plans.plan(runs)
-    assert execute(runs, store)
     assert store.ids() == {r.id for r in runs} == made.wanted.keys()
     assert needed(runs).keys() > store.ids()
     for r in runs:
@@ -326,10 +330,8 @@ def test_a_run_is_recorded_as_it_would_be_if_it_were_the_only_one(store, tmp_pat
         assert_close(together[r.id][0], curves(single)[r.id][0], 1e-8)
 
 
-def test_prefixes_and_shared_beginnings_are_the_same_numbers(store):
-    runs = conditions()
-    execute(runs, store)
-    recorded = curves(store)
+def test_prefixes_and_shared_beginnings_are_the_same_numbers(varied):
+    runs, recorded = conditions(), curves(varied)
     fresh, short, warm, reset, *_ = (recorded[r.id][0] for r in runs)
     for name in CURVES:
         assert short[0][name] == fresh[0][name][:1]
@@ -337,18 +339,12 @@ def test_prefixes_and_shared_beginnings_are_the_same_numbers(store):
     assert warm[1] != reset[1]
 
 
-def test_a_second_sweep_trains_nothing(store, untrained, undisturbed):
-    made = plans.plan(warm_start())
-    with pytest.raises(pytest.fail.Exception):
-        dispatch.execute(made, store, device="cpu", slots=1)  # the trap works
-    for name, (found, _) in undisturbed.items():
-        store.write(
-            made.wanted[name], curves=found, diverged=None, seconds=0, precision="", device="", data=""
-        )
-    assert dispatch.execute(made, store).finished
+def test_a_second_sweep_trains_nothing(trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")}
     progress = Progress()
-    assert dispatch.execute(made, store, progress=progress, time_limit=0).finished
-    assert (progress.runs, progress.recorded, progress.steps) == (6, 6, 0)
+    assert dispatch.execute(plans.plan(warm_start()), trained, progress=progress, time_limit=0).finished
+    assert (progress.runs, progress.recorded, progress.steps, progress.steps_done) == (6, 6, 0, 0)
+    assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")} == before
 
 
 def test_two_sweeps_record_the_same_numbers(store, undisturbed):
@@ -500,16 +496,14 @@ def test_stopped_after_any_epoch_the_next_sweep_completes_it_bit_for_bit(store, 
     assert curves(store) == undisturbed
 
 
-def test_interrupted_after_every_epoch_it_comes_to_the_same_end(store, tmp_path):
+def test_interrupted_after_every_epoch_it_comes_to_the_same_end(store, varied):
     runs = conditions()
-    calm = Store(tmp_path / "calm")
-    execute(runs, calm)
     for _ in range(100):
         before = curves(store)
         if execute(runs, store, progress=interrupting(1)):
             break
         assert before.items() <= curves(store).items()
-    assert curves(store) == curves(calm)
+    assert curves(store) == curves(varied)
     assert list(store.checkpoint("x").parent.iterdir()) == []
 
 
@@ -520,7 +514,7 @@ def test_a_second_interrupt_stops_at_once_and_loses_nothing_recorded(store, undi
     assert curves(store) == undisturbed
 
 
-def test_a_part_of_a_batch_interrupted_after_some_of_it_ended_goes_on_in_its_checkpoint(store):
+def test_a_part_of_a_group_interrupted_after_some_of_it_ended_goes_on_in_its_checkpoint(store):
     """Of runs that end early one has been recorded by an earlier sweep, and some end before others."""
     adam = Optimizer("adam", 0.01)
     early = [run(Stage(9, optimizer=adam, until=0.35), seed=seed) for seed in range(6)]
@@ -621,7 +615,7 @@ def test_children_stop_with_a_checkpoint_when_their_sweep_is_asked_to(store, tmp
     assert curves(store) == curves(calm)
 
 
-def test_where_a_batch_trains_does_not_depend_on_what_is_recorded_already(store, monkeypatch):
+def test_where_a_group_trains_does_not_depend_on_what_is_recorded_already(store, monkeypatch):
     """As processes of fewer threads add numbers in another order, and end with other last digits."""
     made = plans.plan(warm_start())
     assert execute(warm_start(), store, slots=1)

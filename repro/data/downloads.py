@@ -52,7 +52,7 @@ def cache(name: str) -> Path:
 def source_of(name: str) -> Source:
     if name not in SOURCES:
         raise InputError(
-            f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}, or an .npz file"
+            f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}, an .npz file or a folder"
         )
     return SOURCES[name]
 

@@ -37,7 +37,7 @@ def code(what: str | Callable, **settings: object) -> Code:
     `settings` are keyword arguments of the function: numbers, texts, truth values.
     Raises `InputError` where there is no such function.
     """
-    where, name = _place(what)
+    where, _, name = place(what).rpartition(":")
     path = _file(where)
     stamp = path.stat().st_mtime_ns, path.stat().st_size
     return Code(name, _source(path, name, stamp), tuple(sorted(settings.items())), path=where)
@@ -83,19 +83,19 @@ def said(error: Exception) -> str:
     return " ".join(f"{kind}{error}".split())[:300]
 
 
-def _place(what: str | Callable) -> tuple[str, str]:
-    """The absolute path of a file, or the name of a module, and the name of the function in it."""
+def place(what: str | Callable) -> str:
+    """The absolute path of a file, or the name of a module, a colon, and the name of the function in it."""
     if callable(what):
         found = sys.modules.get(what.__module__)
         try:
             where = found.__name__ if found and found.__package__ else inspect.getsourcefile(what)
         except TypeError as error:
             raise InputError(f"{what!r} is no function that a file defines") from error
-        return str(where), what.__qualname__
+        return f"{where}:{what.__qualname__}"
     where, _, name = what.rpartition(":")
     if not where or not name.isidentifier():
         raise InputError(f"{what!r} is no function: write ./file.py:function or package.module:function")
-    return str(given(where)) if where.endswith(".py") else where, name
+    return f"{given(where) if where.endswith('.py') else where}:{name}"
 
 
 def _file(where: str) -> Path:

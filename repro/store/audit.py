@@ -84,6 +84,9 @@ def verify(folder: Path) -> tuple[list[Row], list[str]]:
         except Damaged as damage:
             problems.append(str(damage))
             continue
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+            continue
         except (KeyError, TypeError, ValueError) as error:
             problems.append(f"{path}: malformed ({type(error).__name__}: {error})")
             continue

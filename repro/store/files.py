@@ -8,17 +8,16 @@ hash, so that a file cut, edited, or put in the place of another is found out.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
 SEAL = b"repro-1"  # begins every sealed file; another number, another format
 PARTIAL = ".partial"
 ABANDONED = 600.0  # seconds after which a partial file has no writer any more
-NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Damaged(Exception):
@@ -32,14 +31,16 @@ def create(path: Path, content: bytes) -> bool:
         os.link(partial, path)  # unlike a rename, fails where another worker was first
     except FileExistsError:
         return False
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        try:  # no hard links on this file system: take the name, then fill it
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))
+    except OSError:  # file systems without hard links say so in many ways: take the name, then fill it
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
             return False
-        partial.replace(path)
+        try:
+            partial.replace(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     finally:
         partial.unlink(missing_ok=True)
     _flush_folder(path.parent)
@@ -57,17 +58,26 @@ def replace(path: Path, content: bytes) -> None:
     _flush_folder(path.parent)
 
 
+def try_out(folder: Path) -> None:
+    """Do in this folder all that storing takes; raises `OSError` where the file system refuses any of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f".trial.{secrets.token_hex(4)}{PARTIAL}"
+    try:
+        create(path, b"")
+        replace(path, b"")
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _partial(path: Path, content: bytes) -> Path:
     """A new file beside `path`, on the disk; nothing where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-    partial = Path(name)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.chmod(0o644)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None  # which a full disk does not name
@@ -114,7 +124,7 @@ def set_aside(path: Path) -> str:
     """The name that a damaged file is given, none that is taken, so that its own is free again."""
     for number in itertools.count(1):
         aside = path.with_name(f"{path.name}.damaged{number if number > 1 else ''}")
-        if not aside.exists():
+        if not os.path.lexists(aside):
             break
     with contextlib.suppress(FileNotFoundError):  # another process was first
         path.rename(aside)

@@ -8,11 +8,13 @@ used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
 import re
+import stat
 import subprocess
 import warnings
 from collections.abc import Iterable
@@ -25,12 +27,8 @@ from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
 CURVES = ("train_loss", "train_accuracy", "test_accuracy")
-COPIED = (
-    "seconds",
-    "device",
-    "precision",
-    "data",
-)  # into rows of `repro.analysis.tables`
+COPIED = ("seconds", "device", "precision", "data")  # `repro.analysis.tables` copies these into its rows
+TRIES = 3  # at giving a record its name, where something damaged has that
 ROOT = Path(repro.__file__).resolve().parent.parent
 
 
@@ -80,6 +78,20 @@ def _text(record: dict) -> str:
     return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
 
 
+@functools.cache
+def names_of(fingerprint: str, folder: Path) -> tuple[str, ...]:
+    """Names that images of one's own have in the records of a folder.
+
+    Before they all had one name, their file's was part of the id.
+    """
+    written, names = f'"fingerprint": "{fingerprint}"'.encode(), set()
+    for path in folder.glob("[0-9a-f]*.json"):
+        if written in (content := path.read_bytes()):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                names.add(json.loads(content)["run"]["dataset"]["name"])
+    return tuple(sorted(names))
+
+
 class Store:
     """The records of one profile: a folder of `<run id>.json`."""
 
@@ -107,23 +119,29 @@ class Store:
         return self.folder / ".leases"
 
     def ids(self) -> set[str]:
-        """Ids that have a file, sound or not."""
-        return {path.stem for path in self.folder.glob("[0-9a-f]*.json")}
+        """Ids that have a file, sound or not; what is no file, such as a link to nowhere, does not count."""
+        return {path.stem for path in self._files()}
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, time and size of each record: other ones, once a record is added or changed."""
-        found = ((path.name, path.stat()) for path in sorted(self.folder.glob("[0-9a-f]*.json")))
+        found = ((path.name, path.stat()) for path in sorted(self._files()))
         return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.glob("[0-9a-f]*.json") if path.is_file()]
 
     def write(self, run: Run, **content: object) -> bool:
         """Record a finished run; False where a sound record was there before, which then stands."""
         record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}
         record["checksum"] = _checksum(record)
-        text = _text(record).encode()
-        while not create(self.path(record["id"]), text):
-            if self.sound(record["id"]) is not None:
+        text, path = _text(record).encode(), self.path(record["id"])
+        for _ in range(TRIES):
+            if create(path, text):
+                return True
+            if self.recorded(record["id"]):
                 return False
-        return True
+            self.set_damaged_aside([record["id"]])
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
     def difference(self, run: Run, diverged: int | None, curves: list[dict]) -> str | None:
         """How a second training of a recorded run came out differently, in a line, or None."""
@@ -142,26 +160,52 @@ class Store:
             f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
         )
 
-    def sound(self, run_id: str) -> dict | None:
-        """The record of a run, or None; one that is damaged is set aside with a warning."""
+    def recorded(self, run_id: str) -> bool:
+        """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
         try:
-            return self.read(run_id)
-        except FileNotFoundError:
-            return None
-        except Damaged as damage:
-            warnings.warn(f"{damage}; set aside as {set_aside(self.path(run_id))}", stacklevel=2)
-            return None
+            self.read(run_id)
+        except (FileNotFoundError, Damaged):
+            return False
+        except OSError:
+            return True
+        return True
+
+    def unreadable(self, run_ids: Iterable[str]) -> list[str]:
+        """A line for each of these runs whose record cannot be read."""
+        lines = []
+        for name in run_ids:
+            try:
+                self.read(name)
+            except (FileNotFoundError, Damaged):
+                continue
+            except OSError as error:
+                lines.append(f"run {name}: {self.path(name)}: {error.strerror}")
+        return lines
+
+    def set_damaged_aside(self, run_ids: Iterable[str]) -> None:
+        """Rename those records of these runs that are damaged, with a warning for each."""
+        for name in run_ids:
+            try:
+                self.read(name)
+            except Damaged as damage:
+                warnings.warn(f"{damage}; set aside as {set_aside(self.path(name))}", stacklevel=2)
+            except OSError:
+                continue
 
     def read(self, run_id: str) -> dict:
-        """The record of a run; raises `FileNotFoundError`, or `Damaged` where it is unsound."""
+        """The record of a run; raises `Damaged` where it is unsound, `FileNotFoundError` where there is none,
+        and another `OSError` where this user cannot read it.
+        """
         path = self.path(run_id)
         try:
             found = path.stat()
-            return _read(path, (found.st_mtime_ns, found.st_size, found.st_ino))
-        except FileNotFoundError:
+        except OSError:
+            if path.is_symlink() and not path.exists():
+                raise Damaged(f"{path}: a link to nowhere") from None
             raise
-        except OSError as error:
-            raise Damaged(f"{path}: {error.strerror}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise Damaged(f"{path}: not a file")
+        return _read(path, (found.st_mtime_ns, found.st_size, found.st_ino))
 
     def load(self, run_ids: Iterable[str]) -> dict[str, dict]:
         """Sound records among these, by id; a damaged one is named in a warning and left out."""
@@ -171,8 +215,9 @@ class Store:
                 found[name] = self.read(name)
             except FileNotFoundError:
                 continue
-            except Damaged as damage:
-                warnings.warn(f"skipped {damage}", stacklevel=2)
+            except (Damaged, OSError) as error:
+                reason = error if isinstance(error, Damaged) else f"{self.path(name)}: {error.strerror}"
+                warnings.warn(f"skipped {reason}", stacklevel=2)
         return found
 
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
@@ -21,16 +18,17 @@ from repro.config import Dataset, InputError, Run, Stage
 from repro.data import datasets, downloads
 from repro.data.sampling import steps_per_epoch
 from repro.store.records import Store
-from repro.sweep import layouts, plans, trainer
+from repro.sweep import layouts, machine, plans, trainer
 from repro.sweep.layouts import Layout
+from repro.sweep.messages import End, Ended, Speed, Trial
+from repro.sweep.processes import Children
 from repro.training import cuda_graphs
 from repro.training.populations import Member, Population
 
-SECONDS = 2.0  # of a measurement, at least
-STEPS = 4  # of an epoch of one; on a GPU, which replays them, GPU_STEPS
-GPU_STEPS = 64
+SECONDS = 2.0  # a measurement takes so long at least
+STEPS, GPU_STEPS = 4, 64  # in an epoch of a measurement; a GPU replays them
 MOST = 64  # members of a population that is tried
-NEAR = 0.95  # of the highest speed is as good, where it takes fewer members
+NEAR = 0.95  # a population is taken that reaches this share of the highest speed with fewer members
 
 
 @dataclass(frozen=True)
@@ -40,106 +38,69 @@ class Engine:
     device: str
     precision: str
     slots: int  # processes
-    threads: int  # of each
+    threads: int  # in each of them
 
+    def children(self) -> contextlib.closing[Children]:
+        """The processes of a sweep, until the block ends."""
+        gpus = range(self.slots) if self.device == "cuda" else ()
+        return contextlib.closing(Children(self.slots, self.threads, gpus))
 
-@dataclass(frozen=True)
-class Speed:
-    """What populations of one shape reached, one in each slot."""
-
-    rate: float  # training images a second, of all members in all slots
-    memory: float  # GiB that a slot took at most so far
-    evaluation: float  # seconds to test one member on one image
+    def trial(self, runs: Iterable[Run], seconds: float = SECONDS, **way: bool) -> Trial:
+        return Trial(tuple(runs), self.device, self.precision, seconds, **way)
 
 
 def engine() -> Engine:
-    """A process of one thread for each GPU, or for each core, as `workers.execute` has them."""
-    device, gpus = trainer.choose_device("auto")
-    return Engine(device, trainer.choose_precision(device, "auto"), gpus or os.cpu_count() or 1, threads=1)
+    """A process of one thread for each GPU, or for each core, as a sweep has them."""
+    gpus = machine.gpus("auto")
+    device = "cuda" if gpus else "cpu"
+    return Engine(device, trainer.choose_precision(device, "auto"), gpus or machine.cores(), threads=1)
 
 
-class Slots:
-    """Processes that train populations for as long as they are asked to."""
+def speed(children: Children, trial: Trial) -> Speed | None:
+    """What a trial reaches in all slots at the same time; None where memory is too small.
 
-    def __init__(self, made: Engine) -> None:
-        self.made, self.pipes = made, []
-        start = time.perf_counter()
-        self._start()
-        self.start_up = time.perf_counter() - start  # seconds until all of them could begin
-
-    def _start(self) -> None:
-        self.close()
-        context, self.pipes = get_context("spawn"), []
-        for slot in range(self.made.slots):
-            near, far = context.Pipe()
-            context.Process(target=_serve, args=(far, self.made, slot), daemon=True).start()
-            self.pipes.append(near)
-        self._answers()
-
-    def _answers(self) -> list:
-        return [pipe.recv() for pipe in self.pipes]
-
-    def speed(
-        self, runs: list[Run], seconds: float = SECONDS, grouped: bool = True, compiled: bool = False
-    ) -> Speed | None:
-        """Of populations of these runs, in all slots at the same time; None where memory is too small.
-
-        Raises `InputError` where they cannot be trained at all.
-        """
-        for pipe in self.pipes:
-            pipe.send((runs, seconds, grouped, compiled))
-        answers = self._answers()
-        if not all(isinstance(answer, tuple) for answer in answers):
-            self._start()  # what failed may have spoilt a process for all that comes after
-        if failures := [answer for answer in answers if isinstance(answer, str)]:
-            raise InputError(f"not to be trained here: {failures[0]}")
-        if None in answers:
-            return None
-        rates, memory, evaluation = zip(*answers, strict=True)
-        return Speed(sum(rates), max(memory), max(evaluation))
-
-    def close(self) -> None:
-        for pipe in self.pipes:
-            pipe.close()
-
-
-def _serve(pipe: Connection, made: Engine, slot: int) -> None:
-    torch.set_num_threads(made.threads)
-    device = torch.device(made.device, slot) if made.device == "cuda" else torch.device("cpu")
-    pipe.send(None)
-    with contextlib.suppress(EOFError):
-        while True:
-            runs, seconds, grouped, compiled = pipe.recv()
-            try:
-                answer = measured(runs, seconds, grouped, compiled, device, made.precision)
-            except Exception as error:
-                answer = None if trainer.out_of_memory(error) else trainer.line(error)
-            pipe.send(answer)
-
-
-def measured(
-    runs: list[Run], seconds: float, grouped: bool, compiled: bool, device: torch.device, precision: str
-) -> tuple[float, float, float]:
-    """Training images a second of a population, GiB it took, and seconds to test one member on one image.
-
-    It trains and tests as in a sweep, and is timed once a GPU replays that. Zeros where it could not be
-    compiled and was to be.
+    Raises `InputError` where its runs cannot be trained at all.
     """
-    population = Population([Member(run) for run in runs], device, precision, grouped, compiled)
-    if population.compiled != compiled:
-        return 0.0, _peak_memory(device), 0.0
+    for _ in range(children.slots):
+        children.start(trial)
+    ends: list[Ended] = []
+    while len(ends) < children.slots:
+        ends += [ended for _, ended in children.listen(lambda message: None)]
+    if spoilt := [ended for ended in ends if ended.end is End.SPOILT]:
+        raise InputError(f"not to be trained here: {spoilt[0].said}")
+    found = [ended.speed for ended in ends if ended.speed is not None]
+    if len(found) < len(ends):
+        return None
+    return Speed(sum(s.rate for s in found), max(s.memory for s in found), max(s.evaluation for s in found))
+
+
+def measured(trial: Trial) -> Ended:
+    """What a trial reaches in this process; its process ends where that fails, which may have spoilt it."""
+    try:
+        return Ended(End.DONE, speed=_speed(trial))
+    except Exception as error:
+        return Ended(End.SPLIT) if trainer.out_of_memory(error) else Ended(End.SPOILT, trainer.line(error))
+
+
+def _speed(trial: Trial) -> Speed:
+    """It trains and tests as in a sweep, and is timed once a GPU replays that."""
+    device = torch.device(trial.device)
+    members = [Member(run) for run in trial.runs]
+    population = Population(members, device, trial.precision, trial.grouped, trial.compiled)
+    if population.compiled != trial.compiled:
+        return Speed(0.0, _peak_memory(device), 0.0)
     epoch = population.batches.numel()
     population.train_epoch()  # the first one is slower
-    rate = turn(lambda: population.train_epoch() and epoch, seconds)
+    rate = turn(lambda: population.train_epoch() and epoch, trial.seconds)
     for _ in range(cuda_graphs.WARM_UPS + 1 if population.test.captures else 1):
         population.test_accuracy()
-    tests = len(runs) * len(population.y_test)
-    evaluation = 1 / turn(lambda: population.test_accuracy() and tests, seconds / 8)
-    return rate, _peak_memory(device), evaluation
+    tests = len(members) * len(population.y_test)
+    evaluation = 1 / turn(lambda: population.test_accuracy() and tests, trial.seconds / 8)
+    return Speed(rate, _peak_memory(device), evaluation)
 
 
 def turn(epoch: Callable[[], int], seconds: float) -> float:
-    """Images a second, over as many epochs as fill the time; `epoch` gives the images that it trained on."""
+    """Images a second, over as many epochs as fill the time; `epoch` returns its number of images."""
     seen, start = 0, time.perf_counter()
     while seen == 0 or time.perf_counter() - start < seconds:
         seen += epoch()
@@ -154,7 +115,7 @@ def _peak_memory(device: torch.device) -> float:
 
 
 def noise(folder: str, images: int) -> Dataset:
-    """So many images of noise, of CIFAR-10's size; speed does not depend on what images show."""
+    """A data set of so many images of noise, as large as those of CIFAR-10."""
     random, path = np.random.default_rng(0), f"{folder}/noise{images}.npz"
     x = random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     y = np.arange(images) % 10
@@ -178,22 +139,25 @@ def seconds_per_step(runs: Iterable[Run], store: Store | None = None) -> Callabl
     How they train fastest on a GPU is kept in the store, whose next sweep follows it.
     """
     made, found = engine(), {}  # by shape, seconds of a training image and of a test image
-    slots = Slots(made)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, made.children() as children:
+
+        def reached(run: Run, size: int, **way: bool) -> Speed | None:
+            steps = GPU_STEPS if made.device == "cuda" else STEPS
+            return speed(children, made.trial(_members(folder, run, size, steps), **way))
+
         for key, run in {layouts.shape(run): run for run in runs}.items():
             if made.device == "cuda":
-                speed = fastest(slots, run, folder)
-                if store is not None and speed is not None:
-                    layouts.keep(store, run, speed)
+                best = fastest(lambda size, run=run, **way: reached(run, size, **way))
+                if store is not None and best is not None:
+                    layouts.keep(store, run, best)
             else:
-                speed = slots.speed(_members(folder, run, plans.population_size(run), STEPS))
-            if speed is None or not speed.rate:
+                best = reached(run, plans.population_size(run))
+            if best is None or not best.rate:
                 raise InputError(
                     f"no hours to tell: a network of width {run.model.width} with batches of "
                     f"{run.batch_size} needs more memory than there is"
                 )
-            found[key] = made.slots / speed.rate, speed.evaluation
-    slots.close()
+            found[key] = made.slots / best.rate, best.evaluation
 
     def seconds(run: Run) -> float:
         training, testing = found[layouts.shape(run)]
@@ -203,30 +167,31 @@ def seconds_per_step(runs: Iterable[Run], store: Store | None = None) -> Callabl
     return seconds
 
 
-def fastest(slots: Slots, run: Run, folder: str) -> Layout | None:
+def fastest(reached: Callable[..., Speed | None]) -> Layout | None:
     """The smallest population whose speed on a GPU is near the highest, grouped or side by side.
 
+    `reached` gives the speed of so many members, grouped or not, compiled or not.
     Populations are doubled for as long as memory lasts and that makes them faster.
     The one that is found is then tried compiled. None where not one network fits.
     """
-    tried: list[Layout] = []
+
+    def tried(size: int, compiled: bool) -> list[Layout]:
+        found = []
+        for grouped in (True, False) if size > 1 else (True,):
+            if (speed := reached(size, grouped=grouped, compiled=compiled)) is not None:
+                found.append(Layout(size, grouped, speed.rate, speed.evaluation, compiled))
+        return found
+
+    every: list[Layout] = []
     size = 1
     while size <= MOST:
-        members = _members(folder, run, size, GPU_STEPS)
-        speeds = {g: slots.speed(members, grouped=g) for g in ((True, False) if size > 1 else (True,))}
-        found = [Layout(size, g, s.rate, s.evaluation) for g, s in speeds.items() if s is not None]
-        best = max((layout.rate for layout in tried), default=0.0)
-        tried += found
+        best = max((layout.rate for layout in every), default=0.0)
+        every += (found := tried(size, compiled=False))
         if max((layout.rate for layout in found), default=0.0) * NEAR <= best:
             break
         size *= 2
-    if not tried:
+    if not every:
         return None
-    near = NEAR * max(layout.rate for layout in tried)
-    best = min((t for t in tried if t.rate >= near), key=lambda t: (t.population, -t.rate))
-    for grouped in (True, False) if best.population > 1 else (True,):
-        members = _members(folder, run, best.population, GPU_STEPS)
-        speed = slots.speed(members, grouped=grouped, compiled=True)
-        if speed is not None and speed.rate > best.rate:
-            best = Layout(best.population, grouped, speed.rate, speed.evaluation, compiled=True)
-    return best
+    near = NEAR * max(layout.rate for layout in every)
+    best = min((t for t in every if t.rate >= near), key=lambda t: (t.population, -t.rate))
+    return max([best, *tried(best.population, compiled=True)], key=lambda layout: layout.rate)

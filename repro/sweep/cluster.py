@@ -1,7 +1,7 @@
 """Runs a plan on a Dask cluster: the same children, one for each thread of its workers.
 
 Dask brings jobs to machines and notices those that are gone. All else is as on
-one machine: a child trains a batch whose leases it got, records go to the store,
+one machine: a child trains a part whose leases it got, records go to the store,
 which all machines must share, and whatever is trained twice counts once.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import pickle
 import queue
 import shlex
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from repro.config import InputError
 from repro.store.records import ROOT, Store, results_folder
+from repro.sweep import machine
 from repro.sweep.messages import End, Ended, Job, Report
 from repro.sweep.processes import BEAT, Children
 
@@ -39,6 +39,7 @@ PATIENCE = 10.0  # seconds to wait for a scheduler to answer
 JOBS = 8  # of SLURM at once
 
 _own = threading.local()  # on a worker, the child of each of its threads
+_places = itertools.count()  # on a worker, the places of these threads
 _stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
 
 
@@ -49,7 +50,7 @@ def check(on: str) -> None:
 
 
 @contextlib.contextmanager
-def connected(on: str, jobs: int = JOBS) -> Iterator[Cluster]:
+def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
     """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
     try:
         import distributed
@@ -58,7 +59,7 @@ def connected(on: str, jobs: int = JOBS) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         if on == "slurm":
             cluster = stack.enter_context(_slurm())
-            cluster.adapt(minimum_jobs=0, maximum_jobs=jobs)
+            cluster.adapt(minimum_jobs=0, maximum_jobs=jobs or JOBS)
             yield Cluster(stack.enter_context(distributed.Client(cluster, security=cluster.security)))
             return
         try:
@@ -80,14 +81,14 @@ def _slurm():
     from distributed import Security
 
     before = signal.getsignal(signal.SIGINT)
-    from dask_jobqueue import SLURMCluster  # which lets an interrupt end this process at once, with status 0
+    from dask_jobqueue import SLURMCluster
 
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before)  # that import has let an interrupt end this process, with status 0
 
     folder = results_folder() / ".dask"  # certificates and logs, where all machines see them
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     setting = dask.config.get("jobqueue.slurm", {})
-    paths = f"export PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    paths = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
     cluster = SLURMCluster(
         cores=1,  # a thread, so one child, in each worker
         processes=1,
@@ -127,7 +128,7 @@ class Cluster:
         client.subscribe_topic(self.token, lambda event: self.news.put(pickle.loads(event[1])))
 
     def start(self, job: Job) -> None:
-        key = f"{job.batch.id}-{uuid.uuid4().hex[:8]}"
+        key = f"{job.part.id}-{uuid.uuid4().hex[:8]}"
         self.futures[self.client.submit(train, job, self.token, key=key, pure=False)] = job
 
     def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
@@ -167,19 +168,15 @@ def train(job: Job, token: str) -> Ended:
     if not leases.is_dir():
         return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
     if not hasattr(_own, "children"):
-        _own.children = Children(1, max(1, _cores() // worker.state.nthreads))
+        place, threads = next(_places), worker.state.nthreads
+        gpus = (
+            machine.gpus("auto") if threads > 1 and job.device != "cpu" else 0
+        )  # one thread takes the first
+        own = [place % gpus] if gpus else ()
+        _own.children = Children(1, max(1, machine.cores() // threads), own)
     _own.children.start(job)
     while True:
         for _, ended in _own.children.listen(lambda news: worker.log_event(token, pickle.dumps(news))):
             return ended
         if token in _stopping:
             _own.children.stop()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if granted := os.environ.get("SLURM_CPUS_PER_TASK"):  # which not every SLURM enforces
-        return int(granted)
-    with contextlib.suppress(AttributeError):  # only Linux knows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,8 +1,7 @@
-"""What training takes: memory, hours, money and storage, computed without training anything."""
+"""What training takes: memory, hours and storage, computed without training anything."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +13,8 @@ from repro.sweep.plans import Plan
 models = Lazy("repro.training.models")  # PyTorch, which only networks of one's own need here
 
 NUMBER = 4  # bytes of a float32
-RECORD, EPOCH = 1200, 66  # bytes of a record: all but its curves, and an epoch of them
+PROCESS = 2**28  # bytes that a process with PyTorch takes by itself
+RECORD, EPOCH = 1200, 66  # bytes of a record without its curves, and of an epoch of its curves
 
 
 def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -> int:
@@ -36,64 +36,54 @@ def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -
     return total
 
 
-def training_bytes(model: Model, channels: int, classes: int, side: int = 32) -> int:
-    """Memory that a network takes in training at the least: weights, gradients, two moments of Adam."""
-    return 4 * NUMBER * network_numbers(model, channels, classes, side)
+def training_bytes(run: Run, device: str = "cpu") -> int:
+    """Memory that a network takes in training at the least: weights, gradients, two moments of Adam.
+
+    On a CPU also the outputs of a ResNet's layers, three times each; a GPU says by
+    itself, and in time, that there is no room for them.
+    """
+    images, model = datasets.images(run.dataset), run.model
+    _, height, width, channels = images.x_train.shape
+    numbers = 4 * network_numbers(model, channels, images.classes, height)
+    if device == "cpu" and model.code is None:
+        layers = 1 + 2 * model.depth * (1 + 1 / 2 + 1 / 4 + 1 / 8)  # as large as the first layer's output
+        numbers += int(3 * layers * run.batch_size * model.width * height * width)
+    return NUMBER * numbers
+
+
+def process_bytes(plan: Plan) -> int:
+    """Memory that a process takes on a CPU at the least, for the group that needs most."""
+    groups = {(g.trajectories[0].longest, len(g.trajectories)) for g in plan.groups}
+    return PROCESS + max((size * training_bytes(run) for run, size in groups), default=0)
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What a plan takes on so many GPUs, all of one speed."""
 
-    gpus: int
-    hours: float  # until the last run is recorded
-    least: float  # hours of the longest chain of batches, or of perfect sharing: no order is faster
+    hours: float  # no order of training is faster, and the order of `repro run` hardly slower
     gpu_hours: float  # of training
-    bytes: int  # of records, networks that others start from, and checkpoints
-
-    @property
-    def busy(self) -> float:
-        """Share of the GPUs' time that is spent in training."""
-        return self.gpu_hours / (self.gpus * self.hours) if self.hours else 1.0
+    bytes: int  # records, networks that others start from, and checkpoints
 
 
 def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int, classes: int = 10) -> Forecast:
-    """What the plan takes, nothing recorded yet, where a step of a run's network takes so many seconds."""
-    hours = [batch.steps * seconds(batch.trajectories[0].longest) / 3600 for batch in plan.batches]
-    home = {run.id: i for i, batch in enumerate(plan.batches) for run in batch.runs}
-    parents = [{home[name] for name in batch.starts} for batch in plan.batches]
-    chains = []
-    for own, before in zip(hours, parents, strict=True):
-        chains.append(own + max((chains[i] for i in before), default=0.0))
-    least = max(sum(hours) / gpus, *chains, 0.0)
-    return Forecast(gpus, _makespan(hours, parents, gpus), least, sum(hours), _bytes(plan, gpus, classes))
+    """What the plan takes, nothing recorded yet, where a step of a run's network takes so many seconds.
 
-
-def _makespan(hours: list[float], parents: list[set[int]], gpus: int) -> float:
-    """Hours until all is trained, each GPU that is free taking the first batch whose parents are trained."""
-    waits = [len(before) for before in parents]
-    branches: list[list[int]] = [[] for _ in hours]
-    for i, before in enumerate(parents):
-        for parent in before:
-            branches[parent].append(i)
-    ready = [i for i, wait in enumerate(waits) if not wait]  # in order, so a heap
-    training: list[tuple[float, int]] = []
-    now = 0.0
-    while ready or training:
-        while ready and len(training) < gpus:
-            i = heapq.heappop(ready)
-            heapq.heappush(training, (now + hours[i], i))
-        now, done = heapq.heappop(training)
-        for i in branches[done]:
-            waits[i] -= 1
-            if not waits[i]:
-                heapq.heappush(ready, i)
-    return now
+    The hours are those of perfect sharing, or of the longest chain of stages where
+    that takes longer: a network cannot be tuned before it is pretrained.
+    """
+    total, ends = 0.0, {}  # hours of training in all; for each run, until it could be there
+    for group in plan.groups:
+        own = group.steps * seconds(group.trajectories[0].longest) / 3600
+        total += own
+        end = own + max((ends[name] for name in group.starts), default=0.0)
+        ends |= {run.id: end for run in group.runs}
+    return Forecast(max(total / gpus, *ends.values(), 0.0), total, _bytes(plan, gpus, classes))
 
 
 def _bytes(plan: Plan, gpus: int, classes: int) -> int:
     records = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
-    every = {run.id: (run.model, datasets.side(run.dataset)) for b in plan.batches for run in b.runs}
+    every = {run.id: (run.model, datasets.side(run.dataset)) for g in plan.groups for run in g.runs}
     sizes = {key: NUMBER * network_numbers(key[0], 3, classes, key[1]) for key in set(every.values())}
     checkpoints = 3 * gpus * max(sizes.values(), default=0)  # weights and two moments of Adam
     return records + sum(sizes[every[name]] for name in plan.parents) + checkpoints

@@ -1,15 +1,13 @@
 """Runs a plan: decides what to train next, gives it to whoever trains it, and takes in what comes of it.
 
-A batch whose process was killed is tried again.
+A group whose process was killed is tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import math
-import os
 import signal
 import threading
 import time
@@ -23,16 +21,16 @@ from repro.config import InputError, Run, check_engine
 from repro.data import datasets
 from repro.store import files
 from repro.store.records import Store
-from repro.sweep import cluster, layouts, leases
+from repro.sweep import cluster, costs, layouts, leases, machine, plans
 from repro.sweep.layouts import Layout
 from repro.sweep.messages import Differs, End, Ended, EpochDone, Failed, Job, Message, Recorded, Warned
-from repro.sweep.plans import Plan, missing, unfinished
+from repro.sweep.plans import Plan
 from repro.sweep.processes import STOP_SIGNALS, Children, Here
 from repro.sweep.progress import Progress
 
-TRIES = 3  # of a batch whose child was killed, or whose parents' networks were not there
-FEW_STEPS = 3000  # of small networks take no longer than a child takes to start
-PAUSE = 2.0  # seconds before another look at a batch that another sweep trains
+TRIES = 3  # for a group whose child was killed, or whose parents' networks were not there
+FEW_STEPS = 3000  # training small networks for so many takes no longer than a child takes to start
+PAUSE = 2.0  # seconds before another look at a group that another sweep trains
 
 
 @dataclass
@@ -42,6 +40,14 @@ class Outcome:
     finished: bool = True  # every missing run was trained, or failed
     failures: list[str] = field(default_factory=list)  # a line for what could not be trained
     differences: list[str] = field(default_factory=list)  # a line for a run that came out in two ways
+
+
+def _by_batch(run: Run) -> Layout:
+    """One grouped network, or networks side by side where those of a group would not be rounded as alone.
+
+    That is where PyTorch's convolutions train, for batches that are no multiple of 16 (`repro.cpu`).
+    """
+    return Layout(1, grouped=run.batch_size % 16 == 0)
 
 
 class Sweep:
@@ -54,32 +60,32 @@ class Sweep:
         progress: Progress,
         device: str,
         precision: str,
-        layout: Callable[[Run], Layout] = lambda run: Layout(1, grouped=True),
+        layout: Callable[[Run], Layout] = _by_batch,
     ) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.device, self.precision, self.layout = device, precision, layout
-        self.most: dict[str, int] = {}  # trajectories of planned batches that can train at once
-        self.outcome = Outcome()
+        self.most: dict[str, int] = {}  # how many trajectories of a planned group can train at once
+        self.outcome = Outcome(failures=store.unreadable(plan.wanted))
         self.training: list[Job] = []
-        self.tries: Counter[str] = Counter()  # of planned batches
-        self.rests: dict[str, float] = {}  # when to look again at batches that other sweeps train
+        self.tries: Counter[str] = Counter()  # by planned group
+        self.rests: dict[str, float] = {}  # when to look again at groups that other sweeps train
         self.lost: set[str] = set()  # ids of runs that failed, or start from one that did
         self.left: list[Job] = []
         self.look()
-        progress.runs, progress.steps = len(plan.wanted), sum(job.batch.steps for job in self.left)
+        progress.runs, progress.steps = len(plan.wanted), sum(job.part.steps for job in self.left)
         self.count()
         progress.show(progress)
 
     def look(self) -> None:
         """Take from the store what is left."""
-        absent = missing(self.plan, self.store)
-        busy = {job.batch.whole.id for job in self.training}
-        self.left = [job for job in self.left if job.batch.whole.id in busy]
-        for part, needed in unfinished(self.plan, self.store, absent):
+        absent = plans.missing(self.plan, self.store)
+        busy = {job.part.whole.id for job in self.training}
+        self.left = [job for job in self.left if job.part.whole.id in busy]
+        for part, needed in plans.unfinished(self.plan, self.store, absent):
             if part.whole.id in busy:
                 continue
             job = Job(
-                batch=part,
+                part=part,
                 needed=needed,
                 wanted=needed & absent,
                 parents=self.plan.parents & {run.id for run in part.whole.runs},
@@ -92,11 +98,11 @@ class Sweep:
         self._drop_lost()
 
     def _pieces(self, job: Job) -> list[Job]:
-        """The job in as many as it takes, as far as one of them was too large."""
-        size = self.most.get(job.batch.whole.id, len(job.batch.trajectories))
+        """The job, cut into several where its group was found too large to train at once."""
+        size = self.most.get(job.part.whole.id, len(job.part.trajectories))
         return [
-            dataclasses.replace(job, batch=part, needed=needed)
-            for part in job.batch.pieces(size)
+            dataclasses.replace(job, part=part, needed=needed)
+            for part in job.part.pieces(size)
             if (needed := job.needed & {run.id for run in part.runs})
         ]
 
@@ -110,10 +116,10 @@ class Sweep:
     def next(self) -> Job | None:
         """The first job whose parents are trained, now to be trained; None where there is none yet."""
         awaited = {name for job in [*self.training, *self.left] for name in job.needed}
-        busy = {job.batch.whole.id for job in self.training}
+        busy = {job.part.whole.id for job in self.training}
         for i, job in enumerate(self.left):
-            rested = self.rests.get(job.batch.whole.id, 0) <= time.monotonic()
-            if rested and job.batch.whole.id not in busy and not job.batch.starts & awaited:
+            rested = self.rests.get(job.part.whole.id, 0) <= time.monotonic()
+            if rested and job.part.whole.id not in busy and not job.part.starts & awaited:
                 self.training.append(self.left.pop(i))
                 return job
         return None
@@ -139,21 +145,21 @@ class Sweep:
         some = f"run {runs[0]}" + (f" and {len(runs) - 1} that train with it" if runs[1:] else "")
         self.outcome.failures.append(f"{some}: {line}")
         self.lost.update(runs)
-        for batch in self.plan.batches:
-            for t in batch.trajectories:
+        for group in self.plan.groups:
+            for t in group.trajectories:
                 if t.longest.parent is not None and t.longest.parent.id in self.lost:
                     self.lost.update(run.id for run in t.runs)
         self._drop_lost()
 
     def _drop_lost(self) -> None:
-        """Of what is left, keep what does not start from a run that failed."""
+        """Keep of what is left only what does not start from a run that failed."""
         kept = [(job, job.needed - self.lost) for job in self.left]
         self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
 
     def settle(self, job: Job, ended: Ended) -> None:
         """Take in how the training of a job ended."""
         self.training.remove(job)
-        name, end = job.batch.whole.id, ended.end
+        name, end = job.part.whole.id, ended.end
         if end in (End.STOPPED, End.BUSY, End.KILLED):
             self.left.insert(0, job)
         elif end is End.EAGER:
@@ -164,13 +170,13 @@ class Sweep:
             self.left = [piece for other in [job, *self.left] for piece in self._pieces(other)]
         if end is End.BUSY:
             if name not in self.rests:
-                warnings.warn(f"batch {name} is in training by {ended.said}: waiting for it", stacklevel=1)
+                warnings.warn(f"group {name} is in training by {ended.said}: waiting for it", stacklevel=1)
             self.rests[name] = time.monotonic() + PAUSE
         if end in (End.KILLED, End.LACKING):
             self.tries[name] += 1
             if self.tries[name] == TRIES:
                 self.left = [other for other in self.left if other is not job]
-                self.fail(f"tried {TRIES} times: {ended.said}", [run.id for run in job.batch.runs])
+                self.fail(f"tried {TRIES} times: {ended.said}", [run.id for run in job.part.runs])
             elif end is End.LACKING:
                 self.look()
         self.count()
@@ -197,34 +203,32 @@ def execute(
     check_engine(device, precision)
     if on is not None:
         cluster.check(on)
-    try:
-        sweep = Sweep(plan, store, progress or Progress(), device, precision)
-        if not sweep.left:
-            return sweep.outcome
+    _require_folder(store)
+    progress, gpus, layout = progress or Progress(), 0, _by_batch
+    if plans.missing(plan, store):
         if leases.fcntl is None:
             raise InputError(
                 "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
                 "is recorded can be read"
             )
-        gpus = 0 if on else _gpus(device)  # there, the machine that trains is the one to say
-        datasets.images(plan.batches[0].trajectories[0].longest.dataset)  # now, if they cannot be had
-        if own := [r for b in plan.batches for r in b.runs if r.model.code or any(s.hook for s in r.stages)]:
+        gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
+        datasets.images(plan.groups[0].trajectories[0].longest.dataset)  # now, if they cannot be had
+        progress.steps = plan.steps  # now, if a stage has fewer images than a batch
+        if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
             from repro.training import models
 
             models.check(own)
-        _clean(store)
+        _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
-            sweep = Sweep(plan, store, sweep.progress, "cuda", precision, layout)
-        elif not on:  # a child that sees no GPU is not to decide for the processor
-            sweep.device = "cpu"
-            sweep.left = [dataclasses.replace(job, device="cpu") for job in sweep.left]
-    except OSError as error:
-        raise InputError(
-            f"cannot write in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
-        ) from error
-    cores = gpus or os.cpu_count() or 1
-    slots = slots or max(1, min(cores, len(plan.batches)))
+        if not on:  # a child that sees no GPU is not to decide for the processor
+            device = "cuda" if gpus else "cpu"
+    else:
+        with contextlib.suppress(OSError):  # a store that is whole may be read-only
+            _discard_checkpoints(plan, store)
+    sweep = Sweep(plan, store, progress, device, precision, layout)
+    if not sweep.left:
+        return sweep.outcome
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     with _stop_signals() as signalled:
 
@@ -233,16 +237,36 @@ def execute(
                 signalled.set()
             return signalled.is_set()
 
-        if on is not None:
-            place = cluster.connected(on, *filter(None, [jobs]))
-        elif not gpus and (slots == 1 or plan.steps < FEW_STEPS):
-            place = contextlib.nullcontext(Here(stopping))
-        else:
-            place = contextlib.closing(Children(slots, max(1, cores // slots), bool(gpus)))
-        with place as workers:
+        with _place(plan, gpus, slots, stopping) if on is None else cluster.connected(on, jobs) as workers:
             _train(sweep, workers, stopping)
     sweep.outcome.finished = not sweep.left
     return sweep.outcome
+
+
+def _require_folder(store: Store) -> None:
+    """Refuse a place that is no folder, or not to be read: else each run would be said to be unreadable."""
+    try:
+        next(store.folder.iterdir(), None)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(
+            f"cannot read {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+        ) from None
+
+
+def _place(
+    plan: Plan, gpus: int, slots: int | None, stopping: Callable[[], bool]
+) -> contextlib.AbstractContextManager[Here | Children]:
+    """Where to train on this machine: on each GPU, or on as many cores as there is memory and work for."""
+    if gpus:
+        return contextlib.closing(Children(slots or min(gpus, len(plan.groups)), 1, range(gpus)))
+    cores, memory, taken = machine.cores(), machine.memory(), costs.process_bytes(plan)
+    slots = slots or max(1, min(cores, memory // taken, len(plan.groups)))
+    small = 4 * taken < memory  # else the system may kill what trains, and somebody has to say so
+    if small and (slots == 1 or plan.steps < FEW_STEPS):
+        return contextlib.nullcontext(Here(stopping))
+    return contextlib.closing(Children(slots, max(1, cores // slots)))
 
 
 def _train(sweep: Sweep, workers: Here | Children | cluster.Cluster, stopping: Callable[[], bool]) -> None:
@@ -256,31 +280,25 @@ def _train(sweep: Sweep, workers: Here | Children | cluster.Cluster, stopping: C
             workers.stop()
 
 
-def _gpus(device: str) -> int:
-    """GPUs to use of this machine; raises `InputError` where one is asked for and there is none.
-
-    Where no driver is installed there is none, and PyTorch, which would know but
-    takes seconds and half a gigabyte, is left to the processes that train.
+def _prepare(plan: Plan, store: Store) -> None:
+    """Remove what killed processes left behind, and set aside what is damaged; raises `InputError` where
+    nothing can be written.
     """
-    if device == "cpu":
-        return 0
     try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        if device == "auto":
-            return 0
-    from repro.sweep import trainer
+        for folder in (store.leases, store.folder, store.snapshot("").parent, store.checkpoint("").parent):
+            files.try_out(folder)
+            files.sweep_partials(folder)
+        leases.remove_abandoned(store.leases)
+        store.set_damaged_aside(plan.wanted)
+        _discard_checkpoints(plan, store)
+    except OSError as error:
+        raise InputError(
+            f"cannot write in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+        ) from error
 
-    return trainer.choose_device(device)[1]
 
-
-def _clean(store: Store) -> None:
-    """Remove what killed processes left behind; raises `OSError` where nothing can be written."""
-    store.leases.mkdir(parents=True, exist_ok=True)
-    files.time_here(store.leases)
-    leases.remove_abandoned(store.leases)
-    for folder in (store.folder, store.snapshot("").parent, store.checkpoint("").parent):
-        files.sweep_partials(folder)
+def _discard_checkpoints(plan: Plan, store: Store) -> None:
+    plans.discard_checkpoints(plan.groups, store, plan.wanted, plan.parents)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from repro.data import datasets
 from repro.store import files
 from repro.store.records import Store
 from repro.sweep import plans
-from repro.sweep.plans import Batch, Plan
+from repro.sweep.plans import Group, Plan
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layout:
     rate: float = 0.0  # training images a second, of all members; 0 where nothing was measured
     evaluation: float = 0.0  # seconds to test one member on one image
     compiled: bool = False
-    layout: str = "channels_last"  # of images and weights in memory, one of `fused.LAYOUTS`
+    layout: str = "channels_last"  # of images and weights in memory, one of `compilation.LAYOUTS`
 
 
 # Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
@@ -59,19 +59,19 @@ def default(run: Run) -> Layout:
 
 def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
     """The same runs in populations for a GPU, and how these train: as the store says, or the table."""
-    shapes = {shape(run): run for batch in plan.batches for run in batch.runs}
+    shapes = {shape(run): run for group in plan.groups for run in group.runs}
     found = {key: read(store, run) or default(run) for key, run in shapes.items()}
     made = plans.plan(plan.wanted.values(), lambda run: found[shape(run)].population)
 
-    def compilation(batch: Batch) -> tuple:
-        """Equal for batches that share what is compiled; a group of another size is another network."""
-        key = shape(batch.trajectories[0].longest)
-        return key, len(batch.trajectories) if found[key].grouped else 1
+    def compilation(group: Group) -> tuple:
+        """Equal for groups that share what is compiled; one of another size is another network."""
+        key = shape(group.trajectories[0].longest)
+        return key, len(group.trajectories) if found[key].grouped else 1
 
     images: Counter[tuple] = Counter()
-    for batch in made.batches:
-        images[compilation(batch)] += batch.steps * batch.trajectories[0].longest.batch_size
-    long = {run.id: images[compilation(b)] >= COMPILING_PAYS for b in made.batches for run in b.runs}
+    for group in made.groups:
+        images[compilation(group)] += group.steps * group.trajectories[0].longest.batch_size
+    long = {run.id: images[compilation(g)] >= COMPILING_PAYS for g in made.groups for run in g.runs}
 
     def layout(run: Run) -> Layout:
         chosen = found[shape(run)]

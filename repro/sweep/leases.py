@@ -95,16 +95,18 @@ def _take(path: Path) -> int:
 def _clear(path: Path) -> None:
     """Remove the lease of a dead holder; raises `Busy` where it may be alive."""
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = _open(path)
     except FileNotFoundError:  # it was released just now
+        if path.is_symlink():  # or it is a link to nowhere, which nobody would release
+            path.unlink(missing_ok=True)
         return
     try:
-        holder = os.read(handle, 200).decode(errors="replace")
-        try:  # only one of those that find it abandoned gets this lock, and may remove the file
+        holder, gone = "", False
+        with contextlib.suppress(OSError):  # another user's, perhaps not to be read: its age must do
+            holder = os.read(handle, 200).decode(errors="replace")
+            # Only one of those that find it abandoned gets this lock, and may remove the file.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             gone = holder.startswith(machine() + " ")
-        except OSError:
-            gone = False
         if not gone and time_here(path.parent) - os.fstat(handle).st_mtime <= EXPIRY:
             host, _, process = (holder or "- - -").partition(" ")
             raise Busy(f"process {process.rpartition(' ')[2]} on {host}")
@@ -112,6 +114,14 @@ def _clear(path: Path) -> None:
             path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    """A handle of a lease; where it is another user's, perhaps one that can only be read, or looked at."""
+    for flags in (os.O_RDWR, os.O_RDONLY):
+        with contextlib.suppress(PermissionError):
+            return os.open(path, flags)
+    return os.open(path, getattr(os, "O_PATH", os.O_RDONLY))
 
 
 def _is(path: Path, handle: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the processes of a sweep tell each other: a job, what happens in it, and how it ended."""
+"""What the processes of a sweep tell each other: a job or a trial, what happens in it, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,22 +6,44 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from repro.config import Run
 from repro.sweep.layouts import Layout
-from repro.sweep.plans import Batch
+from repro.sweep.plans import Part
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a process needs to know to train a batch."""
+    """What a process needs to know to train a part of a group."""
 
-    batch: Batch
+    part: Part
     needed: frozenset[str]  # ids of its runs of which something is lacking
     wanted: frozenset[str]  # ids of runs to record
     parents: frozenset[str]  # ids of runs whose network to keep
-    folder: str  # of the store
+    folder: str  # where the store is
     device: str
     precision: str
     layout: Layout
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Runs to train together for some seconds, only to know how fast they are."""
+
+    runs: tuple[Run, ...]
+    device: str
+    precision: str
+    seconds: float  # to train for, at least
+    grouped: bool = True
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What populations of one shape reached, one in each slot."""
+
+    rate: float  # training images a second, of all members in all slots; 0 where it was not to be compiled
+    memory: float  # GiB that a slot took at most so far
+    evaluation: float  # seconds to test one member on one image
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,7 @@ Report = Callable[[Message], None]
 
 
 class End(Enum):
-    """How the training of a job ended."""
+    """How a job or a trial ended."""
 
     DONE = auto()
     FAILED = auto()  # as `Failed` told, by no fault of the process
@@ -77,5 +99,6 @@ LAST = frozenset({End.STOPPED, End.KILLED, End.SPLIT, End.EAGER, End.SPOILT})
 @dataclass(frozen=True)
 class Ended:
     end: End
-    said: str = ""  # who trains its runs, what is lacking, or how its process died
+    said: str = ""  # who trains its runs, what is lacking, what failed, or how its process died
     size: int = 0  # how many networks to train at once, where it is to be split
+    speed: Speed | None = None  # what a trial found

@@ -13,15 +13,16 @@ import functools
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Container, Iterable, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 from repro.config import ALL, Run
 from repro.data import datasets
 from repro.data.sampling import steps_per_epoch
 from repro.store.records import Store
 
-CACHED = 2**20  # numbers in a layer of a population, beyond which a core slows down
+CACHED = 2**20  # numbers in a layer of a population; with more of them a core slows down
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,14 @@ class Trajectory:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Group:
     """Trajectories that train together, as one population."""
 
     trajectories: tuple[Trajectory, ...]
-    whole: Batch | None = None  # the planned batch of which this is what is to be trained
 
     @functools.cached_property
     def id(self) -> str:
-        """The hash of its runs; for a part that of the whole, and which of its trajectories these are."""
-        if self.whole is not None:
-            chosen = set(self.trajectories)
-            mask = sum(1 << i for i, t in enumerate(self.whole.trajectories) if t in chosen)
-            return f"{self.whole.id}-{mask:x}"
+        """The hash of its runs."""
         names = ",".join(run.id for run in self.runs)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
@@ -71,24 +67,42 @@ class Batch:
     def steps(self) -> int:
         return sum(t.steps for t in self.trajectories)
 
-    def pieces(self, size: int) -> list[Batch]:
-        """Parts of the same planned batch, of so many trajectories."""
+    def part(self, mask: int) -> Part:
+        """The trajectories at the places where the mask has a bit, the first place being the lowest bit."""
+        return Part(tuple(t for i, t in enumerate(self.trajectories) if mask >> i & 1), self)
+
+
+@dataclass(frozen=True)
+class Part(Group):
+    """Trajectories of a planned group that train without the others, in the group's order."""
+
+    whole: Group
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The id of the planned group, and which of its trajectories these are; it names a checkpoint."""
+        chosen = set(self.trajectories)
+        mask = sum(1 << i for i, t in enumerate(self.whole.trajectories) if t in chosen)
+        return f"{self.whole.id}-{mask:x}"
+
+    def pieces(self, size: int) -> list[Part]:
+        """Parts of the same planned group, of so many trajectories each."""
         starts = range(0, len(self.trajectories), size)
-        return [Batch(self.trajectories[i : i + size], self.whole) for i in starts]
+        return [Part(self.trajectories[i : i + size], self.whole) for i in starts]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a set of runs takes: batches in an order that trains parents first."""
+    """All that a set of runs takes: groups in an order that trains parents first."""
 
     wanted: dict[str, Run]
     parents: frozenset[str]  # ids of runs whose end is the start of others
-    batches: tuple[Batch, ...]
+    groups: tuple[Group, ...]
 
     @property
     def epochs(self) -> int:
         """Epochs to train with shared stages trained once."""
-        return sum(t.longest.stages[-1].epochs for batch in self.batches for t in batch.trajectories)
+        return sum(t.longest.stages[-1].epochs for group in self.groups for t in group.trajectories)
 
     @property
     def epochs_alone(self) -> int:
@@ -98,7 +112,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimiser steps of single networks, with sharing."""
-        return sum(batch.steps for batch in self.batches)
+        return sum(group.steps for group in self.groups)
 
 
 def population_size(run: Run) -> int:
@@ -108,17 +122,17 @@ def population_size(run: Run) -> int:
     """
     if run.model.code is not None:
         return 1
-    activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # of a layer of module 1
+    activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # in a layer of module 1
     return max(1, min(64 // run.model.width, CACHED // activations))
 
 
 def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> Plan:
-    """Group runs into trajectories and those into batches of a size; shared pretraining appears once.
+    """Group runs into trajectories and those into groups of a size; shared pretraining appears once.
 
     Runs asked for first come first.
     """
     wanted = {run.id: run for run in runs}
-    rank: dict[str, int] = {}  # of the first wanted run that a run serves
+    rank: dict[str, int] = {}  # the place of the first wanted run that a run serves
     needed: dict[str, Run] = {}
     parents = set()
     for position, run in enumerate(wanted.values()):
@@ -141,31 +155,31 @@ def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> P
         trajectory = Trajectory(tuple(sorted(family, key=lambda r: r.stages[-1].epochs)))
         shapes[_shape(trajectory, parents)].append(trajectory)
 
-    batches = []
+    groups = []
     for alike in shapes.values():
         alike.sort(key=lambda t: min(rank[r.id] for r in t.runs))
         chunks = -(-len(alike) // size(alike[0].longest))
-        for i in range(chunks):  # of nearly equal size
-            batches.append(Batch(tuple(alike[len(alike) * i // chunks : len(alike) * (i + 1) // chunks])))
-    batches.sort(key=lambda batch: min(rank[r.id] for t in batch.trajectories for r in t.runs))
-    return Plan(wanted, frozenset(parents), tuple(_parents_first(batches)))
+        for i in range(chunks):  # their sizes differ by one at most
+            groups.append(Group(tuple(alike[len(alike) * i // chunks : len(alike) * (i + 1) // chunks])))
+    groups.sort(key=lambda group: min(rank[run.id] for run in group.runs))
+    return Plan(wanted, frozenset(parents), tuple(_parents_first(groups)))
 
 
-def _parents_first(batches: list[Batch]) -> list[Batch]:
-    """The batches in the order given, each preceded by those that train its members' parents."""
-    home = {run.id: batch for batch in batches for t in batch.trajectories for run in t.runs}
-    ordered: dict[Batch, None] = {}
+def _parents_first(groups: list[Group]) -> list[Group]:
+    """The groups in the order given, each preceded by those that train its members' parents."""
+    home = {run.id: group for group in groups for run in group.runs}
+    ordered: dict[Group, None] = {}
 
-    def place(batch: Batch) -> None:
-        if batch in ordered:
+    def place(group: Group) -> None:
+        if group in ordered:
             return
-        for trajectory in batch.trajectories:
+        for trajectory in group.trajectories:
             if (parent := trajectory.longest.parent) is not None:
                 place(home[parent.id])
-        ordered[batch] = None
+        ordered[group] = None
 
-    for batch in batches:
-        place(batch)
+    for group in groups:
+        place(group)
     return list(ordered)
 
 
@@ -173,7 +187,7 @@ def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
     """What trajectories of one population have in common, their place in the order of training first.
 
     Those that nothing starts from may mix fresh and pretrained networks: they
-    train after all others, so no two batches can wait for each other.
+    train after all others, so no two groups can wait for each other.
     """
     run = trajectory.longest
     stage = run.stages[-1]
@@ -191,22 +205,21 @@ def with_epochs(run: Run, epochs: int) -> Run:
 
 
 def missing(plan: Plan, store: Store) -> set[str]:
-    """Ids of wanted runs without a sound record; an unsound one is set aside, with a warning."""
-    there = store.ids()
-    return {name for name in plan.wanted if name not in there or store.sound(name) is None}
+    """Ids of wanted runs without a sound record."""
+    return {name for name in plan.wanted if not store.recorded(name)}
 
 
-def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Batch, frozenset[str]]]:
+def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Part, frozenset[str]]]:
     """What is left to train for the absent runs to be recorded, what serves the first of them first.
 
-    Parts of planned batches, each with the ids of those of its runs that are
+    Parts of planned groups, each with the ids of those of its runs that are
     needed: the absent ones, and those whose network is lacking where another
     starts.
     """
     needed = {name: place for place, name in enumerate(plan.wanted) if name in absent}
     parts = []
-    for batch in reversed(plan.batches):
-        if part := left(batch, store, needed.keys()):
+    for group in reversed(plan.groups):
+        if part := remaining(group, store, needed.keys()):
             own = frozenset(run.id for run in part.runs if run.id in needed)
             place = min(needed[name] for name in own)
             parts.append((place, part, own))
@@ -217,22 +230,32 @@ def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Batch, 
     return [(part, own) for _, part, own in sorted(parts, key=lambda found: found[0])]
 
 
-def left(batch: Batch, store: Store, needed: Set[str]) -> Batch | None:
-    """The part of a planned batch to train for the needed runs, None where there are none of them.
+def remaining(group: Group, store: Store, needed: Set[str]) -> Part | None:
+    """The part of a planned group to train for the needed runs, None where it has none of them.
 
-    These trajectories alone, or those that lie together in a checkpoint that has
-    all of these. Checkpoints of which nothing is left to train are deleted.
+    It is their trajectories alone, or those that lie together in a checkpoint that has all of these.
     """
-    pending = sum(1 << i for i, t in enumerate(batch.trajectories) if any(r.id in needed for r in t.runs))
-    begun = {}
-    for path in store.checkpoint(batch.id).parent.glob(f"{batch.id}-*.pt"):
-        with contextlib.suppress(ValueError):
-            begun[int(path.stem.partition("-")[2], 16)] = path
-    if not pending:
-        for mask, path in begun.items():
-            runs = [run for i, t in enumerate(batch.trajectories) if mask >> i & 1 for run in t.runs]
-            if all(store.path(run.id).exists() or store.snapshot(run.id).exists() for run in runs):
+    pending = sum(1 << i for i, t in enumerate(group.trajectories) if any(r.id in needed for r in t.runs))
+    begun = [mask for mask in _checkpoints(group, store) if mask & pending == pending]
+    return group.part(min(begun, key=int.bit_count, default=pending)) if pending else None
+
+
+def discard_checkpoints(
+    groups: Iterable[Group], store: Store, wanted: Container[str], parents: Container[str]
+) -> None:
+    """Delete the groups' checkpoints of which all is there: records of wanted runs, networks of parents."""
+    for group in groups:
+        for mask, path in _checkpoints(group, store).items():
+            names = [run.id for run in group.part(mask).runs]
+            recorded = all(store.path(name).exists() for name in names if name in wanted)
+            if recorded and all(store.snapshot(name).exists() for name in names if name in parents):
                 path.unlink(missing_ok=True)
-        return None
-    kept = min((mask for mask in begun if mask & pending == pending), key=int.bit_count, default=pending)
-    return Batch(tuple(t for i, t in enumerate(batch.trajectories) if kept >> i & 1), batch)
+
+
+def _checkpoints(group: Group, store: Store) -> dict[int, Path]:
+    """The checkpoints that there are of parts of this group, by the mask of `Group.part`."""
+    found = {}
+    for path in store.checkpoint(group.id).parent.glob(f"{group.id}-*.pt"):
+        with contextlib.suppress(ValueError):
+            found[int(path.stem.partition("-")[2], 16)] = path
+    return found

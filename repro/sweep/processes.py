@@ -1,4 +1,4 @@
-"""Where jobs are trained: in this process or in children, and by `repro.sweep.trainer` in either.
+"""Where jobs are done: in this process or in children (`repro.sweep.child`).
 
 Whatever trains jobs has so many `slots`, can `start` a job in a free one,
 `listen` to what is told of all and to how some ended, for a beat at most, and
@@ -13,12 +13,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 
 from repro.store.records import ROOT
-from repro.sweep.messages import LAST, End, Ended, Job, Message, Report
+from repro.sweep import machine
+from repro.sweep.messages import LAST, End, Ended, Job, Message, Report, Trial
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BEAT = 0.2  # seconds between looks at the clock and at signals
@@ -42,7 +43,7 @@ class Here:
         from repro.sweep import trainer  # PyTorch takes seconds to import
 
         job, self.job = self.job, None
-        yield job, trainer.train_batch(job, hear, self.stopping)
+        yield job, trainer.train_part(job, hear, self.stopping)
 
     def stop(self) -> None:
         self.slots = 0
@@ -51,14 +52,14 @@ class Here:
 class Children:
     """Children, one in each slot: on a GPU, or on a share of the processor's cores."""
 
-    def __init__(self, slots: int, threads: int, gpus: bool = False) -> None:
+    def __init__(self, slots: int, threads: int, gpus: Sequence[int] = ()) -> None:
         self.slots = slots
-        self.children = [Child(threads, slot if gpus else None) for slot in range(slots)]
+        self.children = [Child(threads, gpus[slot] if gpus else None) for slot in range(slots)]
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job | Trial) -> None:
         next(child for child in self.children if child.job is None).start(job)
 
-    def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
+    def listen(self, hear: Report) -> Iterator[tuple[Job | Trial, Ended]]:
         busy = {child.pipe: child for child in self.children if child.job is not None}
         for pipe in wait(list(busy), timeout=BEAT):
             message, job = busy[pipe].heard(), busy[pipe].job
@@ -78,8 +79,19 @@ class Children:
             child.close()
 
 
+# Only `repro` comes from this folder: it is where people work, and may hold a `random.py` or a `torch.py`.
+CALL = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+import repro
+del sys.path[0]
+from repro.sweep.child import serve
+serve(int(sys.argv[2]))
+"""
+
+
 class Child:
-    """A process on a pipe that trains the jobs sent to it: no daemon, no port.
+    """A process on a pipe that does the jobs sent to it: no daemon, no port.
 
     It stops at the end of an epoch when told to or when its parent is gone, and
     pays for its start-up once. Where it died, the next job begins another one.
@@ -91,26 +103,33 @@ class Child:
 
     def begin(self) -> None:
         self.pipe, far = Pipe()
-        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(self.threads)}
-        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
-        if self.gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = visible(self.gpu)
-        call = f"from repro.sweep.trainer import serve; serve({far.fileno()})"
         # Blocked signals stay blocked in the child, which may get one before it has begun to ignore them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", call],
+                [sys.executable, "-c", CALL, str(ROOT), str(far.fileno())],
                 pass_fds=[far.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=environment,
+                env=self._environment(),
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         far.close()
+        with contextlib.suppress(AttributeError, OSError):  # only Linux has it; the child may be gone
+            os.sched_setaffinity(self.process.pid, machine.allowed())  # this thread may be bound to one core
 
-    def start(self, job: Job) -> None:
+    def _environment(self) -> dict[str, str]:
+        environment = {name: value for name, value in os.environ.items() if name not in machine.BINDING}
+        environment["OMP_NUM_THREADS"] = str(self.threads)
+        environment["PYTHONSAFEPATH"] = "1"  # nothing is imported from where one stands
+        if paths := environment.get("PYTHONPATH"):  # where an empty entry means that folder, too
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths.split(os.pathsep)))
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+        if self.gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = machine.visible_gpu(self.gpu)
+        return environment
+
+    def start(self, job: Job | Trial) -> None:
         if self.process.poll() is not None:
             self.begin()
         self.job = job
@@ -134,12 +153,6 @@ class Child:
     def close(self) -> None:
         self.pipe.close()
         self.process.wait()
-
-
-def visible(gpu: int) -> str:
-    """The name, a number or a UUID, of the GPU that is at this place among those that may be used."""
-    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    return names[gpu] if names != [""] else str(gpu)
 
 
 def _death(status: int) -> str:

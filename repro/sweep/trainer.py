@@ -1,18 +1,14 @@
-"""Trains one batch of a plan and keeps what comes of it; the inside of a child process."""
+"""Trains a part of a plan and keeps what comes of it."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import platform
-import signal
 import traceback
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy
@@ -21,17 +17,16 @@ import torch
 from repro import cpu
 from repro.config import HALF, InputError, Run, check_engine
 from repro.data import datasets
-from repro.data.npz import Images
 from repro.data.sampling import portions, steps_per_epoch
 from repro.store import files, records
 from repro.store.records import Store
-from repro.sweep import leases, messages
-from repro.sweep.costs import training_bytes
-from repro.sweep.messages import LAST, End, Ended, Job, Message, Report
-from repro.sweep.plans import Batch, Trajectory, left
+from repro.sweep import leases, machine, messages, plans
+from repro.sweep.costs import PROCESS, training_bytes
+from repro.sweep.messages import End, Ended, Job, Report
+from repro.sweep.plans import Part, Trajectory
 from repro.training import models, probes
 from repro.training.loop import Stopped, train_population
-from repro.training.populations import Member, Population, resident
+from repro.training.populations import Member, resident
 from repro.training.snapshots import Snapshot
 
 
@@ -50,57 +45,42 @@ def choose_precision(device: str, name: str) -> str:
     return name if name != "auto" else "bf16" if device == "cuda" else "float32"
 
 
-def serve(descriptor: int) -> None:
-    """Train the jobs that come along a pipe until it closes; stops where told to, or alone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # they reach the parent too, which says when to stop
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    pipe = Connection(descriptor)
-
-    def tell(message: Message) -> None:
-        with contextlib.suppress(OSError):  # the parent is gone: `poll` says so at the end of the epoch
-            pipe.send(message)
-
-    warnings.showwarning = lambda message, *_, **__: tell(messages.Warned(str(message)))
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone
-        while (job := pipe.recv()) is not None:
-            try:
-                ended = train_batch(job, tell, pipe.poll)
-            except InputError as error:
-                ended = _failed(job.batch, str(error), tell)
-            pipe.send(ended)
-            if ended.end in LAST:
-                return
-
-
-def train_batch(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
-    """Train what is left of a batch; leaves records of wanted runs and snapshots of parents.
+def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
+    """Train what is left of a part; leaves records of wanted runs and snapshots of parents.
 
     Runs that fail together are to be tried again apart: each by itself after an
     error, by halves where memory was short.
     """
-    store = Store(Path(job.folder))
+    store, whole = Store(Path(job.folder)), job.part.whole
     device, _ = choose_device(job.device)
     job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
     try:
-        with leases.held(store.leases, (run.id for run in job.batch.whole.runs)):
-            return _train_leased(job, store, report, stop)
+        with leases.held(store.leases, (run.id for run in whole.runs)):
+            # Another sweep may have been faster, or have left a checkpoint.
+            part = plans.remaining(
+                whole, store, {name for name in job.needed if not _there(name, job, store)}
+            )
+            ended = _attempt(part, job, store, report, stop) if part is not None else Ended(End.DONE)
+            plans.discard_checkpoints([whole], store, job.wanted, job.parents)
+            return ended
     except leases.Busy as busy:
         return Ended(End.BUSY, str(busy))
-    except OSError as error:  # of the leases
-        return _failed(job.batch, error, report)
+    except OSError as error:  # of a lease
+        return failed(job.part, error, report)
 
 
-def _train_leased(job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
-    needed = {name for name in job.needed if not _there(name, job, store)}  # no other sweep was faster
-    ended, part = Ended(End.DONE), left(job.batch.whole, store, needed)
+def _there(name: str, job: Job, store: Store) -> bool:
+    return store.recorded(name) if name in job.wanted else store.snapshot(name).exists()
+
+
+def _attempt(part: Part, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
+    """Train a part; where that fails, say how it is to be tried again, or that it is not."""
     try:
-        if part is not None and (unfinished := _train(part, job, store, report, stop)) is not None:
-            return unfinished
+        return _train(part, job, store, report, stop)
     except InputError:
         raise
     except OSError as error:
-        ended = _failed(part, error, report)
+        return failed(part, error, report)
     except Exception as error:
         starved, together = out_of_memory(error), len(part.trajectories)
         if not starved and together == 1:
@@ -111,20 +91,14 @@ def _train_leased(job: Job, store: Store, report: Report, stop: Callable[[], boo
             store.checkpoint(part.id).unlink(missing_ok=True)
             what = f"{together} networks at once need more memory than there is" if starved else error
             way = "without a compiler" if eager else f"{size} at a time"
-            warnings.warn(f"batch {part.id}: {line(what)}; now {way}", stacklevel=2)
+            warnings.warn(f"group {part.id}: {line(what)}; now {way}", stacklevel=2)
             return Ended(End.EAGER) if eager else Ended(End.SPLIT, size=size)
-        run, device = part.trajectories[0].longest, torch.device(job.device)
-        _failed(part, _too_large(run, device) if starved else error, report)
+        failed(part, _too_large(part.trajectories[0].longest, job.device) if starved else error, report)
         return Ended(End.SPOILT)
-    left(job.batch.whole, store, set())  # removes checkpoints that this made useless
-    return ended
 
 
-def _there(name: str, job: Job, store: Store) -> bool:
-    return store.sound(name) is not None if name in job.wanted else store.snapshot(name).exists()
-
-
-def _failed(part: Batch, error: object, report: Report) -> Ended:
+def failed(part: Part, error: object, report: Report) -> Ended:
+    """Report that a part could not be trained, and why."""
     if isinstance(error, OSError):
         error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     report(messages.Failed(line(error), tuple(run.id for run in part.runs)))
@@ -142,146 +116,125 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _too_large(run: Run, device: torch.device) -> str:
-    """That one network is too large, and which one would not be."""
-    if run.model.code is not None:
-        return f"a network of {run.model.code.name} needs more than the {_gib(device)} of memory here"
-    sizes = [(run.model.width, run.batch_size >> i) for i in range(1, 8) if run.batch_size >> i >= 8]
-    sizes += [(run.model.width >> i, run.batch_size) for i in range(1, 31) if run.model.width >> i]
-    fitting = next((size for size in sizes if _fits(run, *size, device)), None)
-    advice = f"; width={fitting[0]} with batch_size={fitting[1]} would fit" if fitting else ""
-    return (
-        f"a network of width {run.model.width} with batches of {run.batch_size} needs more than the "
-        f"{_gib(device)} of memory here{advice}"
-    )
+def _too_large(run: Run, device: str) -> str:
+    """That one network is too large, and by how much smaller a width would not be."""
+    model, memory = run.model, _memory(device)
+    here = f"more than the {memory / 2**30:,.1f} GiB of memory here"
+    if model.code is not None:
+        return f"a network of {model.code.name} needs {here}"
+    widths = (model.width >> i for i in range(1, model.width.bit_length()))
+    smaller = (dataclasses.replace(run, model=dataclasses.replace(model, width=w)) for w in widths)
+    fitting = next((small for small in smaller if PROCESS + 2 * training_bytes(small) <= memory), None)
+    advice = f"; width={fitting.model.width} with batch_size={run.batch_size} would fit" if fitting else ""
+    return f"a network of width {model.width} with batches of {run.batch_size} needs {here}{advice}"
 
 
-def _gib(device: torch.device) -> str:
-    return f"{_memory(device) / 2**30:,.1f} GiB"
+def _memory(device: str) -> int:
+    """Bytes of memory of the GPU, or those that this process may use."""
+    return torch.cuda.get_device_properties(device).total_memory if device == "cuda" else machine.memory()
 
 
-def _fits(run: Run, width: int, batch_size: int, device: torch.device) -> bool:
-    """Whether a network of this size finds the memory it needs: on a GPU by a step, else by its weights."""
-    model = dataclasses.replace(run.model, width=width)
-    channels, classes, side = _shape(datasets.images(run.dataset))
-    if 2 * training_bytes(model, channels, classes, side) > _memory(device):
-        return False
-    if device.type == "cpu":  # where trying may end in being killed
-        return width < run.model.width
-    try:
-        with torch.device("meta"):
-            network = models.network(model, channels, classes, side)
-        network.to_empty(device=device)
-        optimizer = torch.optim.Adam(network.parameters())
-        network(torch.zeros(batch_size, channels, side, side, device=device)).sum().backward()
-        optimizer.step()
-    except torch.OutOfMemoryError:
-        return False
-    return True
-
-
-def _shape(images: Images) -> tuple[int, int, int]:
-    """Channels, classes and side, on which a network's shape depends."""
-    return images.x_train.shape[3], images.classes, images.x_train.shape[1]
-
-
-def _memory(device: torch.device) -> int:
-    """Bytes of memory of the GPU, or of this machine."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _train(batch: Batch, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended | None:
-    """Train the batch from its parents' snapshots; None, or why it could not come to its end."""
-    device, images = torch.device(job.device), datasets.images(batch.trajectories[0].longest.dataset)
-    environment = {
-        "population": len(batch.trajectories),
-        "grouped": job.layout.grouped,
-        "compiled": False,
-        "layout": job.layout.layout,
-        "precision": job.precision,
-        "device": device_name(device),
-        "threads": torch.get_num_threads() if job.device == "cpu" else None,
-        "versions": versions(),
-        "commit": records.commit(),
-        "data": images.fingerprint,
-    }
-
-    def keep(trajectory: Trajectory, snapshot: Snapshot, ended: bool, epoch: int) -> None:
-        for run in trajectory.runs:
-            epochs = run.stages[-1].epochs
-            if epochs == epoch or (ended and epochs > epoch):
-                own = snapshot.of(run) if epoch else snapshot  # epoch 0: its parent diverged
-                if run.id in job.parents:
-                    own.save(store.snapshot(run.id))
-                if run.id in job.wanted:
-                    outcome, measured = _outcome(own), _measured(run, own, device)
-                    if store.write(run, **outcome, **measured, **environment):
-                        report(messages.Recorded(run.id))
-                        if (last := outcome["diverged"]) is not None:
-                            where = f"epoch {last} of stage {len(outcome['curves'])}"
-                            told = f"run {run.id} diverged: no finite loss in {where}; recorded so"
-                            report(messages.Warned(told))
-                    elif found := store.difference(run, outcome["diverged"], outcome["curves"]):
-                        report(messages.Differs(found))
-
-    starts = {name: _start(name, batch, store) for name in batch.starts}
+def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
+    """Train a part from its parents' snapshots, and keep what comes of it."""
+    first = part.trajectories[0].longest
+    starts = {name: _start(name, first, store) for name in part.starts}
     if lacking := sorted(name for name, start in starts.items() if start is None):
         return Ended(End.LACKING, f"the network in which run {lacking[0]} ended is not there")
+    keeper = _Keeper(job, store, report, _environment(part, job))
     trained, members = [], []
-    for trajectory in batch.trajectories:
-        parent = trajectory.longest.parent
+    for trajectory in part.trajectories:
+        run, parent = trajectory.longest, trajectory.longest.parent
         start = starts[parent.id] if parent is not None else None
         if start is not None and start.diverged is not None:
-            keep(trajectory, start, ended=True, epoch=0)  # nothing to go on from
+            keeper.keep(trajectory, start, ended=True, epoch=0)  # nothing to go on from
             continue
         epochs = frozenset(run.stages[-1].epochs for run in trajectory.runs)
         tested = frozenset().union(*(run.tested for run in trajectory.runs))
         trained.append(trajectory)
-        members.append(Member(trajectory.longest, start, epochs, tested))
+        members.append(Member(run, start, epochs, tested))
 
-    checkpoint = store.checkpoint(batch.id)
+    checkpoint = store.checkpoint(part.id)
     if members:
-        run = members[0].run
-        if len(members) * training_bytes(run.model, *_shape(images)) > _memory(device):
+        if PROCESS + len(members) * training_bytes(first, job.device) > _memory(job.device):
             raise MemoryError  # now, not when the system begins to kill for it
-        steps, last = len(members) * steps_per_epoch(run), run.stages[-1].epochs
-
-        def on_epoch(epoch: int, accuracies: list[float]) -> None:
-            mean = sum(accuracies) / len(accuracies)
-            report(messages.EpochDone(steps, f"{epoch}/{last}", mean))
-
-        def on_begin(population: Population) -> None:
-            environment["compiled"] = population.compiled
-
-        training = train_population(
-            members,
-            device,
-            job.precision,
-            grouped=job.layout.grouped,
-            compiled=job.layout.compiled,
-            layout=job.layout.layout,
-            checkpoint=checkpoint,
-            stop=stop,
-            on_begin=on_begin,
-            on_epoch=on_epoch,
-        )
+        steps, last = len(members) * steps_per_epoch(first), first.stages[-1].epochs
         try:
-            for p, epoch, snapshot in training:
-                keep(trained[p], snapshot, members[p].ended, epoch)
+            for p, epoch, snapshot in train_population(
+                members,
+                torch.device(job.device),
+                job.precision,
+                grouped=job.layout.grouped,
+                compiled=job.layout.compiled,
+                layout=job.layout.layout,
+                checkpoint=checkpoint,
+                stop=stop,
+                on_begin=lambda population: keeper.environment.update(compiled=population.compiled),
+                on_epoch=lambda epoch, accuracies: report(
+                    messages.EpochDone(steps, f"{epoch}/{last}", sum(accuracies) / len(accuracies))
+                ),
+            ):
+                keeper.keep(trained[p], snapshot, members[p].ended, epoch)
         except Stopped:
             return Ended(End.STOPPED)
     checkpoint.unlink(missing_ok=True)
-    return None
+    return Ended(End.DONE)
 
 
-def _start(name: str, batch: Batch, store: Store) -> Snapshot | None:
-    """The network in which a parent ended; None where it is not there, or was damaged and set aside."""
-    path, run = store.snapshot(name), batch.trajectories[0].longest
-    images = datasets.images(run.dataset)
+@dataclasses.dataclass(frozen=True)
+class _Keeper:
+    """Writes the record of a wanted run, and the network of a parent, once they are due."""
+
+    job: Job
+    store: Store
+    report: Report
+    environment: dict  # what records say of how their runs were trained
+
+    def keep(self, trajectory: Trajectory, snapshot: Snapshot, ended: bool, epoch: int) -> None:
+        """Keep what is due of a trajectory's runs after an epoch, 0 where the parent diverged."""
+        for run in trajectory.runs:
+            epochs = run.stages[-1].epochs
+            if epochs == epoch or (ended and epochs > epoch):
+                own = snapshot.of(run) if epoch else snapshot
+                if run.id in self.job.parents:
+                    own.save(self.store.snapshot(run.id))
+                if run.id in self.job.wanted:
+                    self._record(run, own)
+
+    def _record(self, run: Run, own: Snapshot) -> None:
+        outcome, measured = _outcome(own), _measured(run, own, torch.device(self.job.device))
+        if self.store.write(run, **outcome, **measured, **self.environment):
+            self.report(messages.Recorded(run.id))
+            if (last := outcome["diverged"]) is not None:
+                where = f"epoch {last} of stage {len(outcome['curves'])}"
+                told = f"run {run.id} diverged: no finite loss in {where}; recorded so"
+                self.report(messages.Warned(told))
+        elif found := self.store.difference(run, outcome["diverged"], outcome["curves"]):
+            self.report(messages.Differs(found))
+
+
+def _environment(part: Part, job: Job) -> dict:
+    return {
+        "population": len(part.trajectories),
+        "grouped": job.layout.grouped,
+        "compiled": False,
+        "layout": job.layout.layout,
+        "precision": job.precision,
+        "device": device_name(torch.device(job.device)),
+        "threads": torch.get_num_threads() if job.device == "cpu" else None,
+        "versions": versions(),
+        "commit": records.commit(),
+        "data": datasets.images(part.trajectories[0].longest.dataset).fingerprint,
+    }
+
+
+def _start(name: str, run: Run, store: Store) -> Snapshot | None:
+    """The network in which this parent of such a run ended; None where it is not there, or was damaged and
+    set aside.
+    """
+    path, images = store.snapshot(name), datasets.images(run.dataset)
+    _, _, side, channels = images.x_train.shape
     with torch.device("meta"):
-        network = models.network(run.model, *_shape(images))
+        network = models.network(run.model, channels, images.classes, side)
     shapes = {key: tensor.shape for key, tensor in network.member(0).items()}
     try:
         snapshot = Snapshot.load(path)

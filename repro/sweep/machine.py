@@ -1,0 +1,97 @@
+"""What of this machine this process may use: cores, memory and GPUs."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+# By these an OpenMP library binds its threads to cores, each process to the same ones.
+BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):  # only Linux has it
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+_AT_START = _affinity()
+
+
+def allowed() -> set[int]:
+    """Numbers of the cores on which this process may run, as before OpenMP bound its first thread."""
+    return _AT_START if os.environ.keys() & set(BINDING) else _affinity()
+
+
+def cores(root: Path = Path("/")) -> int:
+    """How many cores this process may use, by its affinity, the quotas of its control groups, and SLURM."""
+    found = [len(allowed())]
+    if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():  # not every SLURM enforces it
+        found.append(int(granted))
+    for group in _control_groups("cpu", root):
+        version1 = _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")
+        for numbers in (_numbers(group / "cpu.max"), version1):
+            if len(numbers) == 2 and min(numbers) > 0:
+                found.append(numbers[0] // numbers[1])
+    return max(1, min(found))
+
+
+def memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may use: those of the machine, or what its control groups allow."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for group in _control_groups("memory", root):
+        found += _numbers(group / "memory.max") + _numbers(group / "memory.limit_in_bytes")
+    return min(found)
+
+
+def _control_groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders of the groups that this process is in, from the top down, of cgroups in version 1 or 2.
+
+    A container may see its own group as the top one, whatever the kernel calls it.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        names = (controllers, controller) if controllers else ("", "unified")  # of version 1, of version 2
+        parts = PurePosixPath(path).parts[1:]
+        for top in (root / "sys/fs/cgroup" / name for name in dict.fromkeys(names)):
+            yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
+
+
+def _numbers(file: Path) -> list[int]:
+    """The numbers in a file, none where it is not there or sets no limit."""
+    try:
+        return [int(word) for word in file.read_text("utf-8").split()]
+    except (OSError, ValueError):
+        return []
+
+
+def gpus(device: str) -> int:
+    """GPUs to use of this machine; raises `InputError` where one is asked for and there is none.
+
+    Where no driver is installed there is none, and PyTorch, which would know but
+    takes seconds and half a gigabyte, is left to the processes that train.
+    """
+    if device == "cpu":
+        return 0
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        if device == "auto":
+            return 0
+    from repro.sweep import trainer
+
+    return trainer.choose_device(device)[1]
+
+
+def visible_gpu(place: int) -> str:
+    """The name, a number or a UUID, of the GPU that is at this place among those that may be used."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return names[place] if names != [""] else str(place)
