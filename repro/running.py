@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.analysis import tables
-from repro.analysis.recorded import Results, results
+from repro.analysis.recorded import Results, published, results
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.config import InputError, Model, Run, Stage, check_engine
 from repro.data import folders, own
-from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, Profile, scale
+from repro.profiles import PROFILES, PUBLISHED, Profile, scale
 from repro.questions import studies
 from repro.store.records import Store
-from repro.study import LAST, Case, Study
+from repro.study import Case, Study
 from repro.sweep import dispatch
 from repro.sweep.plans import plan
 from repro.sweep.progress import shown
@@ -27,21 +27,6 @@ if TYPE_CHECKING:
     Data = str | Path | TorchDataset | tuple[TorchDataset, TorchDataset]
 
 SCRIPTS = "scripts"  # folder of the records of `train`
-
-
-def published(study: Study) -> Results:
-    """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
-
-    Whole is a scale without its runs of the last priority, which no claim waits for.
-    """
-    found = []
-    for name in LARGEST_FIRST:
-        cases = study.cases(PROFILES[name])
-        first = [case for case in cases if case.priority < LAST] or cases
-        if first and {case.run.id for case in first} <= Store.of(name).ids():
-            return results(study, PROFILES[name])
-        found.append(results(study, PROFILES[name]))
-    return max(found, key=lambda r: r.table.seed.nunique())
 
 
 def run_study(

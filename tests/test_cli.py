@@ -41,7 +41,10 @@ def npz(path, **changes):
 
 BAD = {
     "a study": (["run", "warm_strat"], "unknown study 'warm_strat': choose from warm_start"),
-    "a profile": (["run", "--profile", "qiuck"], "unknown profile 'qiuck': choose from smoke"),
+    "a profile": (
+        ["run", "--profile", "qiuck"],
+        "unknown profile 'qiuck': choose from smoke, minutes",
+    ),
     "a field": (["run", "--set", "widht=3"], "unknown setting 'widht=3'"),
     "a value": (["run", "--set", "width=wide"], "width takes a whole number, not 'wide'"),
     "a range": (["run", "--set", "width=0"], "width must be at least 1"),

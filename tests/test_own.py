@@ -4,6 +4,8 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 
 from repro import cli, profiles
+from repro.analysis.claims import VERDICTS
 from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
 from repro.data import datasets, folders, own
 from repro.questions import studies
@@ -614,3 +617,41 @@ def test_a_question_file_added_to_the_package_is_all_it_takes_and_one_taken_away
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "noise" in done.stdout and "99_remedies" in done.stdout
+
+
+# The page
+
+
+PAGE = (ROOT / "book" / "own.md").read_text()
+BLOCKS = re.compile(r"```\{code-block\} python\n:caption: (\S+)\n(.*?)```|```console\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path):
+    here, program = tmp_path / "work", "import sys; from repro.cli import main; main()"
+    here.mkdir()
+    said = {}
+    page = PAGE.replace("--profile quick", "--profile smoke").replace('"quick"', '"smoke"')
+    for name, text, console in BLOCKS.findall(page):
+        commands = console.replace("\\\n", "").replace("$ ", "").splitlines()
+        if name:
+            (here / name).write_text(text)
+            commands = [f"python {name}"] if name in ("my_figure.py", "my_script.py") else []
+        for command in commands:
+            word, *words = shlex.split(command)
+            start = {"python": [sys.executable], "repro": [sys.executable, "-c", program]}[word]
+            done = subprocess.run(
+                [*start, *words],
+                cwd=here,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, (command, done.stderr[-2000:])
+            said[command] = done.stdout
+    outputs = list(said.values())
+    assert len(outputs) == 8 and "6 of 6 runs recorded" in outputs[2]
+    for claim, output in (("gap", outputs[3]), ("renewed", outputs[5])):
+        assert re.search(rf"^{claim} +({'|'.join(VERDICTS)})", output, re.MULTILINE)
+    assert (here / "remedies.png").stat().st_size > 10_000
+    assert re.match(r"gap: [+−]\d", outputs[7])

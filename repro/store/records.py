@@ -26,6 +26,7 @@ from repro.data.places import given
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
+NOT_THERE = (FileNotFoundError, NotADirectoryError)
 CURVES = ("train_loss", "train_accuracy", "test_accuracy")
 COPIED = ("seconds", "device", "precision", "data")  # `repro.analysis.tables` copies these into its rows
 TRIES = 3  # at giving a record its name, where something damaged has that
@@ -164,7 +165,7 @@ class Store:
         """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
         try:
             self.read(run_id)
-        except (FileNotFoundError, Damaged):
+        except (*NOT_THERE, Damaged):
             return False
         except OSError:
             return True
@@ -176,7 +177,7 @@ class Store:
         for name in run_ids:
             try:
                 self.read(name)
-            except (FileNotFoundError, Damaged):
+            except (*NOT_THERE, Damaged):
                 continue
             except OSError as error:
                 lines.append(f"run {name}: {self.path(name)}: {error.strerror}")
@@ -213,7 +214,7 @@ class Store:
         for name in dict.fromkeys(run_ids):
             try:
                 found[name] = self.read(name)
-            except FileNotFoundError:
+            except NOT_THERE:
                 continue
             except (Damaged, OSError) as error:
                 reason = error if isinstance(error, Damaged) else f"{self.path(name)}: {error.strerror}"
