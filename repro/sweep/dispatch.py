@@ -42,8 +42,12 @@ class Outcome:
     differences: list[str] = field(default_factory=list)  # a line for a run that came out in two ways
 
 
-def _grouped(run: Run) -> Layout:
-    return Layout(1, grouped=True)
+def _by_batch(run: Run) -> Layout:
+    """One grouped network, or networks side by side where those of a group would not be rounded as alone.
+
+    That is where PyTorch's convolutions train, for batches that are no multiple of 16 (`repro.cpu`).
+    """
+    return Layout(1, grouped=run.batch_size % 16 == 0)
 
 
 class Sweep:
@@ -56,7 +60,7 @@ class Sweep:
         progress: Progress,
         device: str,
         precision: str,
-        layout: Callable[[Run], Layout] = _grouped,
+        layout: Callable[[Run], Layout] = _by_batch,
     ) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.device, self.precision, self.layout = device, precision, layout
@@ -199,7 +203,8 @@ def execute(
     check_engine(device, precision)
     if on is not None:
         cluster.check(on)
-    progress, gpus, layout = progress or Progress(), 0, _grouped
+    _require_folder(store)
+    progress, gpus, layout = progress or Progress(), 0, _by_batch
     if plans.missing(plan, store):
         if leases.fcntl is None:
             raise InputError(
@@ -208,6 +213,7 @@ def execute(
             )
         gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
         datasets.images(plan.groups[0].trajectories[0].longest.dataset)  # now, if they cannot be had
+        progress.steps = plan.steps  # now, if a stage has fewer images than a batch
         if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
             from repro.training import models
 
@@ -236,6 +242,18 @@ def execute(
             _train(sweep, workers, stopping)
     sweep.outcome.finished = not sweep.left
     return sweep.outcome
+
+
+def _require_folder(store: Store) -> None:
+    """Refuse a place that is no folder, or not to be read: else each run would be said to be unreadable."""
+    try:
+        next(store.folder.iterdir(), None)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(
+            f"cannot read {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+        ) from None
 
 
 def _place(
