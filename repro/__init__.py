@@ -8,10 +8,12 @@ import importlib
 __version__ = "0.1.0"
 
 _HERE = {
-    "run_study": "repro.running",
+    **dict.fromkeys(("gap", "run_study", "train"), "repro.running"),
+    **dict.fromkeys(("ALL", "HALF", "Optimizer", "Stage", "Subset"), "repro.config"),
     "scale": "repro.profiles",
     "results": "repro.analysis.recorded",
     "claims_table": "repro.scorecard",
+    "code": "repro.data.own",
 }
 __all__ = list(_HERE)
 

@@ -20,7 +20,7 @@ import typer
 from rich.table import Table
 
 from repro import questions, terminal
-from repro.config import InputError
+from repro.config import InputError, check_engine
 from repro.data.places import fix_environment
 from repro.study import only as chosen_cases
 
@@ -279,9 +279,11 @@ def book(
     from repro.data.downloads import SOURCES
 
     pages.require_tools()
+    if device not in (None, "none"):
+        check_engine(device, "auto")
     asked = [name.strip() for name in chapters.split(",")] if chapters is not None else None
     if profile is None:
-        if settings or seeds:
+        if settings or seeds is not None:
             raise InputError("--set and --seeds need a --profile: published records are as they are")
         given = {} if device is None else {"device": device}
         raise typer.Exit(pages.make_book(None, asked, given, out, jobs, pdf=pdf))
@@ -361,6 +363,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _say(str(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except ModuleNotFoundError as error:
+        if (error.name or "repro").startswith("repro"):
+            raise
+        status = _say(f"this needs the module {error.name}, which this Python does not have", 2)
     except BrokenPipeError:  # who reads has seen enough
         status = 1
     except OSError as error:  # no fault of the code: a disk that is full, a folder that is gone

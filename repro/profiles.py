@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-from repro.config import Dataset, InputError, Model, Optimizer, Stage, Subset
+from repro.config import MODULES, Dataset, InputError, Model, Optimizer, Stage, Subset
 from repro.data import own
+from repro.data.downloads import SOURCES
 from repro.data.places import given
 
 MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
+
+OWN = "own"  # name of all data of one's own
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,14 @@ class Profile:
     """Data set, network, budget and seeds of every study; see `PROFILES` for the named ones."""
 
     name: str
-    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file
+    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file or of a folder
     train: int | None  # images, None for all
     test: int | None
     noise: float  # standard deviation of the pixel noise, digits only
     width: int
     depth: int
     batch_size: int
-    learning_rate: float  # of Adam; other optimisers have their own (`repro.questions.optimizers`)
+    learning_rate: float  # of Adam; those of the other optimisers are tied to it (`optimizers`)
     pretraining_epochs: int
     tuning_epochs: int
     window: int  # last epochs of the tuning stage that make the test accuracy
@@ -37,6 +41,8 @@ class Profile:
     study_seeds: int  # of each other study
     full_grids: bool  # the grids of the paper, and all 64 subsets of modules, or smaller ones
     controls: bool = True  # the arms that the protocol added to the paper's, and the new probes
+    least: bool = False  # the smallest grids of all, for a book in minutes
+    base: str = "Adam"  # the optimiser of every study but those that compare optimisers
     first_seed: int = 0
     arm_epochs: int | None = None  # epochs of tuning in all but the first study, None for `tuning_epochs`
     until: float = 0.99  # train accuracy at which a stage before the last ends (paper, appendix A.3)
@@ -44,19 +50,23 @@ class Profile:
     sparse_tests: bool = False  # test early epochs seldom (`config.Run.tested`)
     median: bool = False  # test accuracy is the median over the window, not the mean
     exploratory: bool = False  # its records were seen before the present rules were made
+    size: int = 32  # side in pixels to which the images of a folder are scaled
+    split: int = 0  # seed by which test images are set apart, where one's own data have none
     model: str = ""  # of one's own: ./file.py:function or package.module:function; else the paper's ResNet
     model_settings: tuple[tuple[str, object], ...] = ()  # of that function
 
     def __post_init__(self) -> None:
-        if Path(self.dataset).suffix:
+        if self._own:
             object.__setattr__(self, "dataset", str(given(self.dataset)))
         if ".py:" in self.model:
             object.__setattr__(self, "model", str(given(self.model)))
         # The configuration's own checks, before anything is trained.
-        _ = self.network, Optimizer(learning_rate=self.learning_rate)
-        Dataset(self.dataset, self.train, self.test, self.noise)
+        _ = self.network, self.optimizers
+        if self.base not in self.optimizers:
+            raise InputError(f"base takes one of {', '.join(self.optimizers)}, not {self.base!r}")
+        Dataset(self.dataset, self.train, self.test, self.noise), Stage(1, until=self.until)
         for field in (name for name, kind in FIELDS.items() if kind in (int, int | None)):
-            value, least = getattr(self, field), field != "first_seed"
+            value, least = getattr(self, field), field not in ("first_seed", "split")
             most = MOST_SEEDS if field in ("seeds", "study_seeds") else MOST
             if value is not None and value < least:
                 raise InputError(f"{field} must be at least {least:d}, not {value}")
@@ -65,6 +75,13 @@ class Profile:
         if self.window > self.arms_tuned:
             name = "tuning_epochs" if self.arms_tuned == self.tuning_epochs else "arm_epochs"
             raise InputError(f"window ({self.window}) is longer than {name} ({self.arms_tuned})")
+
+    @property
+    def _own(self) -> bool:
+        """Whether the data are of one's own, in a file or a folder."""
+        path, named = Path(self.dataset), self.dataset in ("digits", *SOURCES)
+        found = path.suffix or os.sep in self.dataset or (self.dataset and path.is_dir())
+        return bool(found) and not named
 
     @property
     def arms_tuned(self) -> int:
@@ -82,20 +99,57 @@ class Profile:
             return Model(self.width, self.depth)
         return Model(code=own.code(self.model, **dict(self.model_settings)))
 
-    def data(self, seed: int = 0) -> Dataset:
-        """The data set of this profile and seed; an `.npz` file is read, so that its content is in the id."""
-        if Path(self.dataset).suffix:
-            from repro.data.datasets import npz_dataset
+    @property
+    def modules(self) -> tuple[int, ...]:
+        """Numbers of the modules of the network; one of one's own is built, so as to count them."""
+        if not self.model:
+            return MODULES
+        from repro.data import datasets
+        from repro.training import models
 
-            found = npz_dataset(self.dataset, train=self.train, test=self.test)
+        images = datasets.images(self.data())
+        _, side, _, channels = images.x_train.shape
+        return models.modules(self.network, channels, images.classes, side)
+
+    def data(self, seed: int = 0) -> Dataset:
+        """The data set of this profile and seed; a file is read, so that its content is in the id.
+
+        Not its name, unless the store has records from before that was so.
+        """
+        if self._own:
+            from repro.data import datasets, folders
+            from repro.store import records
+
+            path = Path(self.dataset)
+            path = folders.of_folder(path, self.size) if path.is_dir() else path
+            found = datasets.npz_dataset(path, self.train, self.test, self.split)
+            named = records.names_of(found.fingerprint, records.Store.of(self.name).folder)
+            name = found.name if found.name in named else min(named, default=OWN)
+            found = dataclasses.replace(found, name=name)
         else:
             noise = self.noise if self.dataset == "digits" else 0.0
             found = Dataset(self.dataset, self.train, self.test, noise)
         return dataclasses.replace(found, sample=seed) if self.own_samples else found
 
     def stage(self, epochs: int, data: Subset, **settings: object) -> Stage:
-        """A stage at this profile's base learning rate, unless `settings` name another optimiser."""
-        return Stage(epochs, data, **{"optimizer": Optimizer(learning_rate=self.learning_rate), **settings})
+        """A stage with this profile's base optimiser, unless `settings` name another one."""
+        return Stage(epochs, data, **{"optimizer": self.optimizers[self.base], **settings})
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """Four optimisers, rates tied to that of Adam, all that the paper gives."""
+        rate = self.learning_rate
+        return {
+            "Adam": Optimizer("adam", rate),
+            "RMSprop": Optimizer("rmsprop", rate),
+            "SGD": Optimizer("sgd", 100 * rate),
+            "SGD with momentum": Optimizer("sgd", 10 * rate, momentum=0.9),
+        }
+
+    def at_rate(self, factor: float, **changes: object) -> Optimizer:
+        """The base optimiser at so many times its rate."""
+        base = self.optimizers[self.base]
+        return dataclasses.replace(base, learning_rate=factor * base.learning_rate, **changes)
 
 
 FIELDS = get_type_hints(Profile)
@@ -104,11 +158,12 @@ _DIGITS = Profile(
     dataset="digits",
     train=1000,
     test=1000,
-    noise=0.2,
+    noise=0.3,
     width=12,
     depth=1,
     batch_size=32,
-    learning_rate=0.001,
+    learning_rate=0.002,  # SGD at 0.2: see the protocol for how it was chosen
+    base="SGD",
     pretraining_epochs=20,
     tuning_epochs=20,
     window=5,
@@ -116,7 +171,8 @@ _DIGITS = Profile(
     study_seeds=3,
     full_grids=False,
     controls=False,
-    until=1.0,
+    least=True,
+    first_seed=100,
 )
 _PAPER = Profile(
     name="paper",
@@ -141,6 +197,11 @@ PROFILES = {
         dataclasses.replace(
             _DIGITS,
             name="smoke",
+            noise=0.2,
+            learning_rate=0.001,
+            base="Adam",
+            first_seed=0,
+            until=1.0,
             train=160,
             test=128,
             width=4,
@@ -152,7 +213,9 @@ PROFILES = {
             seeds=3,
             study_seeds=3,
             controls=True,
+            least=False,
         ),
+        dataclasses.replace(_DIGITS, name="minutes", seeds=5),
         _DIGITS,
         dataclasses.replace(
             _PAPER,
@@ -218,7 +281,12 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
         changes["model_settings"] = tuple(map(_own_setting, owned))
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
-    return dataclasses.replace(PROFILES[name], **changes)
+    found = dataclasses.replace(PROFILES[name], **changes)
+    if {"dataset", "train", "test"} & changes.keys():
+        from repro.data import datasets
+
+        datasets.counts(found.data())  # refuses images that there are not
+    return found
 
 
 def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
@@ -231,7 +299,7 @@ def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[st
             f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
         )
     if isinstance(settings, str):
-        settings = filter(None, re.split(r",\s*(?=\w+\s*=|$)", settings))  # a path may have a comma
+        settings = filter(None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings))  # a path may have a comma
     chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
     return profile(name, chosen, None if seeds is None else int(float(seeds)))
 

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from repro.analysis.recorded import Results, results
-from repro.config import InputError, check_engine
-from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, scale
+from repro.analysis import tables
+from repro.analysis.recorded import Results, published, results
+from repro.analysis.stats import Estimate, mean_estimate
+from repro.config import InputError, Model, Run, Stage, check_engine
+from repro.data import folders, own
+from repro.profiles import PROFILES, PUBLISHED, Profile, scale
 from repro.questions import studies
 from repro.store.records import Store
-from repro.study import LAST, Study
+from repro.study import Case, Study
 from repro.sweep import dispatch
 from repro.sweep.plans import plan
 from repro.sweep.progress import shown
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch.utils.data import Dataset as TorchDataset
 
-def published(study: Study) -> Results:
-    """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
+    Data = str | Path | TorchDataset | tuple[TorchDataset, TorchDataset]
 
-    Whole is a scale without its runs of the last priority, which no claim waits for.
-    """
-    found = []
-    for name in LARGEST_FIRST:
-        cases = study.cases(PROFILES[name])
-        first = [case for case in cases if case.priority < LAST] or cases
-        if first and {case.run.id for case in first} <= Store.of(name).ids():
-            return results(study, PROFILES[name])
-        found.append(results(study, PROFILES[name]))
-    return max(found, key=lambda r: r.table.seed.nunique())
+SCRIPTS = "scripts"  # folder of the records of `train`
 
 
 def run_study(
@@ -41,21 +40,89 @@ def run_study(
 
     The profile `published` is the largest at which all of the study is recorded; it trains nothing.
     """
-    [study] = studies([name])
+    found = studies([name])
+    if len(found) > 1:
+        raise InputError(f"{name} has {len(found)} studies: name one, as in {name}:{found[0].name}")
     if profile == PUBLISHED:
         if seeds or settings:
             raise InputError("seeds and settings need a profile: published records are as they are")
-        return published(study)
-    chosen = scale(profile, seeds, settings)
-    if device == "none":
-        return results(study, chosen)
+        return published(found[0])
+    return _run(found[0], scale(profile, seeds, settings), device)
+
+
+def _run(study: Study, profile: Profile, device: str) -> Results:
+    if device != "none":
+        _train([case.run for case in study.cases(profile)], Store.of(profile.name), device)
+    return results(study, profile)
+
+
+def _train(runs: list[Run], store: Store, device: str) -> None:
+    """Train and record what is missing; raises `RuntimeError` where a run failed."""
     check_engine(device, "auto")
     with shown() as progress:
-        cases = study.cases(chosen)
-        made, store = plan(case.run for case in cases), Store.of(chosen.name)
-        outcome = dispatch.execute(made, store, device=device, progress=progress)
+        outcome = dispatch.execute(plan(runs), store, device=device, progress=progress)
     if outcome.failures:
         raise RuntimeError(outcome.failures[0])
     if not outcome.finished:
         raise KeyboardInterrupt("stopped with runs left; run again to go on")
-    return results(study, chosen)
+
+
+def gap(
+    data: Data = "digits",
+    model: str | Callable = "",
+    profile: str = "quick",
+    seeds: int | None = None,
+    device: str = "auto",
+    settings: str | Sequence[str] = (),
+) -> Estimate:
+    """The generalisation gap: test accuracy of a warm start less that of a fresh network, in points.
+
+    Mean over seeds with its 95 % interval (`mean`, `low`, `high`, `sd`, `n`); negative
+    where pretraining on half of the images hurts. Both networks of a seed have the
+    same test images, first weights and order of examples. What is trained is
+    recorded, and a second call trains nothing.
+
+    `data` is a name (digits, cifar10, ...), the path of an `.npz` file or of a folder
+    of images, a data set of PyTorch, or a pair of two, training and test
+    (`repro.data.datasets.npz_dataset` and `repro.data.folders` say in what shapes).
+    `model` gives a `torch.nn.Module` from (channels, classes, size), which maps
+    images [B, channels, size, size], float32, normalised, to logits [B, classes]:
+    a function, `./file.py:function` or `package.module:function`; if none is named it
+    is the paper's ResNet. `settings` change the profile, as `--set` does.
+
+    Raises `InputError`, in one line, where this cannot be done, and `RuntimeError`
+    where a run failed.
+    """
+    chosen = scale(profile, seeds, settings)
+    named = {"dataset": _place(data), "model": own.place(model) if model else chosen.model}
+    chosen = dataclasses.replace(chosen, **named)
+    return mean_estimate(_run(studies(["warm_start"])[0], chosen, device).gaps.gap)
+
+
+def train(
+    data: Data,
+    stages: Sequence[Stage],
+    model: str | Callable | Model = "",
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Learning curves of one network, a row per epoch, recorded as every run is.
+
+    Columns are `stage`, and `epoch` within it, from 1; `total`, epochs so far;
+    `train_loss`, the mean cross-entropy, in nats; `train_accuracy`, as met in
+    training, and `test_accuracy`, fractions. `data` and `model` are as `gap` takes
+    them, `model` also a `repro.config.Model` of some width. Raises as `gap` does.
+    """
+    plain = dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data))
+    network = model if isinstance(model, Model) else Model(code=own.code(model) if model else None)
+    run, store = Run(plain.data(), network, tuple(stages), batch_size, seed, seed, seed), Store.of(SCRIPTS)
+    _train([run], store, device)
+    return tables.curves([Case("run", seed, run)], store).drop(columns=["condition", "seed"])
+
+
+def _place(data: Data) -> str:
+    """The name of a data set, or the path of its file or folder."""
+    if isinstance(data, str | Path):
+        return str(data)
+    return str(folders.of_torch(*data) if isinstance(data, tuple) else folders.of_torch(data))

@@ -10,13 +10,13 @@ from pathlib import Path
 from repro import questions
 from repro.analysis import recorded
 from repro.analysis.claims import DECIDED, VERDICTS, Verdict, verdicts
-from repro.analysis.recorded import Results
+from repro.analysis.recorded import Results, published
 from repro.analysis.stats import between, signed
 from repro.figures import common
 from repro.figures.shown import Captioned, Table, Words
 from repro.lazy import Lazy
 from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, Profile, scale
-from repro.questions import CLAIMS, STUDIES
+from repro.questions import CLAIMS, QUESTIONS, STUDIES, warm_start
 from repro.store.records import Store
 
 pd = Lazy("pandas")
@@ -136,3 +136,29 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
         f"A row for each of {len(verdicts)} claims: {', '.join(f'{n} {word}' for word, n in counts.items())}."
     )
     return Captioned(common.scorecard(verdicts), "fig-scorecard", caption, alt)
+
+
+def strip() -> str:
+    """The first page's account: the finding, what weakens it, and a line for each question of the paper."""
+    found, told = warm_start.found(published(STUDIES["warm_start"])), best()
+    lines = [
+        warm_start.objection(published(STUDIES["two_phases"])),
+        found,
+        "",
+        "| The paper says | We find | Verdict |",
+    ]
+    lines += ["|---|---|---|"]
+    for question in QUESTIONS:
+        claims = [claim for claim in question.CLAIMS if claim.figure != "control"]
+        for claim in claims[:1]:
+            said, page = row(told[claim.id]), question.STUDIES[0].chapter
+            effect = " ".join(
+                filter(None, (said["effect"], said["95 % interval"] and f"({said['95 % interval']})"))
+            )
+            place = (
+                f"{effect}; {said['seeds']} seeds, {said['scale']}"
+                if said["seeds"]
+                else effect or "not run yet"
+            )
+            lines.append(f"| [{claim.words}](chapters/{page}.ipynb) | {place} | **{said['verdict']}** |")
+    return "\n".join([*lines[:1], "", *lines[1:]]) + "\n"

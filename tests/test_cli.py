@@ -41,7 +41,10 @@ def npz(path, **changes):
 
 BAD = {
     "a study": (["run", "warm_strat"], "unknown study 'warm_strat': choose from warm_start"),
-    "a profile": (["run", "--profile", "qiuck"], "unknown profile 'qiuck': choose from smoke, quick"),
+    "a profile": (
+        ["run", "--profile", "qiuck"],
+        "unknown profile 'qiuck': choose from smoke, minutes",
+    ),
     "a field": (["run", "--set", "widht=3"], "unknown setting 'widht=3'"),
     "a value": (["run", "--set", "width=wide"], "width takes a whole number, not 'wide'"),
     "a range": (["run", "--set", "width=0"], "width must be at least 1"),
@@ -50,10 +53,7 @@ BAD = {
     "a time limit": (["run", "--time-limit", "soon"], "--time-limit takes a number"),
     "an option": (["run", "--profil", "smoke"], "No such option: --profil"),
     "a command": (["rnu"], "No such command 'rnu'"),
-    "a setting of the book": (
-        ["book", "--profile", "smoke", "--set", "sedes=5"],
-        "unknown setting 'sedes=5'",
-    ),
+    "a setting of the book": (["book", "--profile", "smoke", "--set", "a=1"], "unknown setting 'a=1'"),
     "a chapter": (["book", "--chapters", "warm_strat"], "unknown chapter 'warm_strat'"),
     "a data set": (["run", "--set", "dataset=cifar11"], "unknown data set 'cifar11': choose from digits"),
     "a file": (["run", "--set", "dataset=nowhere.npz"], "there is no file"),
@@ -73,7 +73,7 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(repro, tmp_path, name):
 
 WRONG = {
     "shape": ({"x_train": np.zeros((64, 8, 9), np.uint8)}, "x_train has shape [64, 8, 9]"),
-    "labels": ({"y_test": np.arange(16)}, "y_test has 15, a class that y_train lacks"),
+    "labels": ({"y_test": np.arange(16)}, "y_test has 4, a class that y_train lacks"),
     "NaN": ({"x_train": np.full((64, 8, 8), np.nan), "x_test": np.zeros((16, 8, 8))}, "x_train has NaN"),
     "missing": ({"y_test": None}, "no y_test"),
 }

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from repro import cli
 from repro.config import Dataset, InputError
 from repro.data import datasets, downloads, npz
 
@@ -113,7 +115,7 @@ def test_digits_noise_has_the_deviation_asked_for():
 
 
 def test_digits_has_a_limit():
-    with pytest.raises(InputError, match="at most 100000 train images, not 100001"):
+    with pytest.raises(InputError, match="digits has 100000 train images: train cannot be 100001"):
         datasets.images(Dataset("digits", train=100_001))
 
 
@@ -224,12 +226,37 @@ def test_every_beginning_of_the_stratified_order_is_in_proportion(labels, draw):
     assert np.abs(np.bincount(y[order[:n]], minlength=len(share)) - n * share).max() <= len(share)
 
 
-def test_more_images_than_there_are_is_refused_at_once(tmp_path):
+def test_of_ones_own_images_as_many_count_as_there_are_at_most(tmp_path):
     path = saved(tmp_path / "own.npz", **arrays())
-    with pytest.raises(InputError, match="own has 12 train images: train cannot be 13"):
-        datasets.npz_dataset(path, train=13)
-    with pytest.raises(InputError, match="own has 6 test images: test cannot be 7"):
-        datasets.npz_dataset(path, test=7)
+    whole = datasets.npz_dataset(path)
+    assert datasets.npz_dataset(path, train=13, test=7) == whole
+    assert datasets.npz_dataset(path, train=12, test=6) == dataclasses.replace(whole, train=12, test=6)
+    held = dataclasses.replace(whole, train=12, test=6, held_out=True)
+    assert datasets.counts(held)[:2] == (8, 4)
+
+
+@pytest.mark.parametrize("labels", [range(1, 4), (-1, 1, 7), (10**12, 2 * 10**12, 5 * 10**12)])
+def test_labels_that_do_not_count_from_0_are_renumbered_with_a_line(tmp_path, labels):
+    made = arrays()
+    names = {f"y_{split}": np.array(labels)[made[f"y_{split}"]] for split in ("train", "test")}
+    path = saved(tmp_path / "other.npz", **made | names)
+    with pytest.warns(UserWarning, match=f"labels {labels[0]}, .* count as classes 0 to 2"):
+        dataset = datasets.npz_dataset(path)
+    assert same(datasets.images(dataset), npz.read(saved(tmp_path / "plain.npz", **made)))
+
+
+def test_images_without_test_images_are_split_by_a_seed_that_is_in_the_id(tmp_path):
+    made = arrays(n=60)
+    path = saved(tmp_path / "own.npz", **arrays(n=60, x_test=None, y_test=None))
+    first, other = (datasets.npz_dataset(path, split=seed) for seed in (0, 1))
+    assert (first.split, other.split, first.fingerprint) == (0, 1, other.fingerprint)
+    found = datasets.images(first)
+    assert (len(found.y_train), len(found.y_test)) == datasets.counts(first)[:2] == (48, 12)
+    assert np.bincount(found.y_test).tolist() == (np.bincount(made["y_train"]) / 5).tolist()
+    pixels = [{image.tobytes() for image in x} for x in (found.x_train, found.x_test, made["x_train"])]
+    assert pixels[0] | pixels[1] == pixels[2] and not pixels[0] & pixels[1]
+    assert not same(found, datasets.images(other))
+    assert datasets.npz_dataset(saved(tmp_path / "b.npz", **made)).split is None
 
 
 def floats(value):
@@ -267,11 +294,10 @@ def floats(value):
         ({"y_train": np.zeros((12, 3), int)}, r"y_train is int64 \[12, 3\]; labels must be integers"),
         ({"y_train": np.zeros(11, int)}, "12 images in x_train, 11 labels in y_train"),
         ({"x_train": np.zeros((0, 8, 8, 3), np.uint8), "y_train": np.zeros(0, int)}, "0 images in x_train"),
-        ({"y_train": np.arange(12) - 1}, "y_train has -1; labels count from 0"),
-        ({"y_train": np.zeros(12, int)}, "y_train goes up to 0; labels count 2 or more classes"),
-        ({"y_train": np.arange(12) * 10**12}, "y_train goes up to 11000000000000"),
-        ({"y_train": np.full(12, 2**64 - 1, np.uint64)}, "y_train goes up to 18446744073709551615"),
-        ({"y_test": np.full(6, 3)}, r"y_test has 3, a class that y_train lacks \(0 to 2\)"),
+        ({"y_train": np.zeros(12, int)}, "y_train has 0 only; there must be 2 or more classes"),
+        ({"y_train": np.full(12, 2**64 - 1, np.uint64)}, "y_train has 18446744073709551615 only"),
+        ({"y_test": np.full(6, 3)}, "y_test has 3, a class that y_train lacks"),
+        ({"x_test": None, "y_test": None, "y_train": np.zeros(12, int)}, "y_train has 0 only"),
     ],
 )
 def test_what_is_no_data_set_is_refused_in_one_line(tmp_path, changes, message):
@@ -412,6 +438,89 @@ def test_damaged_cache_is_refused(small, folder, damage):
     with pytest.raises(InputError, match=r"cifar10.npz cannot be read.*move it elsewhere"):
         datasets.images(Dataset("cifar10"))
     assert {row["name"]: row["state"] for row in datasets.describe()}["cifar10"] == "unusable"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_a_copy_put_there_by_hand_is_taken_as_it_is(small, folder, monkeypatch, capsys, name):
+    """In any order, with what else it holds; a command to fetch it changes nothing."""
+    made = downloads.download(name)
+    order = np.random.default_rng(0).permutation(10)
+    copy = Small.made | {array: Small.made[array][order] for array in ("x_train", "y_train")}
+    path = saved(folder / f"{name}.npz", **copy, names=np.arange(3))
+    before = path.read_bytes()
+    monkeypatch.setattr(Small, "__init__", None)  # a download would fail
+    datasets.images.cache_clear()
+    assert same(datasets.images(Dataset(name)), made)
+    for more in ([], ["--from", str(path)]):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["data", name, *more])
+        assert path.read_bytes() == before
+    assert f"{name}: 10 training and 5 test images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["images", "a page", "nothing"])
+def test_what_is_not_ours_is_neither_replaced_nor_said_to_be_deleted(
+    small, folder, tmp_path, capsys, content
+):
+    sound = saved(tmp_path / "sound.npz", **Small.made)
+    folder.mkdir()
+    path = folder / "cifar10.npz"
+    if content == "images":
+        saved(path, **arrays(n=20, classes=5, side=32))
+    else:
+        path.write_bytes(b"<!DOCTYPE html>\n<title>404</title>" * (content == "a page"))
+    before = path.read_bytes()
+    for command in (["data", "cifar10"], ["data", "cifar10", "--from", str(sound)], DOWNLOADED):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(command)
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1 and str(path) in line and "move it elsewhere" in line
+        assert "delete" not in line and path.read_bytes() == before
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["data"])
+    assert re.search("cifar10 +unusable", capsys.readouterr().out) and path.read_bytes() == before
+
+
+DOWNLOADED = ["run", "warm_start", "--profile", "smoke", "--set", "dataset=cifar10", "--set", "batch_size=2"]
+DOWNLOADED += ["--set", "train=10", "--set", "test=5"]
+
+
+def test_a_data_set_of_no_known_pixels_is_not_replaced_by_another(small, folder, tmp_path, capsys):
+    downloads.download("svhn")
+    before = (folder / "svhn.npz").read_bytes()
+    other = saved(
+        tmp_path / "other.npz", **{n: a[::-1] ^ 1 if n[0] == "x" else a for n, a in Small.made.items()}
+    )
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["data", "svhn", "--from", str(other)])
+    line = capsys.readouterr().err
+    assert "holds other images than" in line and line.count("\n") == 1
+    assert (folder / "svhn.npz").read_bytes() == before
+
+
+NO_ARCHIVES = {
+    "a page": (b"<!DOCTYPE html>\n<html><title>404 Not Found", "begins with b'<!DOCTYPE html>"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\n", "b'version https://git-lfs"),
+    "a link of git-annex": (b"/annex/objects/SHA256E-s17", "b'/annex/objects"),
+    "a pickle": (b"\x80\x04K\x01.", r"b'\\x80\\x04K"),
+    "one array": (b"\x93NUMPY\x01\x00v\x00{'descr'", "NUMPY"),
+    "gzip": (b"\x1f\x8b\x08\x00", r"x1f\\x8b"),
+    "nothing": (b"", "b''"),
+    "half of it": (b"PK\x03\x04 cut off", "not a zip file"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ARCHIVES)
+@pytest.mark.parametrize("command", [["run", "--set", "dataset={}"], ["data", "cifar10", "--from", "{}"]])
+def test_what_is_no_archive_is_said_to_be_what_it_is(folder, tmp_path, capsys, kind, command):
+    content, words = NO_ARCHIVES[kind]
+    (tmp_path / "own.npz").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([word.format(tmp_path / "own.npz") for word in command])
+    line = capsys.readouterr().err
+    assert re.search(words, line) and "own.npz cannot be read as an .npz file of plain arrays" in line
+    assert line.count("\n") == 1 and "pickle" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["own.npz"]
 
 
 def test_cache_that_cannot_be_written_is_one_line(small, tmp_path, monkeypatch):

@@ -1,22 +1,35 @@
 """Questions, networks, remedies and data of one's own, in files that the package does not know."""
 
 import dataclasses
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from repro import cli, profiles
+from repro.analysis.claims import VERDICTS
 from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
-from repro.data import own
+from repro.data import datasets, folders, own
 from repro.questions import studies
-from repro.store.records import Store
+from repro.store.records import Store, names_of
+from repro.sweep import dispatch, plans
 from repro.training import models
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
 from repro.training.populations import Member
 
-CPU = torch.device("cpu")
+CPU, ROOT = torch.device("cpu"), Path(__file__).resolve().parents[1]
 TINY = ["--profile", "smoke", *(w for s in ("train=64", "test=32", "width=2") for w in ("--set", s))]
 QUESTION = '''
 """Does a remedy of one's own close the gap?"""
@@ -217,6 +230,15 @@ def test_a_network_of_ones_own_goes_from_one_command_to_a_verdict(repro, written
         assert (made.id, made.model.code.name) == (run_id, name)
 
 
+def test_its_own_modules_are_those_that_the_paper_s_questions_reset(written):
+    settings = [f"model={written('models.py', MODELS)}:vit"]
+    cases = {case.condition for case in studies(["reset"])[0].cases(profiles.profile("smoke", settings))}
+    assert {"reset 1", "reset 4", "reset 1 2 3 4", "reset 3 4"} < cases and "reset 5" not in cases
+    settings[0] = settings[0].replace("vit", "mlp")
+    cases = {case.condition for case in studies(["beyond"])[0].cases(profiles.profile("smoke", settings))}
+    assert {name for name in cases if "reset" in name} == {"reset 2"}
+
+
 @pytest.mark.parametrize("name", ["mlp", "vit"])
 def test_it_trains_to_the_same_bits_alone_in_a_population_and_resumed(written, tmp_path, name):
     settings = {"dropout": 0.5} if name == "mlp" else {}
@@ -291,6 +313,21 @@ def test_a_bad_network_is_one_line_and_writes_nothing(repro, written, tmp_path, 
     assert not (tmp_path / "results").exists()
 
 
+def test_settings_of_a_network_come_back_from_a_changed_profile(written):
+    given = [
+        f"model={written('models.py', MODELS)}:mlp",
+        "model.width=8",
+        "model.dropout=0.5",
+        "model.on=true",
+    ]
+    chosen = profiles.profile("smoke", [*given, "model.name=wide", "width=3"])
+    assert dict(chosen.model_settings) == {"width": 8, "dropout": 0.5, "on": True, "name": "wide"}
+    assert profiles.profile("smoke", profiles.changes(chosen)) == chosen
+    assert profiles.scale("smoke", None, ", ".join(profiles.changes(chosen))) == chosen
+    with pytest.raises(InputError, match="is a setting of a model of one's own"):
+        profiles.profile("smoke", ["model.width=8"])
+
+
 def test_modules_that_a_network_does_not_have_are_refused(written):
     made = run(own.code(f"{written('models.py', MODELS)}:mlp"), Stage(1), Stage(1, reset=(2, 3)))
     with pytest.raises(InputError, match=r"mlp has modules 1 to 2, not \[3\]"):
@@ -338,3 +375,299 @@ def test_a_hook_that_changes_shapes_is_refused(written):
     made = run(own.code(f"{path}:mlp"), Stage(1), Stage(1, hook=hook))
     with pytest.raises(InputError, match="must leave the network its modules and their shapes"):
         models.check([made])
+
+
+# Data
+
+
+def images(n=48, classes=3, side=8):
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (n, side, side, 3), dtype=np.uint8), np.arange(n) % classes
+
+
+def npz(path):
+    x, y = images()
+    np.savez(path, x_train=x, y_train=y, x_test=x[:12], y_test=y[:12])
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a folder of pictures, 9 wide and 12 high, for each of two classes."""
+    made = tmp_path / "pictures"
+    for i, (pixels, label) in enumerate(zip(*images(classes=2, side=12), strict=True)):
+        path = made / ("cat", "dog")[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[:, :9]).save(path)
+    return made
+
+
+OF_DATA = ["--profile", "smoke", "--seeds", "1", "--set", "width=2"]
+
+
+def test_a_file_goes_from_one_command_to_records_and_keeps_them_under_another_name(repro, tmp_path):
+    path = npz(tmp_path / "mine.npz")
+    code, out, err = repro("run", "warm_start", *OF_DATA, "--set", f"dataset={path}")
+    assert (code, "2 of 2 runs recorded" in out) == (0, True), err
+    renamed = path.rename(tmp_path / "yours.npz")
+    _, out, _ = repro("status", "warm_start", *OF_DATA, "--set", f"dataset={renamed}")
+    assert out.splitlines()[1].split() == ["warm_start", "2", "2", "0"]
+
+
+def test_records_from_when_the_name_of_the_file_was_in_the_id_are_still_found(repro, tmp_path):
+    chosen = profiles.profile("smoke", [f"dataset={npz(tmp_path / 'mine.npz')}", "width=2"], 1)
+    [first, *_] = studies(["warm_start"])[0].cases(chosen)
+    before = dataclasses.replace(first.run, dataset=dataclasses.replace(first.run.dataset, name="mine"))
+    store = Store(tmp_path / "results" / "before")
+    curve = {name: [0.5] * 3 for name in ("train_loss", "train_accuracy", "test_accuracy")}
+    content = {"seconds": 1.0, "device": "one", "precision": "float32", "data": "0"}
+    assert store.write(before, diverged=None, curves=[curve], **content)
+    assert names_of(first.run.dataset.fingerprint, store.folder) == ("mine",)
+    (tmp_path / "results" / "smoke").mkdir()
+    store.path(before.id).rename(Store.of("smoke").path(before.id))
+    names_of.cache_clear()  # a process looks once, and keeps the runs of a study
+    studies(["warm_start"])[0].cases.cache_clear()
+    _, out, _ = repro("status", "warm_start", *OF_DATA, "--set", f"dataset={tmp_path / 'mine.npz'}")
+    assert out.splitlines()[1].split() == ["warm_start", "1", "2", "1"]
+
+
+def test_a_folder_of_pictures_goes_from_one_command_to_records(repro, folder, tmp_path):
+    settings = [*OF_DATA, "--set", f"dataset={folder}", "--set", "size=8", "--set", "batch_size=8"]
+    code, out, err = repro("run", "warm_start", *settings)
+    assert (code, "2 of 2 runs recorded" in out) == (0, True), err
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    dataset = profiles.profile("smoke", [f"dataset={folder}", "size=8"]).data()
+    found = datasets.images(dataset)
+    assert (found.x_train.shape, found.x_test.shape, found.classes) == ((38, 8, 8, 3), (10, 8, 8, 3), 2)
+    assert len(list((tmp_path / "data").iterdir())) == 1
+    assert profiles.profile("smoke", [f"dataset={folder}", "size=8", "split=1"]).data().split == 1
+    folder.rename(tmp_path / "renamed")
+    renamed = [word.replace(str(folder), str(tmp_path / "renamed")) for word in settings]
+    _, out, _ = repro("status", "warm_start", *renamed)
+    assert out.splitlines()[1].split() == ["warm_start", "2", "2", "0"]
+
+
+def test_a_folder_with_train_and_test_in_it_keeps_them_apart(folder):
+    shutil.copytree(folder, folder / "train")
+    for name in ("cat", "dog"):
+        (folder / "test" / name).mkdir(parents=True)
+        for path in sorted((folder / name).iterdir())[:3]:
+            path.rename(folder / "test" / name / path.name)
+        shutil.rmtree(folder / name)
+    dataset = profiles.profile("smoke", [f"dataset={folder}"]).data()
+    found = datasets.images(dataset)
+    assert (dataset.split, found.x_train.shape, len(found.y_test)) == (None, (48, 32, 32, 3), 6)
+
+
+@pytest.mark.parametrize("wrong", ["one class", "no pictures", "a broken picture"])
+def test_a_folder_that_is_none_of_pictures_is_one_line_and_writes_nothing(repro, folder, tmp_path, wrong):
+    if wrong == "one class":
+        shutil.rmtree(folder / "dog")
+    elif wrong == "no pictures":
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        (folder / "cat" / "0.png").write_bytes(b"no picture")
+    code, out, err = repro("run", "warm_start", *OF_DATA, "--set", f"dataset={folder}")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"{folder} is no folder of images" in err
+    assert ("one class, 'cat'" in err) == (wrong == "one class")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def test_data_sets_of_pytorch_are_those_of_a_file_of_the_same_pixels(tmp_path):
+    x, y = images()
+    tensors = torch.utils.data.TensorDataset(torch.tensor(x).movedim(3, 1), torch.tensor(y))
+    pairs = list(zip(x[:12], y[:12], strict=True))
+    path = folders.of_torch(tensors, pairs)
+    assert datasets.npz_dataset(path).fingerprint == datasets.npz_dataset(npz(tmp_path / "a.npz")).fingerprint
+    assert folders.of_torch(tensors, pairs) == path
+    assert datasets.npz_dataset(folders.of_torch(tensors)).split == 0
+    with pytest.raises(InputError, match="no images of one size"):
+        folders.of_torch([(x[0], 0), (x[0, :4, :4], 1)])
+
+
+# From a script
+
+
+def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(written, tmp_path, monkeypatch):
+    import repro
+
+    x, y = images()
+    pairs = list(zip(x, y, strict=True))
+    model = f"{written('models.py', MODELS)}:mlp"
+    found = repro.gap(pairs, model, "smoke", 2, "cpu")
+    assert (found.n, found.low < found.mean < found.high) == (2, True)
+    stages = [repro.Stage(2, repro.HALF), repro.Stage(3, reset=(2,))]
+    curves = repro.train(pairs, stages, model, batch_size=8, device="cpu")
+    assert curves.columns[:2].tolist() == ["total", "epoch"] and curves.stage.tolist() == [1, 1, 2, 2, 2]
+    assert curves.test_accuracy.between(0, 1).all()
+    monkeypatch.setattr(dispatch, "_train", None)  # what trains
+    assert repro.gap((pairs), model, "smoke", 2, "cpu") == found
+    assert repro.train(pairs, stages, model, batch_size=8, device="cpu").equals(curves)
+    with pytest.raises(InputError, match="there is no file"):
+        repro.gap(tmp_path / "nowhere.npz", profile="smoke")
+    with pytest.raises(InputError, match="modules 1 to 2, not"):
+        repro.train(pairs, [repro.Stage(1), repro.Stage(1, reset=(5,))], model, 8, device="cpu")
+
+
+# In other processes
+
+
+def curves_of(store):
+    return {name: store.read(name)["curves"] for name in store.ids()}
+
+
+def planned(path, models_path, settings=()):
+    """The plan of a question for a network of one's own."""
+    chosen = profiles.profile("smoke", ["train=64", "test=32", f"model={models_path}:mlp", *settings])
+    return plans.plan(case.run for study in studies([str(path)]) for case in study.cases(chosen))
+
+
+@pytest.mark.slow
+def test_a_question_and_a_network_outside_the_repository_survive_kills_children_and_a_cluster(
+    written, tmp_path, monkeypatch
+):
+    """Records are bit for bit those of a sweep that nothing disturbed."""
+    question = written("elsewhere/question.py", QUESTION.replace("reset=(6,)", "reset=(2,)"))
+    network = written("elsewhere/models.py", MODELS)
+    made = planned(question, network, ["model.dropout=0.3", "tuning_epochs=20"])
+    calm, killed, apart, dask = (Store(tmp_path / name / "smoke") for name in ("a", "b", "c", "d"))
+    assert dispatch.execute(made, calm, device="cpu", slots=1) == dispatch.Outcome()
+
+    words = ["run", question, "--profile", "smoke", "--set", f"model={network}:mlp", "--device", "cpu"]
+    words += [
+        w for s in ("train=64", "test=32", "model.dropout=0.3", "tuning_epochs=20") for w in ("--set", s)
+    ]
+    environment = os.environ | {"REPRO_RESULTS": str(killed.folder.parent), "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "2"  # of no effect on the bits
+    command = [sys.executable, "-m", "repro", *map(str, words)]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as sweep:
+        while not killed.ids():
+            time.sleep(0.05)
+        sweep.kill()
+    assert len(killed.ids()) < len(made.wanted)
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
+    assert dispatch.execute(made, apart, device="cpu", slots=2) == dispatch.Outcome()
+    found = [killed, apart]
+    if importlib.util.find_spec("distributed"):
+        found.append(dask)
+        file = tmp_path / "scheduler.json"
+        programs = [
+            ["dask_scheduler", "--host", "127.0.0.1", "--port", "0"],
+            ["dask_worker", "--nthreads", str(os.cpu_count()), "--memory-limit", "0", "--no-nanny"],
+        ]
+        started = []
+        try:
+            for name, *options in programs:
+                words = [f"distributed.cli.{name}", *options, "--no-dashboard", "--scheduler-file", str(file)]
+                program = [sys.executable, "-W", "ignore", "-m", *words]
+                started.append(subprocess.Popen(program, cwd=ROOT, stderr=subprocess.DEVNULL))
+                while not file.exists():
+                    time.sleep(0.1)
+            address = json.loads(file.read_text())["address"]
+            assert dispatch.execute(made, dask, device="cpu", on=address) == dispatch.Outcome()
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+    assert len(calm.ids()) == 12
+    for store in found:
+        assert curves_of(store) == curves_of(calm), store.folder
+
+
+AMOUNTS = """
+@crossed
+def amounts(profile):
+    yield from pair(profile)
+    for amount in (0.1, 0.3):
+        stages = pretraining(profile), tuning(profile, hook=code(noisy, amount=amount))
+        yield Arm("noise", stages, {"amount": amount})
+
+
+def amounts_figure(explored):
+    from repro.figures.common import gap_strip
+
+    return gap_strip(explored.panel(("0.1",)).gaps.reset_index().assign(condition="noise"))
+
+
+AMOUNTS = Study("amounts", "How much noise?", "none", "99_remedies", amounts)
+"""
+IN_A_COPY = """
+import sys
+from pathlib import Path
+from repro import cli, profiles, questions
+from repro.book import explorer
+
+taken, added = Path(sys.argv[1]), Path(sys.argv[2])
+chosen = profiles.profile("smoke")
+assert taken.stem not in {q.__name__.rpartition(".")[2] for q in questions.QUESTIONS}
+assert "recipe" not in questions.STUDIES and "remedies" in questions.STUDIES
+for words in (["plan"], ["run", "remedies", "amounts"], ["status"], ["claims"], ["studies"]):
+    try:
+        cli.main([*words, "--profile", "smoke"])
+    except SystemExit as end:
+        assert not end.code, (words, end.code)
+explored = explorer.of("amounts", chosen)
+assert explored.choices == [("0.1",), ("0.3",)]
+assert explored.panel(("0.1",)).gap.n == 3
+assert questions.QUESTIONS[-1].amounts_figure(explored) is not None
+"""
+
+
+@pytest.mark.slow
+def test_a_question_file_added_to_the_package_is_all_it_takes_and_one_taken_away_breaks_nothing(tmp_path):
+    """Issue 19: it is planned, run, judged, drawn and explored with nothing else changed."""
+    shutil.copytree(ROOT / "repro", tmp_path / "repro", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "repro" / "questions"
+    (folder / "recipe.py").unlink()
+    text = QUESTION.replace('"none", "none", remedies),)', '"none", "99_remedies", remedies), AMOUNTS)')
+    text = text.replace("STUDIES =", AMOUNTS + "\n\nSTUDIES =")
+    (folder / "remedies.py").write_text(text)
+    command = [sys.executable, "-c", IN_A_COPY, str(folder / "recipe.py"), str(folder / "remedies.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "noise" in done.stdout and "99_remedies" in done.stdout
+
+
+# The page
+
+
+PAGE = (ROOT / "book" / "own.md").read_text()
+BLOCKS = re.compile(r"```\{code-block\} python\n:caption: (\S+)\n(.*?)```|```console\n(.*?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path):
+    here, program = tmp_path / "work", "import sys; from repro.cli import main; main()"
+    here.mkdir()
+    said = {}
+    page = PAGE.replace("--profile quick", "--profile smoke").replace('"quick"', '"smoke"')
+    for name, text, console in BLOCKS.findall(page):
+        commands = console.replace("\\\n", "").replace("$ ", "").splitlines()
+        if name:
+            (here / name).write_text(text)
+            commands = [f"python {name}"] if name in ("my_figure.py", "my_script.py") else []
+        for command in commands:
+            word, *words = shlex.split(command)
+            start = {"python": [sys.executable], "repro": [sys.executable, "-c", program]}[word]
+            done = subprocess.run(
+                [*start, *words],
+                cwd=here,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, (command, done.stderr[-2000:])
+            said[command] = done.stdout
+    outputs = list(said.values())
+    assert len(outputs) == 8 and "6 of 6 runs recorded" in outputs[2]
+    for claim, output in (("gap", outputs[3]), ("renewed", outputs[5])):
+        assert re.search(rf"^{claim} +({'|'.join(VERDICTS)})", output, re.MULTILINE)
+    assert (here / "remedies.png").stat().st_size > 10_000
+    assert re.match(r"gap: [+−]\d", outputs[7])

@@ -14,7 +14,7 @@ from repro.store.records import ROOT
 from repro.study import HELD_OUT_SEEDS, LONGER
 from repro.sweep import plans
 
-NAMES = ("smoke", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
+NAMES = ("smoke", "minutes", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
 
 
 def test_the_profiles_by_name():
@@ -150,7 +150,7 @@ def test_an_npz_file_is_a_data_set(tmp_path):
     np.savez(file, x_train=images, y_train=labels, x_test=images[:20], y_test=labels[:20])
     chosen = profile("smoke", [f"dataset={file}", "train=all", "test=20", "batch_size=8"])
     found = chosen.data()
-    assert (found.name, found.train, found.test) == ("mine", None, 20)
+    assert (found.name, found.train, found.test) == ("own", None, 20)
     assert found.fingerprint
     assert steps_per_epoch(STUDIES["warm_start"].cases(chosen)[0].run) == 5
     with pytest.raises(InputError, match=r"mine\.npz"):

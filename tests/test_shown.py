@@ -66,7 +66,7 @@ def test_stages_before_the_last_are_counted_that_were_fitted():
     )
     found = results_of("stages", condition=[], seed=[])
     found = recorded.Results(found.study, profiles.profile("quick"), found.table, curves, 0)
-    assert stages.fitting(found).startswith("Of 2 stages before the last, 1 reached 100 %")
+    assert stages.fitting(found).startswith("Of 2 stages before the last, 1 reached 99 %")
 
 
 def test_probes_are_compared_by_geometric_means():

@@ -670,14 +670,14 @@ def test_a_full_disk_costs_a_line_and_what_fits_is_recorded(small_disk, monkeypa
     assert (code, "6 of 6 runs recorded" in told.out) == (0, True)
 
 
-@pytest.mark.parametrize(("mode", "verb"), [(0o500, "write"), (0o000, "read")])
+@pytest.mark.parametrize(("mode", "verb"), [(0o500, "write in"), (0o000, "read")])
 def test_a_folder_without_permission_is_one_clear_line(tmp_path, mode, verb):
     results = tmp_path / "closed"
     results.mkdir(mode=mode)
     done = command("run", "warm_start", *SMOKE, capless=True, REPRO_RESULTS=str(results))
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
-        f"repro: cannot {verb} in {results}/smoke: Permission denied; REPRO_RESULTS names another folder\n"
+        f"repro: cannot {verb} {results}/smoke: Permission denied; REPRO_RESULTS names another folder\n"
     )
     assert list(results.iterdir()) == []
 

@@ -10,9 +10,11 @@ from torch.nn import functional as F
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
 from repro.data import datasets
 from repro.data.sampling import examples
+from repro.profiles import profile
+from repro.questions.warm_start import warm_start
 from repro.store.records import CURVES
 from repro.sweep import trainer
-from repro.training import populations, snapshots
+from repro.training import plain, populations, snapshots
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
 from repro.training.populations import Member, Population
@@ -369,6 +371,16 @@ def plainly_trained(made, forget=True):
                 F.cross_entropy(net(x[batch])[0], y[batch]).backward()
                 optimizer.step()
     return net.member(0)
+
+
+def test_the_plain_loop_that_the_book_shows_is_what_a_population_does():
+    """Until rounding has grown: a few epochs of small networks, up to two test images of 128."""
+    for case in warm_start(profile("smoke"))[:2]:
+        shown = plain.train(case.run)
+        last = shown[shown.stage == len(case.run.stages)].test_accuracy
+        recorded = warm(case.run).curves[-1]["test_accuracy"]
+        assert list(last) == pytest.approx(recorded, abs=2 / 128)
+        assert len(shown) == sum(stage.epochs for stage in case.run.stages)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

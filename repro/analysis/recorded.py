@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from repro.analysis import tables
 from repro.analysis.stats import generalisation_gap
-from repro.profiles import Profile
+from repro.profiles import LARGEST_FIRST, PROFILES, Profile
 from repro.store.records import Store
-from repro.study import Case, Study
+from repro.study import LAST, Case, Study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,3 +51,18 @@ def results(study: Study, profile: Profile, cases: list[Case] | None = None) -> 
     cases, store = study.cases(profile) if cases is None else cases, Store.of(profile.name)
     table = tables.table(cases, store, profile.window, profile.median)
     return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))
+
+
+def published(study: Study) -> Results:
+    """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
+
+    Whole is a scale without its runs of the last priority, which no claim waits for.
+    """
+    found = []
+    for name in LARGEST_FIRST:
+        cases = study.cases(PROFILES[name])
+        first = [case for case in cases if case.priority < LAST] or cases
+        if first and {case.run.id for case in first} <= Store.of(name).ids():
+            return results(study, PROFILES[name])
+        found.append(results(study, PROFILES[name]))
+    return max(found, key=lambda r: r.table.seed.nunique())

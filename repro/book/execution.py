@@ -6,6 +6,7 @@ No source is executed in place: papermill writes executed copies to `_build/exec
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -140,10 +141,11 @@ def _execute_one(
     call = {"input_path": source, "output_path": target, "cwd": str(folder), "parameters": parameters}
     package = str(Path(repro.__file__).resolve().parent.parent)  # chapters import this very package
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    environment = rendering.IN_UTF8 | _home(folder.parent / "home") | {"PYTHONPATH": paths}
     bars.start_task(task)
     start, error = time.monotonic(), None
     for _ in range(TRIES):
-        status, lines = _papermill(call, paths, lambda **shown: bars.update(task, **shown))
+        status, lines = _papermill(call, environment, lambda **shown: bars.update(task, **shown))
         if status == 0 or NO_KERNEL not in lines[-1:]:
             break
     if status == 0:
@@ -154,17 +156,27 @@ def _execute_one(
     return ChapterResult(notebook.stem, time.monotonic() - start, error)
 
 
-def _papermill(call: dict, paths: str, show: Callable[..., None]) -> tuple[int, list[str]]:
+def _home(other: Path) -> dict[str, str]:
+    """Another home folder for Jupyter, which writes there, where that of the user cannot be had."""
+    with contextlib.suppress(RuntimeError):
+        if os.access(Path.home(), os.W_OK):
+            return {}
+    other.mkdir(exist_ok=True)
+    return {"HOME": str(other)}
+
+
+def _papermill(call: dict, environment: dict[str, str], show: Callable[..., None]) -> tuple[int, list[str]]:
     """Exit status of executing a notebook in a process of its own, and what it said besides its progress."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", PAPERMILL, json.dumps(call)],  # imports nothing from where one stands
+        # It imports nothing from where one stands, and reads as UTF-8 what paths are made of.
+        [sys.executable, "-P", "-c", PAPERMILL, json.dumps(call, ensure_ascii=False)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
         # The kernel of this environment, where the user's folder has another of the same name.
-        env=os.environ | rendering.IN_UTF8 | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1"},
+        env=os.environ | environment | {"JUPYTER_PREFER_ENV_PATH": "1"},
     )
     lines = []
     for line in filter(str.strip, process.stderr):
@@ -198,9 +210,11 @@ def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool
 
 
 def _first_error(notebook: Path) -> str | None:
-    if not notebook.exists():
+    try:
+        cells = rendering.read(notebook)["cells"]
+    except (OSError, ValueError):  # it was not written, or not to its end
         return None
-    outputs = (o for cell in rendering.read(notebook)["cells"] for o in cell.get("outputs", ()))
+    outputs = (o for cell in cells for o in cell.get("outputs", ()))
     errors = (f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error")
     return next(errors, "").strip().split("\n")[0] or None
 
@@ -239,6 +253,10 @@ def _work(out: Path | None, root: Path | None) -> Path:
 
 def _require_writable(folder: Path) -> None:
     """Refuse a folder in which no file can be made; it need not be there yet, and is not made."""
+    try:
+        os.fsencode(folder).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{folder} is no name in UTF-8, as notebooks need: --out names another") from None
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         tempfile.TemporaryFile(dir=there).close()

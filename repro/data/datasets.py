@@ -1,15 +1,17 @@
 """The images a run learns from, always the same ones for a `Dataset`.
 
 `digits` is made here, offline, in a moment; `cifar10`, `cifar100` and `svhn`
-come from `repro.data.downloads`; any other name belongs to an `.npz` file in the
-convention of Keras, described by `npz_dataset`.
+come from `repro.data.downloads`; others are in an `.npz` file in the convention
+of Keras, described by `npz_dataset`, or made one by `repro.data.folders`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
+import warnings
 from pathlib import Path
 
 from repro.config import Dataset, InputError
@@ -22,20 +24,21 @@ np = Lazy("numpy")  # a plan counts images without it
 
 CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
 DIGITS = 1000  # images in each split of `digits`, where no number is given
+TEST_SHARE = 0.2  # of images of one's own that come without test images
 TRAIN_BASES = 1198  # two thirds of scikit-learn's 1,797 digits; test images come from the other 599
 MOST_DIGITS = 100_000
 
 # Streams of random numbers, independent of each other.
-STRATA, PLACE, NOISE = range(3)
+STRATA, PLACE, NOISE, SPLIT = range(4)
 
 
 def _random(*stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=stream)))
 
 
-def _stratified(y: np.ndarray, sample: int = 0) -> np.ndarray:
+def _stratified(y: np.ndarray, sample: int = 0, stream: int = STRATA) -> np.ndarray:
     """All indices, shuffled such that every beginning and end of them holds the classes in proportion."""
-    shuffled = _random(STRATA, *_sampled(sample)).permutation(len(y))
+    shuffled = _random(stream, *_sampled(sample)).permutation(len(y))
     place = np.empty(len(y))
     for label in np.unique(y):
         members = shuffled[y[shuffled] == label]
@@ -81,15 +84,23 @@ def _sample(full: Images, dataset: Dataset) -> Images:
 
 
 def _held_out(dataset: Dataset, images: int) -> int:
-    """How many of so many training images are kept for tests."""
-    return (dataset.test or images // 10) if dataset.held_out else 0
+    """How many of so many training images are kept for tests; of one's own at most a third."""
+    if not dataset.held_out:
+        return 0
+    wanted = dataset.test or images // 10
+    return min(wanted, images // 3) if dataset.fingerprint else wanted
 
 
 def _part(split: str, order: np.ndarray, n: int | None, dataset: Dataset) -> np.ndarray:
     """The first n images of an order, sorted; all where n is None."""
-    if n is not None and n > len(order):
-        raise InputError(f"{dataset.name} has {len(order)} {split} images: {split} cannot be {n}")
-    return np.sort(order[:n])
+    return np.sort(order[: _number(split, n, len(order), dataset)])
+
+
+def _number(split: str, n: int | None, there: int, dataset: Dataset) -> int:
+    """How many images of a split are asked for: all where n is None, or of one's own at most n."""
+    if n is not None and n > there and not dataset.fingerprint:
+        raise InputError(f"{dataset.name} has {there} {split} images: {split} cannot be {n}")
+    return there if n is None else min(n, there)
 
 
 def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -98,9 +109,7 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     Training and test images come from different digits; a digit serves again, at
     another place, where more images are wanted than there are digits.
     """
-    n = getattr(dataset, split) or DIGITS
-    if n > MOST_DIGITS:
-        raise InputError(f"digits makes at most {MOST_DIGITS} {split} images, not {n}")
+    n = _number(split, getattr(dataset, split) or DIGITS, MOST_DIGITS, dataset)
     digits, labels = _handwritten()
     bases = _digit_bases(labels, dataset.held_out)[split]
     # One split must not change with the size of the other, nor the test images with the sample.
@@ -137,26 +146,45 @@ def _digit_bases(y: np.ndarray, held_out: bool) -> dict[str, np.ndarray]:
     return {"train": order[:first], "test": order[first:]}
 
 
-def npz_dataset(path: str | Path, train: int | None = None, test: int | None = None) -> Dataset:
+def npz_dataset(
+    path: str | Path, train: int | None = None, test: int | None = None, split: int = 0
+) -> Dataset:
     """The data set in an `.npz` file, known by its pixels, so that the file may move.
 
     The file holds x_train, y_train, x_test and y_test: square images, uint8 or
-    float, [n, side, side] or [n, side, side, channels], and integer labels from 0.
+    float, [n, side, side] or [n, side, side, channels], and integer labels. Without
+    the latter two, a fifth of the images of each class are test images, by the
+    seed `split`. Of training and test images at most as many count as asked for.
     """
     path = given(path)
     stamp = None
     with contextlib.suppress(OSError):  # reading it will tell
         stamp = path.stat().st_mtime_ns, path.stat().st_size
-    return _described(path, train, test, stamp)
+    return _described(path, train, test, split, stamp)
 
 
 @functools.lru_cache(maxsize=8)
-def _described(path: Path, train: int | None, test: int | None, stamp: object) -> Dataset:
+def _described(path: Path, train: int | None, test: int | None, split: int, stamp: object) -> Dataset:
     """The data set in a file as it was at `stamp`: every run of a study asks, one reading serves them all."""
     full = read(path)
-    dataset = Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path))
-    _sample(full, dataset)  # refuses now what could not be loaded later
-    return dataset
+    if full.labels:
+        some = ", ".join(map(str, full.labels[:3])) + ", ..." * (len(full.labels) > 3)
+        warnings.warn(f"{path}: labels {some} count as classes 0 to {full.classes - 1}", stacklevel=3)
+    seed = None if len(full.y_test) else split
+    dataset = Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path), split=seed)
+    whole = _split(full, seed)
+    most = {"train": len(whole.y_train), "test": len(whole.y_test)}
+    fewer = {name: None for name, n in most.items() if (getattr(dataset, name) or 0) > n}
+    return dataclasses.replace(dataset, **fewer)
+
+
+def _split(full: Images, seed: int | None) -> Images:
+    """The images, some of each class set apart for tests where there is a seed for it."""
+    if seed is None:
+        return full
+    order, test = _stratified(full.y_train, seed, SPLIT), max(2, round(TEST_SHARE * len(full.y_train)))
+    parts = [np.sort(order[test:]), np.sort(order[:test])]
+    return pack([array[part] for part in parts for array in (full.x_train, full.y_train)], full.classes)
 
 
 def _own(dataset: Dataset) -> Images:
@@ -168,7 +196,7 @@ def _own(dataset: Dataset) -> Images:
             f"{dataset.path} has changed: its images have fingerprint {full.fingerprint}, "
             f"the data set {dataset.name} has {dataset.fingerprint}"
         )
-    return full
+    return _split(full, dataset.split)
 
 
 def describe() -> list[dict[str, object]]:
@@ -193,11 +221,16 @@ def describe() -> list[dict[str, object]]:
 def counts(dataset: Dataset) -> tuple[int, int, int]:
     """Numbers of training images, test images and classes; a named data set need not be here."""
     if dataset.fingerprint is None and dataset.name == "digits":
-        return dataset.train or DIGITS, dataset.test or DIGITS, 10
+        train, test = (
+            _number(split, getattr(dataset, split) or DIGITS, MOST_DIGITS, dataset)
+            for split in ("train", "test")
+        )
+        return train, test, 10
     if dataset.fingerprint is None and dataset.name in SOURCES:
         source = SOURCES[dataset.name]
         held = _held_out(dataset, source.train)
-        return dataset.train or source.train - held, held or dataset.test or source.test, source.classes
+        train = _number("train", dataset.train, source.train - held, dataset)
+        return train, held or _number("test", dataset.test, source.test, dataset), source.classes
     full = images(dataset)
     return len(full.y_train), len(full.y_test), full.classes
 

@@ -7,6 +7,7 @@ other copy of a data set are the same arrays with the same fingerprint.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -42,13 +43,16 @@ SOURCES = {
 
 def cache(name: str) -> Path:
     """Where a downloaded or imported data set is kept, whether it is there or not."""
-    return given(os.environ.get("REPRO_DATA") or "~/.cache/repro") / f"{name}.npz"
+    folder = Path(tempfile.gettempdir(), "repro")  # of a user without a home, as containers have them
+    with contextlib.suppress(RuntimeError):
+        folder = Path.home() / ".cache" / "repro"
+    return given(os.environ.get("REPRO_DATA") or folder) / f"{name}.npz"
 
 
 def source_of(name: str) -> Source:
     if name not in SOURCES:
         raise InputError(
-            f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}, or an .npz file"
+            f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}, an .npz file or a folder"
         )
     return SOURCES[name]
 

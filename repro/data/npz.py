@@ -31,6 +31,7 @@ class Images:
     y_test: np.ndarray
     classes: int
     fingerprint: str  # sixteen hexadecimal digits: hash of the four arrays
+    labels: tuple[int, ...] = ()  # of the classes in their file, where they are not 0, 1, 2 and so on
 
     @functools.cached_property
     def normalization(self) -> tuple[np.ndarray, np.ndarray]:
@@ -47,19 +48,23 @@ class Images:
         return mean.astype(np.float32), std.astype(np.float32)
 
 
-def pack(arrays: list[np.ndarray], classes: int) -> Images:
-    """The four arrays, made read-only, with their fingerprint."""
+def pack(arrays: list[np.ndarray], classes: int, labels: tuple[int, ...] = ()) -> Images:
+    """The four arrays, made read-only, with their fingerprint; or two, where there are no test images."""
     digest = hashlib.sha256()
     arrays = [np.ascontiguousarray(array) for array in arrays]
     for array in arrays:
         array.setflags(write=False)
         digest.update(f"{array.dtype.name}{array.shape}".encode())
         digest.update(array)
-    return Images(*arrays, classes, digest.hexdigest()[:16])
+    arrays += [array[:0] for array in arrays[:2]] if len(arrays) == 2 else []
+    return Images(*arrays, classes, digest.hexdigest()[:16], labels)
 
 
 def read(path: Path) -> Images:
-    """All images of an `.npz` file in the convention of Keras, checked."""
+    """All images of an `.npz` file in the convention of Keras, checked, their classes counted from 0.
+
+    There may be no test images.
+    """
     try:
         if not path.is_file():
             raise InputError(f"there is no file {path}")
@@ -76,21 +81,23 @@ def read(path: Path) -> Images:
         reason = "an array of Python objects" if "pickle" in str(error) else one_line(error)
         raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {reason}") from error
     try:
-        if missing := [name for name in ARRAYS if name not in arrays]:
+        wanted = ARRAYS if {"x_test", "y_test"} & arrays.keys() else ARRAYS[:2]
+        if missing := [name for name in wanted if name not in arrays]:
             raise InputError(f"no {', '.join(missing)}; the file must hold {', '.join(ARRAYS)}")
-        x_train, y_train = _checked("train", arrays["x_train"], arrays["y_train"])
-        x_test, y_test = _checked("test", arrays["x_test"], arrays["y_test"])
-        if (x_train.dtype, *x_train.shape[1:]) != (x_test.dtype, *x_test.shape[1:]):
-            train, test = (f"{x.dtype} {list(x.shape[1:])}" for x in (x_train, x_test))
-            raise InputError(f"x_train holds images {train} and x_test {test}; they must be alike")
-        classes = int(y_train.max()) + 1
-        if not 2 <= classes <= len(y_train):
-            raise InputError(f"y_train goes up to {classes - 1}; labels count 2 or more classes from 0")
-        if y_test.max() >= classes:
-            raise InputError(f"y_test has {y_test.max()}, a class that y_train lacks (0 to {classes - 1})")
+        splits = [_checked(name[2:], arrays[name], arrays[f"y{name[1:]}"]) for name in wanted[::2]]
+        kinds = [f"{x.dtype} {list(x.shape[1:])}" for x, _ in splits]
+        if kinds[0] != kinds[-1]:
+            raise InputError(f"x_train holds images {kinds[0]} and x_test {kinds[1]}; they must be alike")
+        labels = np.unique(splits[0][1])
+        if len(labels) < 2:
+            raise InputError(f"y_train has {labels[0]} only; there must be 2 or more classes")
+        if len(unknown := np.setdiff1d(splits[-1][1], labels)):
+            raise InputError(f"y_test has {unknown[0]}, a class that y_train lacks")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return pack([x_train, y_train.astype(np.int64), x_test, y_test.astype(np.int64)], classes)
+    counted = [array for x, y in splits for array in (x, np.searchsorted(labels, y).astype(np.int64))]
+    plain = np.array_equal(labels, np.arange(len(labels)))
+    return pack(counted, len(labels), () if plain else tuple(labels.tolist()))
 
 
 def _checked(split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,8 +117,6 @@ def _checked(split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
         raise InputError(
             f"{len(x)} images in x_{split}, {len(y)} labels in y_{split}; need as many, 2 or more"
         )
-    if y.min() < 0:
-        raise InputError(f"y_{split} has {y.min()}; labels count from 0")
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)

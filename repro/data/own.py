@@ -9,6 +9,7 @@ may move, and what the function does not use may change.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -36,7 +37,7 @@ def code(what: str | Callable, **settings: object) -> Code:
     `settings` are keyword arguments of the function: numbers, texts, truth values.
     Raises `InputError` where there is no such function.
     """
-    where, name = _place(what)
+    where, _, name = place(what).rpartition(":")
     path = _file(where)
     stamp = path.stat().st_mtime_ns, path.stat().st_size
     return Code(name, _source(path, name, stamp), tuple(sorted(settings.items())), path=where)
@@ -63,7 +64,7 @@ def _loaded(path: Path, stamp: object) -> ModuleType:
     made = sys.modules[name] = importlib.util.module_from_spec(spec)  # where data classes look it up
     try:
         spec.loader.exec_module(made)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{path}: {said(error)}") from error
     return made
@@ -82,19 +83,19 @@ def said(error: Exception) -> str:
     return " ".join(f"{kind}{error}".split())[:300]
 
 
-def _place(what: str | Callable) -> tuple[str, str]:
-    """The absolute path of a file, or the name of a module, and the name of the function in it."""
+def place(what: str | Callable) -> str:
+    """The absolute path of a file, or the name of a module, a colon, and the name of the function in it."""
     if callable(what):
         found = sys.modules.get(what.__module__)
         try:
             where = found.__name__ if found and found.__package__ else inspect.getsourcefile(what)
         except TypeError as error:
             raise InputError(f"{what!r} is no function that a file defines") from error
-        return str(where), what.__qualname__
+        return f"{where}:{what.__qualname__}"
     where, _, name = what.rpartition(":")
     if not where or not name.isidentifier():
         raise InputError(f"{what!r} is no function: write ./file.py:function or package.module:function")
-    return str(given(where)) if where.endswith(".py") else where, name
+    return f"{given(where) if where.endswith('.py') else where}:{name}"
 
 
 def _file(where: str) -> Path:
@@ -107,9 +108,10 @@ def _file(where: str) -> Path:
             raise InputError(f"there is no module {where!r}: write ./file.py:function for a file")
         return Path(spec.origin)
     path = given(where)
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    return path
+    with contextlib.suppress(OSError):  # as of a name that is too long
+        if path.is_file():
+            return path
+    raise InputError(f"there is no file {path}")
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,10 +120,10 @@ def _source(path: Path, name: str, stamp: object) -> str:
 
     That is what it names, what that names, and so on, and statements that define nothing.
     """
-    text = path.read_text()
     try:
+        text = importlib.util.decode_source(path.read_bytes())
         body = ast.parse(text).body
-    except SyntaxError as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: {said(error)}") from error
     bound = [set(_bound(statement)) for statement in body]
     if not any(name in names for names in bound):

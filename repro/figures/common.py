@@ -67,6 +67,17 @@ def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
 
 
 @styled
+def pictures(x: np.ndarray, y: np.ndarray, rows: int = 2, columns: int = 10) -> Figure:
+    """The first images of x [N, H, W, C] with their labels y [N]."""
+    figure, axes = blank(rows, columns, height=0.85)
+    for ax, image, label in zip(axes.flat, x, y, strict=False):
+        ax.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
+        ax.set_title(str(label), fontsize="small", pad=2)
+        ax.set_axis_off()
+    return figure
+
+
+@styled
 def gap_strip(
     gap: pd.DataFrame,
     by: str = "condition",

@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from repro.analysis.recorded import Results
@@ -114,10 +115,13 @@ def budget(results: Results) -> Words:
     tuned = f"{profile.tuning_epochs} epochs of tuning"
     if profile.arms_tuned != profile.tuning_epochs:
         tuned += f" ({profile.arms_tuned} where conditions are compared)"
+    network = f"network of `{Path(profile.model).name}`"
+    if not profile.model:
+        blocks = f"{profile.depth} block{'s' * (profile.depth != 1)}"
+        network = f"ResNet of width {profile.width} with {blocks} per module"
     return Words(
-        f"Profile `{profile.name}`: {train} training and {test} test images of {profile.dataset}, a "
-        f"ResNet of width {profile.width} with {profile.depth} block{'s' * (profile.depth != 1)} per "
-        f"module, batches of {profile.batch_size}, {profile.pretraining_epochs} epochs of pretraining, "
+        f"Profile `{profile.name}`: {train} training and {test} test images of {Path(profile.dataset).name}, "
+        f"a {network}, batches of {profile.batch_size}, {profile.pretraining_epochs} epochs of pretraining, "
         f"{tuned}, "
         f"learning rate {profile.learning_rate:g}{made}. {unrecorded(results)}".strip()
     )

@@ -49,13 +49,16 @@ def _named(name: str) -> list[Study]:
 def question(path: str) -> tuple[dict[str, Study], tuple[Claim, ...]]:
     """The studies by name, and the claims, of a question of one's own; claims are a family of their own."""
     found = own.module(path)
-    made, judged = getattr(found, "STUDIES", ()), tuple(getattr(found, "CLAIMS", ()))
-    if not made or not all(isinstance(study, Study) for study in made):
+    made, judged = getattr(found, "STUDIES", ()), getattr(found, "CLAIMS", ())
+    for name, kind, values in (("STUDIES", Study, made), ("CLAIMS", Claim, judged)):
+        if not isinstance(values, list | tuple) or not all(isinstance(value, kind) for value in values):
+            raise InputError(f"{path}: {name} is no list of them, as a file of repro.questions has")
+    if not made:
         raise InputError(f"{path} has no STUDIES, as a file of repro.questions has")
     known = {study.name: dataclasses.replace(study, cases=_compared(path, study)) for study in made}
     if astray := [c.id for c in judged if c.study not in known]:
         raise InputError(f"{path}: the claim {astray[0]!r} is of no study of this file")
-    return known, judged
+    return known, tuple(judged)
 
 
 def _compared(path: str, study: Study) -> Callable[[Profile], list[Case]]:

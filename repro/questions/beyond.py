@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from repro.analysis.curves import epochs_to_reach
 from repro.analysis.recorded import Results
-from repro.config import Optimizer
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed
 from repro.figures.style import bar, blank, colour, estimate, known, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import Arm, Study, crossed, pair, pretraining, tuning
+from repro.study import Arm, Study, crossed, pair, pretraining, reset_condition, tuning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,15 +24,14 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 @crossed
 def beyond(profile: Profile) -> Iterator[Arm]:
     """Remedies that the paper does not try, beside its own."""
-    half, rate = pretraining(profile), 10 * profile.learning_rate
-    larger = Optimizer(learning_rate=rate)
-    falling = Optimizer(learning_rate=rate, schedule="cosine")
+    half = pretraining(profile)
+    larger, falling = profile.at_rate(10), profile.at_rate(10, schedule="cosine")
     yield from pair(profile)
     yield Arm("shrink and perturb", (half, tuning(profile, shrink=0.4, perturb=0.1)))
     yield Arm("rate restart", (half, tuning(profile, optimizer=falling)))
     yield Arm("fresh, falling rate", (tuning(profile, optimizer=falling),))
-    yield Arm("reset 6", (half, tuning(profile, reset=(6,))))
-    yield Arm("reset 3 4 5 6", (half, tuning(profile, reset=(3, 4, 5, 6))))
+    for modules in filter(None, dict.fromkeys((profile.modules[-1:], profile.modules[2:]))):
+        yield Arm(reset_condition(modules), (half, tuning(profile, reset=modules)))
     yield Arm("warm start, 10x", (half, tuning(profile, optimizer=larger)))
 
 

@@ -21,7 +21,7 @@ pd = Lazy("pandas")
 def capacity(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm networks of several widths and depths (appendix A.4)."""
     base = profile.width
-    widths = sorted({max(1, base // 2), base, 2 * base})
+    widths = sorted({max(1, base // 2), base, *([] if profile.least else [2 * base])})
     depths = (1, 2, 3) if profile.full_grids else (1, 2)
     for width, depth in itertools.product(widths, depths):
         own = (width, depth) == (profile.width, profile.depth)

@@ -7,28 +7,16 @@ from functools import partial
 
 from repro.analysis.claims import Claim, gap
 from repro.analysis.recorded import Results
-from repro.config import Optimizer
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.profiles import Profile
 from repro.study import Arm, Study, crossed, pair
 
 
-def optimizer_settings(profile: Profile) -> dict[str, Optimizer]:
-    """Four optimisers, rates tied to that of Adam, all that the paper gives."""
-    rate = profile.learning_rate
-    return {
-        "Adam": Optimizer("adam", rate),
-        "RMSprop": Optimizer("rmsprop", rate),
-        "SGD": Optimizer("sgd", 100 * rate),
-        "SGD with momentum": Optimizer("sgd", 10 * rate, momentum=0.9),
-    }
-
-
 @crossed
 def optimizers(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm-started networks under each optimiser."""
-    for name, optimizer in optimizer_settings(profile).items():
+    for name, optimizer in profile.optimizers.items():
         yield from pair(profile, {"optimizer": name}, optimizer=optimizer, priority=6)
 
 

@@ -10,7 +10,6 @@ from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.questions.optimizers import optimizer_settings
 from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")
@@ -29,7 +28,7 @@ def pretraining_lengths(profile: Profile) -> list[int]:
 @crossed
 def pretraining_length(profile: Profile) -> Iterator[Arm]:
     """One pretraining per seed and optimiser, tuned from its snapshots at several epochs."""
-    for name, optimizer in optimizer_settings(profile).items():
+    for name, optimizer in profile.optimizers.items():
         tuned = tuning(profile, optimizer=optimizer)
         yield Arm(FRESH, (tuned,), {"optimizer": name})
         for epochs in pretraining_lengths(profile):

@@ -32,11 +32,15 @@ _REST = len(MODULES) - 1  # modules besides the one in question
 
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
-    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone."""
+    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone, or the last k."""
+    every = profile.modules
+    counts = range(len(every) + 1)
+    if profile.least:
+        return [every[len(every) - k :] for k in counts]
     if profile.full_grids:
-        return [s for k in range(7) for s in itertools.combinations(MODULES, k)]
-    ends = [s for k in range(7) for s in (MODULES[:k], MODULES[6 - k :])]
-    return list(dict.fromkeys([*ends, *((m,) for m in MODULES)]))
+        return [s for k in counts for s in itertools.combinations(every, k)]
+    ends = [s for k in counts for s in (every[:k], every[len(every) - k :])]
+    return list(dict.fromkeys([*ends, *((m,) for m in every)]))
 
 
 @crossed

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from repro.analysis.claims import MORE, Arms, Claim
 from repro.analysis.recorded import Results
-from repro.config import Optimizer
 from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed, unrecorded
 from repro.figures.style import blank, colour, known, line, marker, message, styled
@@ -24,8 +23,7 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 @crossed
 def two_phases(profile: Profile) -> Iterator[Arm]:
     """A larger learning rate in tuning, alone or before the base rate."""
-    base, epochs = profile.learning_rate, profile.arms_tuned
-    rates = {k: Optimizer(learning_rate=k * base) for k in (3, 10, 30)}
+    epochs, rates = profile.arms_tuned, {k: profile.at_rate(k) for k in (3, 10, 30)}
     fast = {k: tuning(profile, optimizer=rate) for k, rate in rates.items()}
     half = pretraining(profile)
     first = max(1, epochs // 2)
@@ -44,11 +42,10 @@ def two_phases(profile: Profile) -> Iterator[Arm]:
 @crossed
 def rates(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm networks at several rates, also tested on held-out training images."""
-    for k in (1, 3, 10) if profile.controls else ():
-        rate = Optimizer(learning_rate=k * profile.learning_rate)
+    for k in (0.5, 1, 2, 4) if profile.least else (1, 3, 10) if profile.controls else ():
         for held_out in (False, True):
             factors = {"rate": k, "held_out": held_out}
-            settings = {"optimizer": rate, "held_out": held_out}
+            settings = {"optimizer": profile.at_rate(k), "held_out": held_out}
             yield from pair(profile, factors, **settings, priority=5)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from repro.analysis.claims import SAME, Arms, Claim, gap
 from repro.analysis.recorded import Results
 from repro.analysis.stats import mean_estimate
+from repro.data.npz import Images
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed, unrecorded
 from repro.lazy import Lazy
@@ -93,6 +94,12 @@ def gaps(results: Results) -> Captioned | Words:
     )
     alt = f"Generalisation gap of each seed in percentage points: {listed(results.gaps, 'condition')}."
     return captioned(common.gap_strip(results.gaps), results, "fig-gap", caption, alt)
+
+
+def digits(images: Images) -> Captioned:
+    """The first training images of a data set."""
+    caption = "The first training images, with the classes to be told apart above them."
+    return Captioned(common.pictures(images.x_train, images.y_train), "fig-digits", caption, caption)
 
 
 STUDIES = (

@@ -26,6 +26,7 @@ from repro.data.places import given
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
+NOT_THERE = (FileNotFoundError, NotADirectoryError)
 CURVES = ("train_loss", "train_accuracy", "test_accuracy")
 COPIED = ("seconds", "device", "precision", "data")  # `repro.analysis.tables` copies these into its rows
 TRIES = 3  # at giving a record its name, where something damaged has that
@@ -80,6 +81,20 @@ def _text(record: dict) -> str:
     return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
 
 
+@functools.cache
+def names_of(fingerprint: str, folder: Path) -> tuple[str, ...]:
+    """Names that images of one's own have in the records of a folder.
+
+    Before they all had one name, their file's was part of the id.
+    """
+    written, names = f'"fingerprint": "{fingerprint}"'.encode(), set()
+    for path in Store(folder).files():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if written in (content := path.read_bytes()):
+                names.add(json.loads(content)["run"]["dataset"]["name"])
+    return tuple(sorted(names))
+
+
 class Store:
     """The records of one profile: a folder of `<run id>.json`."""
 
@@ -108,14 +123,15 @@ class Store:
 
     def ids(self) -> set[str]:
         """Ids that have a file, sound or not; what is no file, such as a link to nowhere, does not count."""
-        return {path.stem for path in self._files()}
+        return {path.stem for path in self.files()}
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, time and size of each record: other ones, once a record is added or changed."""
-        found = ((path.name, path.stat()) for path in sorted(self._files()))
+        found = ((path.name, path.stat()) for path in sorted(self.files()))
         return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The files of records, sound or not."""
         return [path for path in self.folder.glob("[0-9a-f]*.json") if path.is_file()]
 
     def write(self, run: Run, **content: object) -> bool:
@@ -149,7 +165,7 @@ class Store:
         )
 
     def trouble(self, run_id: str) -> Damaged | OSError | None:
-        """Why a run's record cannot be used, `FileNotFoundError` where there is none; None where it can."""
+        """Why a run's record cannot be used, one of `NOT_THERE` where there is none; None where it can."""
         try:
             self.read(run_id)
         except (Damaged, OSError) as error:
@@ -158,7 +174,7 @@ class Store:
 
     def recorded(self, run_id: str) -> bool:
         """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
-        return not isinstance(self.trouble(run_id), Damaged | FileNotFoundError)
+        return not isinstance(self.trouble(run_id), (Damaged, *NOT_THERE))
 
     def unreadable(self, run_ids: Iterable[str]) -> list[str]:
         """A line for each of these runs whose record is there and cannot be read."""
@@ -194,7 +210,7 @@ class Store:
         for name in dict.fromkeys(run_ids):
             try:
                 found[name] = self.read(name)
-            except FileNotFoundError:
+            except NOT_THERE:
                 continue
             except (Damaged, OSError) as error:
                 reason = error if isinstance(error, Damaged) else f"{self.path(name)}: {error.strerror}"

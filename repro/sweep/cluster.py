@@ -104,7 +104,9 @@ def _slurm():
         job_script_prologue=[paths, *(setting.get("job-script-prologue") or ())],
         python=sys.executable,
     )
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as script:  # adapting would not tell of a refusal
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", suffix=".sh"
+    ) as script:  # adapting hides refusals
         script.write(cluster.job_script())
         script.flush()
         asked = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True)

@@ -42,8 +42,12 @@ class Outcome:
     differences: list[str] = field(default_factory=list)  # a line for a run that came out in two ways
 
 
-def _grouped(run: Run) -> Layout:
-    return Layout(1, grouped=True)
+def _by_batch(run: Run) -> Layout:
+    """One grouped network, or networks side by side where those of a group would not be rounded as alone.
+
+    That is where PyTorch's convolutions train, for batches that are no multiple of 16 (`repro.cpu`).
+    """
+    return Layout(1, grouped=run.batch_size % 16 == 0)
 
 
 class Sweep:
@@ -56,7 +60,7 @@ class Sweep:
         progress: Progress,
         device: str,
         precision: str,
-        layout: Callable[[Run], Layout] = _grouped,
+        layout: Callable[[Run], Layout] = _by_batch,
     ) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.device, self.precision, self.layout = device, precision, layout
@@ -199,13 +203,14 @@ def execute(
     check_engine(device, precision)
     if on is not None:
         cluster.check(on)
-    progress, gpus, layout = progress or Progress(), 0, _grouped
+    progress, gpus, layout = progress or Progress(), 0, _by_batch
     with _usable(store, "read"), contextlib.suppress(FileNotFoundError):
-        store.leases.stat()  # else nobody could tell what is recorded
+        next(store.folder.iterdir(), None)  # else each run would be said to be unreadable
+        store.leases.stat()
     if plans.missing(plan, store):
         gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
         _check(plan)
-        with _usable(store, "write"):
+        with _usable(store, "write in"):
             _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
@@ -264,6 +269,7 @@ def _check(plan: Plan) -> None:
             "is recorded can be read"
         )
     datasets.images(plan.groups[0].trajectories[0].longest.dataset)
+    _ = plan.steps  # a stage may have fewer images than a batch
     if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
         from repro.training import models  # PyTorch takes seconds to import
 
@@ -277,7 +283,7 @@ def _usable(store: Store, verb: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot {verb} in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+            f"cannot {verb} {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
         ) from error
 
 

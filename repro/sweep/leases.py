@@ -39,7 +39,7 @@ class Busy(Exception):
 def machine() -> str:
     """A name of this machine since it was started; containers that share a kernel differ by host name."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else '-'}"
+    return f"{platform.node()} {boot.read_text('utf-8').strip() if boot.exists() else '-'}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,134 @@
+"""The usual recipe: images that are moved at random, and weights that decay."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from repro import profiles
+from repro.analysis.recorded import results
+from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
+from repro.data.sampling import moves
+from repro.questions import studies
+from repro.questions.recipe import PARTS, at_own_rates, gaps
+from repro.study import FRESH, WARM
+from repro.training.loop import Stopped, train_population
+from repro.training.populations import Member, Population, moved
+
+CPU = torch.device("cpu")
+MOVED = Stage(3, shift=2, flip=True)
+
+
+def run(*stages, seed=0):
+    return Run(Dataset("digits", 96, 64), Model(2, 1), stages, 32, seed, seed, seed)
+
+
+def train(runs, precision="float64", **settings):
+    trained = train_population([Member(made) for made in runs], CPU, precision, **settings)
+    return [snapshot for _, _, snapshot in sorted(trained, key=lambda found: found[0])]
+
+
+def test_a_moved_image_is_cut_out_of_the_padded_one_and_mirrored():
+    x = torch.randn(5, 3, 8, 8)
+    padded = torch.nn.functional.pad(x, [2] * 4, "replicate")
+    index, corners = torch.tensor([[4, 1], [0, 4]]), torch.randint(0, 5, (2, 2, 2))
+    for mirrored in (0, 1):
+        found = moved(padded, index, torch.cat([corners, torch.full((2, 2, 1), mirrored)], 2), 8)
+        for p in range(2):
+            for b in range(2):
+                row, column = corners[p, b]
+                expected = padded[index[p, b], :, row : row + 8, column : column + 8]
+                assert torch.equal(found[p, b], expected.flip(2) if mirrored else expected)
+    still = moved(padded, index, torch.tensor([2, 2, 0]).expand(2, 2, 3), 8)
+    assert torch.equal(still, x[index])
+
+
+def test_moves_cover_all_shifts_and_are_those_of_seed_stage_and_epoch():
+    found = moves(run(Stage(1), seed=1), 5, 2, True)
+    assert found.shape == (3, 32, 3)
+    assert [np.unique(found[..., i]).tolist() for i in range(3)] == [[*range(5)], [*range(5)], [0, 1]]
+    assert np.array_equal(found, moves(run(Stage(9), seed=1), 5, 2, True))
+    others = [run(Stage(1), seed=2), run(Stage(1), Stage(1), seed=1)]
+    assert not any(np.array_equal(found, moves(made, 5, 2, True)) for made in others)
+    assert not np.array_equal(found, moves(run(Stage(1), seed=1), 6, 2, True))
+    assert not moves(run(Stage(1)), 0, 0, False).any()
+
+
+def test_training_sees_moved_images_of_the_same_examples():
+    population = Population([Member(run(dataclasses.replace(MOVED, data=HALF)))], CPU, "float64")
+    population.train_epoch()
+    x, y = population._batch(population.batches[0], population.moves[0])
+    still = population.x_train[population.batches[0]].transpose(0, 1).flatten(1, 2)
+    assert torch.equal(y, population.y_train[population.batches[0]])
+    assert x.shape == still.shape and not torch.equal(x, still)
+
+
+@pytest.mark.parametrize(
+    "stage", [MOVED, Stage(3, optimizer=Optimizer(weight_decay=0.5), shift=1)], ids=["moved", "decayed"]
+)
+def test_runs_come_out_the_same_alone_in_a_population_and_resumed(tmp_path, stage):
+    runs = [run(stage, seed=seed) for seed in (0, 1)]
+    together = train(runs)
+    for made, found in zip(runs, together, strict=True):
+        [alone] = train([made])
+        for name, tensor in alone.state.items():
+            assert torch.allclose(tensor, found.state[name], rtol=1e-9), name
+    epochs = iter([False, True])
+    with pytest.raises(Stopped):
+        train(runs, checkpoint=tmp_path / "a.pt", stop=lambda: next(epochs))
+    for a, b in zip(train(runs, checkpoint=tmp_path / "a.pt"), together, strict=True):
+        assert a.curves == b.curves and all(torch.equal(t, b.state[n]) for n, t in a.state.items())
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "rmsprop"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_decay_shrinks_every_parameter_before_a_step(name, schedule):
+    """At the first step, before which nothing else differs; as `torch.optim.AdamW` does."""
+    rate, decay = 0.01, 3.0
+    optimizers = [Optimizer(name, rate, schedule=schedule, weight_decay=d) for d in (decay, 0.0)]
+    populations = [Population([Member(run(Stage(1, optimizer=o)))], CPU, "float64") for o in optimizers]
+    before = {n: t.clone() for n, t in populations[0].networks[0].named_parameters()}
+    for population in populations:
+        population.batches.copy_(population._examples(0)[0])
+        population._step()
+    decayed, plain = (dict(population.networks[0].named_parameters()) for population in populations)
+    for key, start in before.items():
+        assert torch.allclose(decayed[key], plain[key] - rate * decay * start, atol=1e-12), key
+
+
+def test_the_recipe_leaves_ids_without_it_as_they_were():
+    cases = {
+        name: study.cases(profiles.profile("smoke"))
+        for name in ("recipe", "rates")
+        for study in studies([name])
+    }
+    plain = {case.run.id for case in cases["recipe"] if case.factors["recipe"] == "neither"}
+    assert plain == {case.run.id for case in cases["rates"]}
+    assert len({case.run.id for case in cases["recipe"]}) == 4 * len(plain)
+    assert studies(["recipe"])[0].cases(profiles.profile("quick")) == []
+
+
+def test_each_arm_is_compared_at_the_rate_that_held_out_images_choose():
+    best = {(name, c): 3 if (name == "both") == (c == WARM) else 10 for name in PARTS for c in (FRESH, WARM)}
+    rows = [
+        {"recipe": name, "condition": c, "rate": k, "held_out": held, "seed": seed}
+        | {"test_accuracy": 0.5 + 0.01 * (k == rate) * held + 0.001 * k * (not held) - 0.02 * (c == WARM)}
+        for (name, c), rate in best.items()
+        for k in (1, 3, 10)
+        for held in (True, False)
+        for seed in range(3)
+    ]
+    found = at_own_rates(pd.DataFrame(rows))
+    assert found.condition.value_counts().to_dict() == dict.fromkeys(PARTS, 3)
+    for name, gap in found.groupby("condition").gap.mean().items():
+        expected = best[name, WARM] - best[name, FRESH]
+        assert gap == pytest.approx(100 * (0.001 * expected - 0.02))
+    assert at_own_rates(pd.DataFrame(rows)[:0]).empty
+
+
+def test_a_profile_without_the_study_says_so():
+    [study] = studies(["recipe"])
+    assert "has no runs with the usual recipe" in str(gaps(results(study, profiles.profile("quick"))))
+    assert "Nothing is recorded here yet" in str(gaps(results(study, profiles.profile("smoke"))))
