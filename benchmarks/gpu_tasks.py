@@ -214,7 +214,7 @@ def _measured(spec: dict, folder: str, seconds: float) -> dict:
     start, tests = time.perf_counter(), {}
     if spec["way"] == "ours":
         made = population(noise_runs(folder, spec["width"], spec["members"]), spec)
-        images, seen = made.groups.numel(), spec["members"] * len(made.y_test)
+        images, seen = made.batches.numel(), spec["members"] * len(made.y_test)
         epoch = lambda: made.train_epoch() and images  # noqa: E731
     else:
         made, epoch = None, plain(spec, folder)

@@ -163,7 +163,7 @@ def test_a_command_keeps_to_the_quota_of_its_container(tmp_path):
 @pytest.fixture
 def real_group():
     """The beginning of a command that enters a control group of one gigabyte."""
-    folder = Path("/sys/fs/cgroup/memory/repro-test")
+    folder = Path(f"/sys/fs/cgroup/memory/repro-{os.getpid()}")
     try:
         folder.mkdir()
         (folder / "memory.limit_in_bytes").write_text(str(10**9))
