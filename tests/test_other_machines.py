@@ -150,7 +150,7 @@ AT_ONCE = {
     "out in a file": (["book", *SMALL, "--out", "FILE/x/y"], ["cannot write in", "FILE/x/y"]),
     "out is read-only": (["book", *SMALL, "--out", "/proc/1/x"], ["cannot write in /proc/1/x", "--out"]),
     "out is long": (["book", *SMALL, "--out", 300 * "x"], ["cannot write in", "--out"]),
-    "results is a file": (["run", *SMALL], ["cannot write in", "REPRO_RESULTS"]),
+    "results is a file": (["run", *SMALL], ["cannot read", "FILE/r/smoke", "REPRO_RESULTS"]),
     "from without a name": (["data", "--from", "FILE"], ["--from needs the name", "cifar10"]),
     "price without GPUs": (["plan", "--speed", "1", "--price", "2"], ["--price", "--gpus"]),
     "a price of nothing": (["plan", "--speed", "1", "--gpus", "1", "--price", "nan"], ["--price", "nan"]),
@@ -302,6 +302,16 @@ def test_errors_that_cannot_be_told_keep_their_status(here):
         assert command("status", here=here, shell=shell).returncode == 0
     done = command("claims", "--json", here=here, shell="| head -1")
     assert (done.stdout, done.stderr) == ("[\n", "")
+
+
+def test_a_batch_of_any_size_gives_the_curves_that_a_network_has_alone(here):
+    own = ("run", "warm_start", "--profile", "smoke", "--set", "batch_size=20", "--device", "cpu")
+    for seeds in ("1", "3"):
+        assert command(*own, "--seeds", seeds, here=here, REPRO_RESULTS=seeds).returncode == 0
+    alone, among = ({p.name: json.loads(p.read_bytes()) for p in (here / n).rglob("*.json")} for n in "13")
+    assert len(alone) == 2 and len(among) == 6
+    assert {n: r["curves"] for n, r in alone.items()} == {n: among[n]["curves"] for n in alone}
+    assert min(record["population"] for record in among.values()) > 1
 
 
 # 15, 26: parameters of a chapter
