@@ -216,6 +216,7 @@ PROFILES = {
             least=False,
         ),
         dataclasses.replace(_DIGITS, name="minutes", seeds=5),
+        dataclasses.replace(_DIGITS, name="minutes-rates", seeds=5, study_seeds=5),  # published, beside it
         _DIGITS,
         dataclasses.replace(
             _PAPER,

@@ -313,6 +313,21 @@ def test_a_bad_network_is_one_line_and_writes_nothing(repro, written, tmp_path, 
     assert not (tmp_path / "results").exists()
 
 
+def test_settings_of_a_network_come_back_from_a_changed_profile(written):
+    given = [
+        f"model={written('models.py', MODELS)}:mlp",
+        "model.width=8",
+        "model.dropout=0.5",
+        "model.on=true",
+    ]
+    chosen = profiles.profile("smoke", [*given, "model.name=wide", "width=3"])
+    assert dict(chosen.model_settings) == {"width": 8, "dropout": 0.5, "on": True, "name": "wide"}
+    assert profiles.profile("smoke", profiles.changes(chosen)) == chosen
+    assert profiles.scale("smoke", None, ", ".join(profiles.changes(chosen))) == chosen
+    with pytest.raises(InputError, match="is a setting of a model of one's own"):
+        profiles.profile("smoke", ["model.width=8"])
+
+
 def test_modules_that_a_network_does_not_have_are_refused(written):
     made = run(own.code(f"{written('models.py', MODELS)}:mlp"), Stage(1), Stage(1, reset=(2, 3)))
     with pytest.raises(InputError, match=r"mlp has modules 1 to 2, not \[3\]"):
@@ -525,6 +540,7 @@ def test_a_question_and_a_network_outside_the_repository_survive_kills_children_
         w for s in ("train=64", "test=32", "model.dropout=0.3", "tuning_epochs=20") for w in ("--set", s)
     ]
     environment = os.environ | {"REPRO_RESULTS": str(killed.folder.parent), "PYTHONPATH": str(ROOT)}
+    environment["OMP_NUM_THREADS"] = "2"  # of no effect on the bits
     command = [sys.executable, "-m", "repro", *map(str, words)]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as sweep:
         while not killed.ids():

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from repro import profiles
+from repro.analysis.recorded import results
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.data.sampling import moves
 from repro.questions import studies
-from repro.questions.recipe import PARTS, at_own_rates
+from repro.questions.recipe import PARTS, at_own_rates, gaps
 from repro.study import FRESH, WARM
 from repro.training.loop import Stopped, train_population
 from repro.training.populations import Member, Population, moved
@@ -125,3 +126,9 @@ def test_each_arm_is_compared_at_the_rate_that_held_out_images_choose():
         expected = best[name, WARM] - best[name, FRESH]
         assert gap == pytest.approx(100 * (0.001 * expected - 0.02))
     assert at_own_rates(pd.DataFrame(rows)[:0]).empty
+
+
+def test_a_profile_without_the_study_says_so():
+    [study] = studies(["recipe"])
+    assert "has no runs with the usual recipe" in str(gaps(results(study, profiles.profile("quick"))))
+    assert "Nothing is recorded here yet" in str(gaps(results(study, profiles.profile("smoke"))))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import random
 import re
@@ -662,19 +663,182 @@ def test_a_full_disk_costs_a_line_and_what_fits_is_recorded(small_disk, monkeypa
     assert (code, "6 of 6 runs recorded" in told.out) == (0, True)
 
 
-def test_a_folder_without_permission_is_one_clear_line(tmp_path):
+@pytest.mark.parametrize(("mode", "verb"), [(0o500, "write"), (0o000, "read")])
+def test_a_folder_without_permission_is_one_clear_line(tmp_path, mode, verb):
     results = tmp_path / "closed"
-    results.mkdir(mode=0o500)
-    command = [sys.executable, "-m", "repro", "run", "warm_start", "--profile", "smoke"]
-    if os.geteuid() == 0:  # whom only its capabilities let write everywhere
-        if not shutil.which("setpriv"):
-            pytest.skip("root may write everywhere")
-        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "REPRO_RESULTS": str(results)}
-    )
+    results.mkdir(mode=mode)
+    done = command("run", "warm_start", *SMOKE, capless=True, REPRO_RESULTS=str(results))
     assert done.returncode == 2, done.stderr
     assert done.stderr == (
-        f"repro: cannot write in {results}/smoke: Permission denied; REPRO_RESULTS names another folder\n"
+        f"repro: cannot {verb} in {results}/smoke: Permission denied; REPRO_RESULTS names another folder\n"
     )
     assert list(results.iterdir()) == []
+
+
+def command(*arguments, capless=False, **environment):
+    """A command in a process; as a user who may not do everything, if so asked, though root."""
+    prefix = []
+    if capless and os.geteuid() == 0:  # whom only its capabilities let read and write everywhere
+        if not shutil.which("setpriv"):
+            pytest.skip("root may read and write everything")
+        prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    words = [*prefix, sys.executable, "-m", "repro", *arguments]
+    return subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, timeout=300)
+
+
+SMOKE = ["--profile", "smoke", "--seeds", "1", *(f"--set={setting}" for setting in TINY)]
+
+
+def called(capsys, *words):
+    """Exit code of a command of the smoke profile in this process, and what it printed."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "warm_start", *SMOKE])
+    return end.value.code, capsys.readouterr()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.EIO, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_without_links_or_modes_is_written_all_the_same(monkeypatch, capsys, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    for name in ("link", "chmod", "fchmod"):
+        monkeypatch.setattr(os, name, refuse)
+    assert called(capsys, "run")[0] == 0
+    assert Store.of("smoke").ids() == {run.id for run in warm_start(1)}
+    assert not list(Store.of("smoke").folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_file_system_on_which_nothing_can_be_stored_is_found_out_before_training(monkeypatch, capsys, call):
+    def refuse(*_, **__):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(*((Path, "replace") if call == "rename" else (os, "fsync")), refuse)
+    if call == "rename":
+        monkeypatch.setattr(os, "link", refuse)
+    code, told = called(capsys, "run")
+    assert (code, told.out) == (2, "")
+    assert told.err == (
+        f"repro: cannot write in {Store.of('smoke').folder}: Invalid argument; "
+        "REPRO_RESULTS names another folder\n"
+    )
+    assert not [path for path in Store.of("smoke").folder.rglob("*") if path.is_file()]
+
+
+# What is no file
+
+
+def to_nowhere(path):
+    path.symlink_to(path.parent / "not" / "mounted")
+
+
+def to_itself(path):
+    path.symlink_to(path)
+
+
+PLACED = {
+    "a link to nowhere": to_nowhere,
+    "a link to itself": to_itself,
+    "a folder": Path.mkdir,
+    "a pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("what", PLACED)
+def test_what_is_no_file_in_the_place_of_a_record_is_named_and_made_anew(what, capsys):
+    runs, store = warm_start(1), Store.of("smoke")
+    execute(runs, store)
+    before, path = store.read(runs[0].id)["curves"], store.path(runs[0].id)
+    path.unlink()
+    PLACED[what](path)
+    assert "1 records in" in called(capsys, "status")[1].out
+    code, told = called(capsys, "run", "--time-limit", "0")
+    assert (code, len(store.ids())) == (3, 1)
+    assert f"repro: {path}: " in told.err and f"set aside as {path.name}.damaged" in told.err
+    assert called(capsys, "run")[0] == 0
+    assert store.read(runs[0].id)["curves"] == before
+    assert os.path.lexists(f"{path}.damaged")
+
+
+def test_links_to_nowhere_in_the_places_of_leases_networks_and_checkpoints_stop_nothing(store, undisturbed):
+    made = plans.plan(warm_start())
+    for path in (
+        *(store.leases / run.id for group in made.groups for run in group.runs),
+        *(store.snapshot(name) for name in made.parents),
+        *(store.checkpoint(group.part((1 << len(group.trajectories)) - 1).id) for group in made.groups),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_nowhere(path)
+    assert execute(warm_start(), store, time_limit=60) == dispatch.Outcome()
+    assert outcomes(store) == undisturbed
+
+
+# What is somebody else's
+
+ELSE = 12345  # a user's number
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of other users")
+
+
+@only_root
+def test_a_record_that_may_not_be_read_is_neither_renamed_nor_trained_again():
+    runs, store = warm_start(1), Store.of("smoke")
+    execute(runs, store)
+    path = store.path(runs[0].id)
+    content = path.read_bytes()
+    store.path(runs[1].id).unlink()
+    path.chmod(0o600)
+    os.chown(path, ELSE, ELSE)
+    done = command("run", "warm_start", *SMOKE, capless=True)
+    assert done.returncode == 1
+    assert f"repro: run {runs[0].id}: {path}: Permission denied\n" in done.stderr
+    assert {p.name: p.stat().st_uid == ELSE for p in store.folder.glob("*.json*")} == {
+        f"{runs[0].id}.json": True,
+        f"{runs[1].id}.json": False,
+    }
+    assert path.read_bytes() == content
+    verified = command("results", "verify", "smoke", capless=True)
+    assert f"repro: {path}: Permission denied\n" in verified.stderr and verified.returncode == 1
+
+
+@only_root
+def test_a_network_that_may_not_be_read_is_one_line_and_stays():
+    runs, store = warm_start(1), Store.of("smoke")
+    execute(runs, store)
+    [parent] = store.snapshot("x").parent.iterdir()
+    store.path(runs[1].id).unlink()
+    parent.chmod(0o600)
+    os.chown(parent, ELSE, ELSE)
+    done = command("run", "warm_start", *SMOKE, capless=True)
+    assert done.returncode == 1
+    assert f"repro: run {runs[1].id}: {parent}: Permission denied\n" in done.stderr
+    assert parent.stat().st_uid == ELSE
+
+
+def lease_of_somebody_else(path, mode, age=0.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{leases.machine()} 999999")
+    path.chmod(mode)
+    then = time.time() - age
+    os.utime(path, (then, then))
+    os.chown(path, ELSE, ELSE)
+
+
+@only_root
+def test_the_lease_of_another_user_whose_process_is_dead_keeps_nobody_waiting():
+    lease = Store.of("smoke").leases / warm_start(1)[0].id
+    lease_of_somebody_else(lease, 0o644)
+    done = command("run", "warm_start", *SMOKE, capless=True)
+    assert done.returncode == 0, done.stderr
+    assert not lease.exists()
+
+
+@only_root
+@pytest.mark.parametrize(("age", "taken"), [(0.0, False), (leases.EXPIRY + 5, True)])
+def test_a_lease_that_may_not_even_be_read_ends_by_its_age(tmp_path, age, taken):
+    lease_of_somebody_else(tmp_path / "a", 0o600, age)
+    quick = HOLD.replace("time.sleep(60)", "pass")
+    prefix = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", quick, str(tmp_path)], capture_output=True, text=True
+    )
+    assert ("held" in done.stdout, "Busy" in done.stderr) == (taken, not taken), done.stderr

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from repro.config import Optimizer
+from repro.analysis.recorded import Results
 from repro.data import datasets
+from repro.figures import common
+from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, WARM, Arm, Study, crossed, pair
@@ -34,8 +36,7 @@ def recipe(profile: Profile) -> Iterator[Arm]:
     for name, (augmented, decayed) in PARTS.items() if profile.controls else ():
         moved = augmentation(profile) if augmented else {}
         for k in (1, 3, 10):
-            rate = k * profile.learning_rate
-            optimizer = Optimizer(learning_rate=rate, weight_decay=DECAY if decayed else 0.0)
+            optimizer = profile.at_rate(k, weight_decay=DECAY if decayed else 0.0)
             for held_out in (False, True):
                 factors = {"recipe": name, "rate": k, "held_out": held_out}
                 yield from pair(profile, factors, optimizer=optimizer, held_out=held_out, **moved)
@@ -47,11 +48,13 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
     Fresh and warm networks each have the rate at which the mean accuracy on
     held-out training images is highest. Recipes of which none is recorded are left out.
     """
-    held_out = table.held_out.astype(bool) if len(table) else table.seed < 0
+    if table.empty:
+        return pd.DataFrame(columns=[*table, "gap", "fresh_rate"])
+    held_out = table.held_out.astype(bool)
     means = table[held_out].groupby(["recipe", "condition", "rate"]).test_accuracy.mean().dropna()
     rows = []
     for name in PARTS:
-        with_it = table[~held_out & (table.get("recipe") == name)]
+        with_it = table[~held_out & (table.recipe == name)]
         known = [c for c in (FRESH, WARM) if (name, c) in means.index.droplevel("rate")]
         if len(known) < 2:
             continue
@@ -63,7 +66,21 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
             condition=name,
         )
         rows.append(paired.dropna(subset="gap"))
-    return pd.concat(rows) if rows else table.iloc[:0].assign(gap=[], fresh_rate=[])
+    return pd.concat(rows) if rows else at_own_rates(table.iloc[:0])
+
+
+def gaps(results: Results) -> Captioned | Words:
+    """The gap with each part of the recipe."""
+    if not results.planned_seeds:
+        return Words(f"The profile `{results.profile.name}` has no runs with the usual recipe.")
+    found = at_own_rates(results.table)
+    caption = (
+        "The gap with augmentation, with weight decay, with both and with neither, in all stages: every seed "
+        "(dots), mean (diamond) and its 95 % interval (bar). Fresh and warm networks each have the learning "
+        "rate that is best on held-out training images."
+    )
+    drawn = common.gap_strip(found)
+    return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'condition')}.")
 
 
 STUDIES = (

@@ -47,9 +47,9 @@ def create(path: Path, content: bytes) -> bool:
     return True
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write `path`; the file that was there stays until the new one is on the disk."""
-    partial = _partial(path, content)
+def replace(path: Path, *contents: bytes | memoryview) -> None:
+    """Write `path`, its contents one after another; the file that was there stays until it is on the disk."""
+    partial = _partial(path, *contents)
     try:
         partial.replace(path)
     except OSError:
@@ -69,13 +69,13 @@ def try_out(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _partial(path: Path, content: bytes) -> Path:
+def _partial(path: Path, *contents: bytes | memoryview) -> Path:
     """A new file beside `path`, on the disk; nothing where it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         with partial.open("xb") as file:
-            file.write(content)
+            file.writelines(contents)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -97,15 +97,10 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def sealed(name: str, content: bytes) -> bytes:
-    """The content behind a line that tells its name and its hash."""
-    return _head(name, content) + content
-
-
 def unsealed(path: Path) -> bytes:
-    """The content sealed by the name that the file bears; raises `Damaged`, or `FileNotFoundError`."""
+    """The content that the name of its file seals; raises `Damaged`, or `FileNotFoundError`."""
     head, newline, content = path.read_bytes().partition(b"\n")
-    if head + newline == _head(path.stem, content):
+    if head + newline == seal(path.stem, content):
         return content
     kind, *names = head.split(b" ")
     if kind != SEAL:
@@ -115,9 +110,11 @@ def unsealed(path: Path) -> bytes:
     raise Damaged(f"{path}: checksum differs: the file was edited or cut")
 
 
-def _head(name: str, content: bytes) -> bytes:
-    digest = hashlib.sha256(name.encode() + b"\n" + content).hexdigest()
-    return b" ".join((SEAL, name.encode(), digest.encode())) + b"\n"
+def seal(name: str, content: bytes | memoryview) -> bytes:
+    """The line before sealed content, which tells its name and its hash."""
+    digest = hashlib.sha256(name.encode() + b"\n")
+    digest.update(content)
+    return b" ".join((SEAL, name.encode(), digest.hexdigest().encode())) + b"\n"
 
 
 def set_aside(path: Path) -> str:

@@ -13,7 +13,7 @@ from repro.sweep.plans import Plan
 models = Lazy("repro.training.models")  # PyTorch, which only networks of one's own need here
 
 NUMBER = 4  # bytes of a float32
-PROCESS = 2**28  # bytes that a process with PyTorch takes by itself
+PROCESS = 320 * 2**20  # bytes that a process with PyTorch takes by itself
 RECORD, EPOCH = 1200, 66  # bytes of a record without its curves, and of an epoch of its curves
 
 
@@ -37,14 +37,15 @@ def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -
 
 
 def training_bytes(run: Run, device: str = "cpu") -> int:
-    """Memory that a network takes in training at the least: weights, gradients, two moments of Adam.
+    """Memory that a network takes in training: weights, gradients, two moments of Adam.
 
-    On a CPU also the outputs of a ResNet's layers, three times each; a GPU says by
-    itself, and in time, that there is no room for them.
+    On a CPU, whose system kills what takes too much, also as much again twice for a
+    checkpoint in the making, and the outputs of a ResNet's layers three times each, as
+    it was measured. A GPU says by itself, and in time, what it has no room for.
     """
     images, model = datasets.images(run.dataset), run.model
     _, height, width, channels = images.x_train.shape
-    numbers = 4 * network_numbers(model, channels, images.classes, height)
+    numbers = (12 if device == "cpu" else 4) * network_numbers(model, channels, images.classes, height)
     if device == "cpu" and model.code is None:
         layers = 1 + 2 * model.depth * (1 + 1 / 2 + 1 / 4 + 1 / 8)  # as large as the first layer's output
         numbers += int(3 * layers * run.batch_size * model.width * height * width)
@@ -52,7 +53,7 @@ def training_bytes(run: Run, device: str = "cpu") -> int:
 
 
 def process_bytes(plan: Plan) -> int:
-    """Memory that a process takes on a CPU at the least, for the group that needs most."""
+    """Memory that a process takes on a CPU, for the group that needs most."""
     groups = {(g.trajectories[0].longest, len(g.trajectories)) for g in plan.groups}
     return PROCESS + max((size * training_bytes(run) for run, size in groups), default=0)
 

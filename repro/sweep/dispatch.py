@@ -203,22 +203,14 @@ def execute(
     check_engine(device, precision)
     if on is not None:
         cluster.check(on)
-    _require_folder(store)
     progress, gpus, layout = progress or Progress(), 0, _by_batch
+    with _usable(store, "read"), contextlib.suppress(FileNotFoundError):
+        next(store.folder.iterdir(), None)  # else nobody could tell what is recorded
     if plans.missing(plan, store):
-        if leases.fcntl is None:
-            raise InputError(
-                "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
-                "is recorded can be read"
-            )
         gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
-        datasets.images(plan.groups[0].trajectories[0].longest.dataset)  # now, if they cannot be had
-        progress.steps = plan.steps  # now, if a stage has fewer images than a batch
-        if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
-            from repro.training import models
-
-            models.check(own)
-        _prepare(plan, store)
+        _check(plan)
+        with _usable(store, "write"):
+            _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
         if not on:  # a child that sees no GPU is not to decide for the processor
@@ -243,18 +235,6 @@ def execute(
     return sweep.outcome
 
 
-def _require_folder(store: Store) -> None:
-    """Refuse a place that is no folder, or not to be read: else each run would be said to be unreadable."""
-    try:
-        next(store.folder.iterdir(), None)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise InputError(
-            f"cannot read {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
-        ) from None
-
-
 def _place(
     plan: Plan, gpus: int, slots: int | None, stopping: Callable[[], bool]
 ) -> contextlib.AbstractContextManager[Here | Children]:
@@ -262,7 +242,7 @@ def _place(
     if gpus:
         return contextlib.closing(Children(slots or min(gpus, len(plan.groups)), 1, range(gpus)))
     cores, memory, taken = machine.cores(), machine.memory(), costs.process_bytes(plan)
-    slots = slots or max(1, min(cores, memory // taken, len(plan.groups)))
+    slots = slots or max(1, min(cores, (memory - costs.PROCESS) // taken, len(plan.groups)))
     small = 4 * taken < memory  # else the system may kill what trains, and somebody has to say so
     if small and (slots == 1 or plan.steps < FEW_STEPS):
         return contextlib.nullcontext(Here(stopping))
@@ -280,21 +260,40 @@ def _train(sweep: Sweep, workers: Here | Children | cluster.Cluster, stopping: C
             workers.stop()
 
 
-def _prepare(plan: Plan, store: Store) -> None:
-    """Remove what killed processes left behind, and set aside what is damaged; raises `InputError` where
-    nothing can be written.
-    """
+def _check(plan: Plan) -> None:
+    """Raise `InputError` where this system cannot train, or the data or the networks cannot be had."""
+    if leases.fcntl is None:
+        raise InputError(
+            "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+            "is recorded can be read"
+        )
+    datasets.images(plan.groups[0].trajectories[0].longest.dataset)
+    _ = plan.steps  # raises it where a stage has fewer images than a batch
+    if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
+        from repro.training import models  # PyTorch takes seconds to import
+
+        models.check(own)
+
+
+@contextlib.contextmanager
+def _usable(store: Store, verb: str) -> Iterator[None]:
+    """Within the block an `OSError` is the user's mistake: another folder has to be named."""
     try:
-        for folder in (store.leases, store.folder, store.snapshot("").parent, store.checkpoint("").parent):
-            files.try_out(folder)
-            files.sweep_partials(folder)
-        leases.remove_abandoned(store.leases)
-        store.set_damaged_aside(plan.wanted)
-        _discard_checkpoints(plan, store)
+        yield
     except OSError as error:
         raise InputError(
-            f"cannot write in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+            f"cannot {verb} in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
         ) from error
+
+
+def _prepare(plan: Plan, store: Store) -> None:
+    """Remove what killed processes left behind, and set aside what is damaged."""
+    for folder in (store.leases, store.folder, store.snapshot("").parent, store.checkpoint("").parent):
+        files.try_out(folder)
+        files.sweep_partials(folder)
+    leases.remove_abandoned(store.leases)
+    store.set_damaged_aside(plan.wanted)
+    _discard_checkpoints(plan, store)
 
 
 def _discard_checkpoints(plan: Plan, store: Store) -> None:

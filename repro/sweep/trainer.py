@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import platform
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy
 import torch
 
 from repro import cpu
-from repro.config import HALF, InputError, Run, check_engine
+from repro.config import HALF, InputError, Model, Run, check_engine
 from repro.data import datasets
 from repro.data.sampling import portions, steps_per_epoch
 from repro.store import files, records
@@ -55,7 +56,7 @@ def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
     device, _ = choose_device(job.device)
     job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
     try:
-        with leases.held(store.leases, (run.id for run in whole.runs)):
+        with leases.held(store.leases, (run.id for run in whole.runs)), _threads(whole.runs[0].model):
             # Another sweep may have been faster, or have left a checkpoint.
             part = plans.remaining(
                 whole, store, {name for name in job.needed if not _there(name, job, store)}
@@ -67,6 +68,17 @@ def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
         return Ended(End.BUSY, str(busy))
     except OSError as error:  # of a lease
         return failed(job.part, error, report)
+
+
+@contextlib.contextmanager
+def _threads(model: Model) -> Iterator[None]:
+    """One thread of a CPU for a network of one's own: small ones lose by more, and the last bits differ."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if model.code else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _there(name: str, job: Job, store: Store) -> bool:

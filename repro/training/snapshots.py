@@ -50,7 +50,8 @@ def save(content: object, path: Path) -> None:
     """Write `content` for `load`; the file that was there stays until the new one is whole."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    files.replace(path, files.sealed(path.stem, buffer.getvalue()))
+    whole = buffer.getbuffer()  # no copy: a checkpoint may be large
+    files.replace(path, files.seal(path.stem, whole), whole)
 
 
 def load(path: Path, device: torch.device | None = None) -> dict:

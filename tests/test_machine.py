@@ -1,0 +1,261 @@
+"""What of a machine is used, and what processes that train take over from the one that starts them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repro.store.records import ROOT, Store
+from repro.sweep import calibration, machine, processes
+
+SMOKE = ["warm_start", "--profile", "smoke", "--seeds", "1"]
+SCRIPT = """
+import sys
+from repro import profiles
+from repro.questions import STUDIES
+from repro.store.records import Store
+from repro.sweep import calibration, dispatch, plans
+from repro.sweep.progress import Progress
+
+runs = [case.run for case in STUDIES["warm_start"].cases(profiles.profile("smoke", ["width=2"], 2))]
+"""
+
+
+def python(code, *arguments, cwd=None, prefix=(), **environment):
+    """What a script of its own says, for which this checkout is as if it were installed."""
+    command = [*prefix, sys.executable, "-W", "ignore", "-P", "-c", code, *map(str, arguments)]
+    own = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def repro(*arguments, prefix=(), **environment):
+    command = [*prefix, sys.executable, "-m", "repro", *arguments]
+    own = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=300)
+
+
+# Cores and memory
+
+VERSION1 = "4:memory:/jobs/one\n3:cpuset:/\n2:cpu,cpuacct:/jobs/one\n"
+GROUPS = {
+    "no group": ("", {}, (64, None)),
+    "no limit, version 2": ("0::/jobs", {"jobs/cpu.max": "max 100000", "jobs/memory.max": "max"}, (64, None)),
+    "two cores and 2 GB, version 2": (
+        "0::/",
+        {"cpu.max": "200000 100000", "memory.max": "2000000000"},
+        (2, 2e9),
+    ),
+    "half a core": ("0::/", {"cpu.max": "50000 100000"}, (1, None)),
+    "two and a half cores": ("0::/", {"cpu.max": "250000 100000"}, (2, None)),
+    "the group above": (
+        "0::/jobs/one",
+        {"jobs/cpu.max": "300000 100000", "jobs/one/cpu.max": "max"},
+        (3, None),
+    ),
+    "a container that sees its group as the top": (
+        "0::/docker/0123",
+        {"cpu.max": "400000 100000", "memory.max": "3000000000"},
+        (4, 3e9),
+    ),
+    "two cores and 2 GB, version 1": (
+        VERSION1,
+        {
+            "cpu,cpuacct/jobs/one/cpu.cfs_quota_us": "200000",
+            "cpu,cpuacct/jobs/one/cpu.cfs_period_us": "100000",
+            "memory/jobs/memory.limit_in_bytes": "2000000000",
+            "memory/jobs/one/memory.limit_in_bytes": "9223372036854771712",
+        },
+        (2, 2e9),
+    ),
+    "no limit, version 1": (
+        VERSION1,
+        {"cpu/jobs/one/cpu.cfs_quota_us": "-1", "cpu/jobs/one/cpu.cfs_period_us": "100000"},
+        (64, None),
+    ),
+    "half a core, both versions": (
+        VERSION1 + "0::/\n",
+        {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"},
+        (1, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_quotas_of_control_groups_count(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    groups, contents, (cores, memory) = GROUPS[name]
+    files = {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{file}": text for file, text in contents.items()}}
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert machine.cores(tmp_path) == cores
+    assert machine.memory(tmp_path) == (memory or machine.memory(tmp_path / "nothing"))
+
+
+def test_what_slurm_grants_counts_and_what_is_no_number_does_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
+    for granted, cores in (("8", 8), ("128", 64), ("", 64), ("4(x2)", 64)):
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
+        assert machine.cores(tmp_path) == cores
+
+
+CHILDREN = """
+import os
+dispatch.FEW_STEPS = 0
+found = []
+
+def show(progress):
+    if progress.steps_done and not found:
+        found.extend(open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split())
+
+dispatch.execute(plans.plan(runs), Store.of("smoke"), device="cpu", progress=Progress(show=show))
+print(len(found))
+"""
+needs_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+
+
+@pytest.mark.slow
+@needs_linux
+def test_no_more_processes_train_than_there_are_cores_to_run_on(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    results = {"REPRO_RESULTS": str(tmp_path)}
+    assert python(SCRIPT + CHILDREN, prefix=("taskset", "-c", str(core)), **results).split() == ["0"]
+    assert (
+        "1 process at once" in repro("plan", *SMOKE, "--measure", prefix=("taskset", "-c", str(core))).stdout
+    )
+
+
+def within(tmp_path, **contents):
+    """The beginning of a command for which the system's control groups say this."""
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("a view of its own on control groups takes root")
+    for name, text in contents.items():
+        (tmp_path / name.replace("_", ".")).write_text(text)
+    mount = f"mount --bind '{tmp_path}' /sys/fs/cgroup && exec \"$@\""
+    prefix = ("unshare", "-m", "sh", "-c", mount, "-")
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("no mount of its own for a process")
+    return prefix
+
+
+@pytest.mark.slow
+@needs_linux
+def test_a_command_keeps_to_the_quota_of_its_container(tmp_path):
+    prefix = within(tmp_path, cpu_max="50000 100000", memory_max="700000000")
+    measured = repro("plan", *SMOKE, "--measure", prefix=prefix)
+    assert "1 process at once" in measured.stdout, measured.stderr
+    wide = repro("run", *SMOKE, "--set", "width=256", prefix=prefix)
+    assert wide.returncode == 1
+    lines = wide.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(
+        re.search(r"the 0.7 GiB of memory here; width=\d+ with batch_size=16 would fit", x) for x in lines
+    )
+
+
+@pytest.fixture
+def real_group():
+    """The beginning of a command that enters a control group of one gigabyte."""
+    folder = Path("/sys/fs/cgroup/memory/repro-test")
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(10**9))
+    except OSError:
+        pytest.skip("no control group of one's own")
+    yield ("sh", "-c", f'echo $$ > {folder}/cgroup.procs && exec "$@"', "-")
+    folder.rmdir()
+
+
+@pytest.mark.slow
+def test_what_is_said_to_fit_into_a_gigabyte_does(real_group):
+    refused = repro("run", *SMOKE, "--set", "width=256", prefix=real_group)
+    assert refused.returncode == 1, refused.stderr
+    said = set(re.findall(r"the 0.9 GiB of memory here; width=(\d+) with batch_size=16", refused.stderr))
+    [fits] = map(int, said)
+    done = repro("run", *SMOKE, "--set", f"width={fits}", prefix=real_group)
+    assert done.returncode == 0, done.stderr
+
+
+# What children take over
+
+AFFINITY = """
+import json, os, sys
+import torch  # it binds the first thread of this process
+from repro.sweep import processes
+children = processes.Children(2, 1)
+trial = calibration.Engine("cpu", "float32", 2, 1).trial(runs[:1], 0.1)
+assert calibration.speed(children, trial).rate > 0
+tasks = [f"/proc/{child.process.pid}/task" for child in children.children]
+print(json.dumps([sorted(os.sched_getaffinity(int(t))) for folder in tasks for t in os.listdir(folder)]))
+children.close()
+"""
+
+
+@pytest.mark.slow
+@needs_linux
+def test_children_are_not_bound_to_the_same_core():
+    found = json.loads(python(SCRIPT + AFFINITY, OMP_PROC_BIND="close", GOMP_CPU_AFFINITY="0"))
+    assert len(found) >= 2
+    assert {tuple(cores) for cores in found} == {tuple(sorted(os.sched_getaffinity(0)))}
+
+
+@pytest.mark.slow
+@needs_linux
+def test_each_child_sees_the_gpu_at_its_place_among_those_that_may_be_used(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8932f937")
+    with calibration.Engine("cuda", "bf16", slots=2, threads=1).children() as children:
+        found = [Path(f"/proc/{c.process.pid}/environ").read_bytes().split(b"\0") for c in children.children]
+    assert b"CUDA_VISIBLE_DEVICES=2" in found[0]
+    assert b"CUDA_VISIBLE_DEVICES=GPU-8932f937" in found[1]
+
+
+RUN_IN_CHILDREN = """
+dispatch.FEW_STEPS = 0
+outcome = dispatch.execute(plans.plan(runs), Store.of("smoke"), device="cpu", slots=2)
+print(outcome.finished, outcome.failures)
+"""
+TRAPS = ["random.py", "inspect.py", "torch.py", "numpy.py", "signal.py"]
+
+
+@pytest.mark.slow
+def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path):
+    """As in a checkout in which people work, where the command is installed from it."""
+    shutil.copytree(ROOT / "repro", tmp_path / "repro", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in TRAPS:
+        (tmp_path / name).write_text("raise SystemExit(7)")
+    load = f"import importlib, sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport repro\ndel sys.path[0]\n"
+    which = "import repro.sweep.dispatch\nprint(repro.sweep.dispatch.__file__)\n"
+    said = python(load + SCRIPT + RUN_IN_CHILDREN + which, cwd=tmp_path, PYTHONPATH="")
+    assert said.split() == ["True", "[]", str(tmp_path / "repro" / "sweep" / "dispatch.py")]
+
+
+@pytest.mark.slow
+def test_a_script_from_standard_input_measures_speed():
+    """Multiprocessing would import it anew in each process, as it does a file without a guard."""
+    script = SCRIPT + "print(calibration.seconds_per_step(runs)(runs[0]) > 0)\n"
+    own = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable], input=script, env=own, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+def test_a_child_that_is_killed_while_its_speed_is_measured_counts_as_one_without_memory(monkeypatch):
+    start = processes.Child.start
+
+    def shot(child, trial):
+        start(child, trial)
+        child.process.kill()
+
+    monkeypatch.setattr(processes.Child, "start", shot)
+    engine = calibration.Engine("cpu", "float32", slots=1, threads=1)
+    with engine.children() as children:
+        assert calibration.speed(children, engine.trial([], 0.1)) is None
+    assert Store.of("smoke").ids() == set()
