@@ -99,6 +99,7 @@ OPTIONS = (
 PLACES = st.sampled_from(
     ["FILE", "FILE/x", "~nobody_of_this_name", "~nobody_of_this_name/x", 300 * "x", "/proc/1/x"]
 )
+FOLDERS = st.sampled_from([".", "./", "empty", "one class", "no [images].d", "texts", "broken"])
 OWN = st.sampled_from(["FILE.py", "exits.py", "raises.py", "bytes.py", "no_function.py", "empty [x].py"])
 PATHS = (
     OWN.map(lambda name: (["run", f"./{name}", "--profile", "smoke"], {}))
@@ -110,6 +111,7 @@ PATHS = (
     | PLACES.map(lambda place: (["data", "cifar10", "--from", place], {}))
     | PLACES.map(lambda place: (["book", "--profile", "smoke", "--out", place], {}))
     | PLACES.map(lambda place: (["claims", "--set", f"dataset={place}.npz"], {}))
+    | (PLACES | FOLDERS).map(lambda place: (["claims", "--set", f"dataset={place}"], {}))
     | st.sampled_from(["shape.npz", "words.npz", "FILE.npz", "a [b].npz"]).map(
         lambda name: (["run", "--profile", "smoke", "--set", f"dataset={name}"], {})
     )
@@ -124,6 +126,17 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     for name in ("FILE", "FILE.npz", "a [b].npz"):
         (folder / name).write_bytes(b"<html>")
+    for name in (
+        "one class/a/1.png",
+        "no [images].d/a/1.txt",
+        "texts/a.txt",
+        "broken/a/1.png",
+        "broken/b/2.jpg",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"<html>")
+    (folder / "empty").mkdir()
+    (folder / os.fsdecode(b"caf\xe9")).touch()
     (folder / "exits.py").write_text("import sys; sys.exit('no')")
     (folder / "raises.py").write_text("def network(): pass\nraise OSError(2, 'no\\nluck', 'file')")
     (folder / "bytes.py").write_bytes(b"network = '\xff\0'")
