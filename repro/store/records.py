@@ -54,7 +54,9 @@ def commit() -> str | None:
 
 def git(*command: str) -> str | None:
     """What git says in the repository of this code; None where there is none, or no git."""
-    own = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}  # of hooks: another one
+    own = {
+        name: v for name, v in os.environ.items() if not name.startswith("GIT_")
+    }  # hooks name another repository
 
     def said(*words: str) -> str:
         call = ["git", "-C", str(ROOT), *words]
@@ -86,9 +88,9 @@ def names_of(fingerprint: str, folder: Path) -> tuple[str, ...]:
     Before they all had one name, their file's was part of the id.
     """
     written, names = f'"fingerprint": "{fingerprint}"'.encode(), set()
-    for path in folder.glob("[0-9a-f]*.json"):
-        if written in (content := path.read_bytes()):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+    for path in Store(folder).files():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if written in (content := path.read_bytes()):
                 names.add(json.loads(content)["run"]["dataset"]["name"])
     return tuple(sorted(names))
 
@@ -110,9 +112,9 @@ class Store:
         """Where the network in which a run ended lies, for others to start from."""
         return self.folder / ".snapshots" / f"{run_id}.pt"
 
-    def checkpoint(self, batch_id: str) -> Path:
+    def checkpoint(self, part_id: str) -> Path:
         """Where a population in training lies, to go on from."""
-        return self.folder / ".checkpoints" / f"{batch_id}.pt"
+        return self.folder / ".checkpoints" / f"{part_id}.pt"
 
     @property
     def leases(self) -> Path:
@@ -121,14 +123,15 @@ class Store:
 
     def ids(self) -> set[str]:
         """Ids that have a file, sound or not; what is no file, such as a link to nowhere, does not count."""
-        return {path.stem for path in self._files()}
+        return {path.stem for path in self.files()}
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Name, time and size of each record: other ones, once a record is added or changed."""
-        found = ((path.name, path.stat()) for path in sorted(self._files()))
+        found = ((path.name, path.stat()) for path in sorted(self.files()))
         return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The files of records, sound or not."""
         return [path for path in self.folder.glob("[0-9a-f]*.json") if path.is_file()]
 
     def write(self, run: Run, **content: object) -> bool:
@@ -161,37 +164,30 @@ class Store:
             f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
         )
 
-    def recorded(self, run_id: str) -> bool:
-        """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
+    def trouble(self, run_id: str) -> Damaged | OSError | None:
+        """Why a run's record cannot be used, one of `NOT_THERE` where there is none; None where it can."""
         try:
             self.read(run_id)
-        except (*NOT_THERE, Damaged):
-            return False
-        except OSError:
-            return True
-        return True
+        except (Damaged, OSError) as error:
+            return error
+        return None
+
+    def recorded(self, run_id: str) -> bool:
+        """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
+        return not isinstance(self.trouble(run_id), (Damaged, *NOT_THERE))
 
     def unreadable(self, run_ids: Iterable[str]) -> list[str]:
-        """A line for each of these runs whose record cannot be read."""
-        lines = []
-        for name in run_ids:
-            try:
-                self.read(name)
-            except (*NOT_THERE, Damaged):
-                continue
-            except OSError as error:
-                lines.append(f"run {name}: {self.path(name)}: {error.strerror}")
-        return lines
+        """A line for each of these runs whose record is there and cannot be read."""
+        found = ((name, self.trouble(name)) for name in run_ids if self.recorded(name))
+        return [
+            f"run {name}: {self.path(name)}: {error.strerror}" for name, error in found if error is not None
+        ]
 
     def set_damaged_aside(self, run_ids: Iterable[str]) -> None:
         """Rename those records of these runs that are damaged, with a warning for each."""
         for name in run_ids:
-            try:
-                self.read(name)
-            except Damaged as damage:
+            if isinstance(damage := self.trouble(name), Damaged):
                 warnings.warn(f"{damage}; set aside as {set_aside(self.path(name))}", stacklevel=2)
-            except OSError:
-                continue
 
     def read(self, run_id: str) -> dict:
         """The record of a run; raises `Damaged` where it is unsound, `FileNotFoundError` where there is none,

@@ -133,17 +133,20 @@ def _members(folder: str, run: Run, size: int, steps: int) -> list[Run]:
     return [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
 
 
-def seconds_per_step(runs: Iterable[Run], store: Store | None = None) -> Callable[[Run], float]:
+def seconds_per_step(
+    runs: Iterable[Run], store: Store | None = None, seconds: float = SECONDS
+) -> Callable[[Run], float]:
     """Seconds of a slot for a step of one of these runs, and for its share of the tests after each epoch.
 
-    How they train fastest on a GPU is kept in the store, whose next sweep follows it.
+    Each measurement takes so many seconds. On a GPU the fastest way to train is kept
+    in the store, whose next sweep follows it.
     """
     made, found = engine(), {}  # by shape, seconds of a training image and of a test image
     with tempfile.TemporaryDirectory() as folder, made.children() as children:
 
         def reached(run: Run, size: int, **way: bool) -> Speed | None:
             steps = GPU_STEPS if made.device == "cuda" else STEPS
-            return speed(children, made.trial(_members(folder, run, size, steps), **way))
+            return speed(children, made.trial(_members(folder, run, size, steps), seconds, **way))
 
         for key, run in {layouts.shape(run): run for run in runs}.items():
             if made.device == "cuda":
@@ -159,12 +162,12 @@ def seconds_per_step(runs: Iterable[Run], store: Store | None = None) -> Callabl
                 )
             found[key] = made.slots / best.rate, best.evaluation
 
-    def seconds(run: Run) -> float:
+    def step(run: Run) -> float:
         training, testing = found[layouts.shape(run)]
         _, tests, _ = datasets.counts(run.dataset)
         return training * run.batch_size + testing * tests / steps_per_epoch(run)
 
-    return seconds
+    return step
 
 
 def fastest(reached: Callable[..., Speed | None]) -> Layout | None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 10.0  # seconds to wait for a scheduler to answer
-JOBS = 8  # of SLURM at once
+JOBS = 8  # SLURM runs so many at once
 
 _own = threading.local()  # on a worker, the child of each of its threads
 _places = itertools.count()  # on a worker, the places of these threads

@@ -62,8 +62,8 @@ def process_bytes(plan: Plan) -> int:
 class Forecast:
     """What a plan takes on so many GPUs, all of one speed."""
 
-    hours: float  # no order of training is faster, and the order of `repro run` hardly slower
-    gpu_hours: float  # of training
+    hours: float  # no order of training is faster; that of `repro run` takes one chain of stages more at most
+    gpu_hours: float  # hours of all GPUs in training, added up
     bytes: int  # records, networks that others start from, and checkpoints
 
 

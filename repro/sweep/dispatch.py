@@ -1,4 +1,4 @@
-"""Runs a plan: decides what to train next, gives it to whoever trains it, and takes in what comes of it.
+"""Runs a plan: decides what to train next, hands it to a process or a cluster, and takes in the outcome.
 
 A group whose process was killed is tried again.
 """
@@ -51,7 +51,7 @@ def _by_batch(run: Run) -> Layout:
 
 
 class Sweep:
-    """What is left of a plan, what is in training, and what came of the rest."""
+    """The jobs of a plan that are left, those that are in training, and the outcome of the others."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Sweep:
         progress.show(progress)
 
     def look(self) -> None:
-        """Take from the store what is left."""
+        """Make a job for everything that the store shows to be left."""
         absent = plans.missing(self.plan, self.store)
         busy = {job.part.whole.id for job in self.training}
         self.left = [job for job in self.left if job.part.whole.id in busy]
@@ -107,14 +107,14 @@ class Sweep:
         ]
 
     def count(self) -> None:
-        """Tell how many runs are recorded by now, by whatever sweep."""
+        """Show how many runs are recorded by now, whichever sweep recorded them."""
         before = self.progress.recorded
         self.progress.recorded = len(self.store.ids() & self.plan.wanted.keys())
         if self.progress.recorded != before:
             self.progress.show(self.progress)
 
     def next(self) -> Job | None:
-        """The first job whose parents are trained, now to be trained; None where there is none yet."""
+        """Take the first job whose parents are trained; None where there is none yet."""
         awaited = {name for job in [*self.training, *self.left] for name in job.needed}
         busy = {job.part.whole.id for job in self.training}
         for i, job in enumerate(self.left):
@@ -125,7 +125,7 @@ class Sweep:
         return None
 
     def hear(self, message: Message) -> None:
-        """Take in what is told of a job in training."""
+        """Act on a message about a job in training."""
         match message:
             case EpochDone():
                 self.progress.update(message.steps, message.epoch, message.accuracy)
@@ -157,7 +157,7 @@ class Sweep:
         self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
 
     def settle(self, job: Job, ended: Ended) -> None:
-        """Take in how the training of a job ended."""
+        """Act on how the training of a job ended."""
         self.training.remove(job)
         name, end = job.part.whole.id, ended.end
         if end in (End.STOPPED, End.BUSY, End.KILLED):
@@ -205,11 +205,12 @@ def execute(
         cluster.check(on)
     progress, gpus, layout = progress or Progress(), 0, _by_batch
     with _usable(store, "read"), contextlib.suppress(FileNotFoundError):
-        next(store.folder.iterdir(), None)  # else nobody could tell what is recorded
+        next(store.folder.iterdir(), None)  # else each run would be said to be unreadable
+        store.leases.stat()
     if plans.missing(plan, store):
         gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
         _check(plan)
-        with _usable(store, "write"):
+        with _usable(store, "write in"):
             _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
@@ -268,7 +269,7 @@ def _check(plan: Plan) -> None:
             "is recorded can be read"
         )
     datasets.images(plan.groups[0].trajectories[0].longest.dataset)
-    _ = plan.steps  # raises it where a stage has fewer images than a batch
+    _ = plan.steps  # a stage may have fewer images than a batch
     if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
         from repro.training import models  # PyTorch takes seconds to import
 
@@ -282,7 +283,7 @@ def _usable(store: Store, verb: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot {verb} in {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
+            f"cannot {verb} {store.folder}: {error.strerror}; REPRO_RESULTS names another folder"
         ) from error
 
 

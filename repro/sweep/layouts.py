@@ -30,7 +30,7 @@ class Layout:
     rate: float = 0.0  # training images a second, of all members; 0 where nothing was measured
     evaluation: float = 0.0  # seconds to test one member on one image
     compiled: bool = False
-    layout: str = "channels_last"  # of images and weights in memory, one of `compilation.LAYOUTS`
+    layout: str = "channels_last"  # how images and weights lie in memory, see `compilation.LAYOUTS`
 
 
 # Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32

@@ -1,4 +1,4 @@
-"""Who trains what: files in the store by which processes on any machine keep out of each other's way.
+"""Leases: files in the store which say what is in training, so that nobody on any machine trains it too.
 
 A lease is a file created only where there is none. Its holder keeps it locked
 and touches it every few seconds. Where the holder ran on this machine, its lock
@@ -117,7 +117,7 @@ def _clear(path: Path) -> None:
 
 
 def _open(path: Path) -> int:
-    """A handle of a lease; where it is another user's, perhaps one that can only be read, or looked at."""
+    """A handle of a lease, as far as this user may: to write, to read, or only to look at its age."""
     for flags in (os.O_RDWR, os.O_RDONLY):
         with contextlib.suppress(PermissionError):
             return os.open(path, flags)

@@ -59,7 +59,7 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        names = (controllers, controller) if controllers else ("", "unified")  # of version 1, of version 2
+        names = (controllers, controller) if controllers else ("", "unified")  # version 1, or 2
         parts = PurePosixPath(path).parts[1:]
         for top in (root / "sys/fs/cgroup" / name for name in dict.fromkeys(names)):
             yield from (top.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))

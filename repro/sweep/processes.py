@@ -1,8 +1,8 @@
 """Where jobs are done: in this process or in children (`repro.sweep.child`).
 
-Whatever trains jobs has so many `slots`, can `start` a job in a free one,
-`listen` to what is told of all and to how some ended, for a beat at most, and
-`stop` them at the end of an epoch, whereupon it has no slots any more.
+Each such place has a number of `slots`. It can `start` a job in a free one,
+`listen` for a beat to messages and to the ends of jobs, and `stop` all jobs at
+the end of an epoch, after which it has no slots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEAT = 0.2  # seconds between looks at the clock and at signals
 
 
 class Here:
-    """This process, which trains its job while somebody listens."""
+    """This process: it trains its job within `listen`."""
 
     slots = 1
 
@@ -137,7 +137,7 @@ class Child:
             self.pipe.send(job)
 
     def heard(self) -> Message | Ended:
-        """The child's next message; waits for it."""
+        """Wait for the child's next message, or for its end."""
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):

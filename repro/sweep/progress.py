@@ -1,4 +1,4 @@
-"""What a sweep tells of itself: a bar on a terminal, plain lines elsewhere."""
+"""How a sweep shows how far it is: by a bar on a terminal, by plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Progress:
     """State of a sweep; the sweep updates the numbers and calls `show`."""
 
     runs: int = 0  # asked for
-    recorded: int = 0  # of them
-    steps: int = 0  # optimiser steps of single networks, to do
+    recorded: int = 0  # so many of these runs are
+    steps: int = 0  # optimiser steps to do, each network's counted by itself
     steps_done: int = 0
-    epoch: str = ""  # of the population now in training
+    epoch: str = ""  # where the population now in training is, such as 3/10
     accuracy: float = 0.0  # mean train accuracy of that population, fraction
     show: Callable[[Progress], None] = lambda progress: None
 

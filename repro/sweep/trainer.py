@@ -1,4 +1,4 @@
-"""Trains a part of a plan and keeps what comes of it."""
+"""Trains a part of a plan, records its runs, and keeps the networks in which they ended."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def choose_precision(device: str, name: str) -> str:
 
 
 def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
-    """Train what is left of a part; leaves records of wanted runs and snapshots of parents.
+    """Train what is left of a part, record the wanted runs, and keep the networks that others start from.
 
-    Runs that fail together are to be tried again apart: each by itself after an
-    error, by halves where memory was short.
+    Returns how that ended. Runs that fail together are to be tried again apart: each by
+    itself after an error, by halves where memory was short.
     """
     store, whole = Store(Path(job.folder)), job.part.whole
     device, _ = choose_device(job.device)
@@ -66,7 +66,7 @@ def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
             return ended
     except leases.Busy as busy:
         return Ended(End.BUSY, str(busy))
-    except OSError as error:  # of a lease
+    except OSError as error:  # a lease could not be written
         return failed(job.part, error, report)
 
 
@@ -118,18 +118,18 @@ def failed(part: Part, error: object, report: Report) -> Ended:
 
 
 def line(error: object) -> str:
-    """What went wrong, in one line."""
+    """An error or a text in one line, cut after 300 characters."""
     kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
     return " ".join(f"{kind}{error}".split())[:300]
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether it is for want of memory, of the GPU or of the host: there PyTorch has no class for it."""
+    """Whether memory was short: of the GPU, or of the host, for which PyTorch has no class of error."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _too_large(run: Run, device: str) -> str:
-    """That one network is too large, and by how much smaller a width would not be."""
+    """A line which says that one network is too large, and which width would fit."""
     model, memory = run.model, _memory(device)
     here = f"more than the {memory / 2**30:,.1f} GiB of memory here"
     if model.code is not None:
