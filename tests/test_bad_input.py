@@ -70,15 +70,15 @@ OPTIONS = (
     | option(
         "run --profile smoke", "--device", WORDS.filter(lambda text: text not in ("auto", "cpu", "cuda"))
     )
-    | option("run --profile smoke", "--precision", WORDS)
+    | option("run --profile smoke", "--precision", WORDS.map("{}?".format))
     | option(
         "run --profile smoke", "--time-limit", WORDS.filter(lambda t: not re.fullmatch(r"[\d.]+[smh]?\n?", t))
     )
-    | option("run --profile smoke", "--only", WORDS)
+    | option("run --profile smoke", "--only", WORDS.filter(lambda text: "=" not in text))
     | option("run reset --profile smoke", "--only", WORDS.map(lambda text: f"modules={text}x"))
-    | option("run --profile smoke", "--on", WORDS.filter(lambda text: text != "slurm"))
+    | option("run --profile smoke", "--on", WORDS.filter(lambda text: not re.match("slurm$|t..:", text)))
     | option("run --profile smoke", "--jobs", WORDS.filter(fails(int)) | st.integers())
-    | option("run", "--profile", WORDS)
+    | option("run", "--profile", WORDS.filter(lambda text: text not in PROFILES))
     | option(
         "plan --profile smoke", "--speed", WORDS.filter(fails(float)) | NO_NUMBERS | st.floats(max_value=0)
     )
@@ -86,7 +86,7 @@ OPTIONS = (
     | option("plan --profile smoke --speed 9", "--price", WORDS | st.floats())
     | option("plan --profile smoke --speed 9 --gpus 8", "--price", st.floats(max_value=0) | NO_NUMBERS)
     | option("book --profile smoke", "--jobs", WORDS.filter(fails(int)) | st.integers(max_value=0))
-    | option("book --profile smoke", "--chapters", WORDS)
+    | option("book --profile smoke", "--chapters", WORDS.map("{}?".format))
     | option("book --profile smoke --chapters stages", "--device", WORDS.map(lambda text: f"{text}?"))
     | option("data", "--from", WORDS)
     | option("data svhn", "--from", WORDS)
