@@ -14,7 +14,7 @@ from typing import get_type_hints
 from repro.config import MODULES, Dataset, InputError, Model, Optimizer, Stage, Subset
 from repro.data import own
 from repro.data.downloads import SOURCES
-from repro.data.places import given
+from repro.data.places import given, is_folder
 
 MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
 
@@ -79,8 +79,10 @@ class Profile:
     @property
     def _own(self) -> bool:
         """Whether the data are of one's own, in a file or a folder."""
-        path, named = Path(self.dataset), self.dataset in ("digits", *SOURCES)
-        found = path.suffix or os.sep in self.dataset or (self.dataset and path.is_dir())
+        named = self.dataset in ("digits", *SOURCES)
+        found = (
+            Path(self.dataset).suffix or os.sep in self.dataset or (self.dataset and is_folder(self.dataset))
+        )
         return bool(found) and not named
 
     @property
@@ -121,7 +123,7 @@ class Profile:
             from repro.store import records
 
             path = Path(self.dataset)
-            path = folders.of_folder(path, self.size) if path.is_dir() else path
+            path = folders.of_folder(path, self.size) if is_folder(path) else path
             found = datasets.npz_dataset(path, self.train, self.test, self.split)
             named = records.names_of(found.fingerprint, records.Store.of(self.name).folder)
             name = found.name if found.name in named else min(named, default=OWN)
@@ -216,6 +218,7 @@ PROFILES = {
             least=False,
         ),
         dataclasses.replace(_DIGITS, name="minutes", seeds=5),
+        dataclasses.replace(_DIGITS, name="minutes-rates", seeds=5, study_seeds=5),  # published, beside it
         _DIGITS,
         dataclasses.replace(
             _PAPER,

@@ -118,8 +118,8 @@ def tally(verdicts: Iterable[Verdict]) -> Words:
     """Which claims got each verdict, in words."""
     claims = {word: [] for word in VERDICTS}
     for v in verdicts:
-        claims[v.verdict].append(f"{v.claim.words} ({v.profile or 'no scale'})")
-    lines = [f"**{word.capitalize()}: {len(of)}.** {' '.join(of)}" for word, of in claims.items() if of]
+        claims[v.verdict].append(f"\n- {v.claim.words}" + f" *{v.profile}*" * bool(v.profile))
+    lines = [f"**{word.capitalize()}: {len(of)}**\n{''.join(of)}" for word, of in claims.items() if of]
     return Words("\n\n".join(lines))
 
 

@@ -70,15 +70,15 @@ OPTIONS = (
     | option(
         "run --profile smoke", "--device", WORDS.filter(lambda text: text not in ("auto", "cpu", "cuda"))
     )
-    | option("run --profile smoke", "--precision", WORDS)
+    | option("run --profile smoke", "--precision", WORDS.map("{}?".format))
     | option(
         "run --profile smoke", "--time-limit", WORDS.filter(lambda t: not re.fullmatch(r"[\d.]+[smh]?\n?", t))
     )
-    | option("run --profile smoke", "--only", WORDS)
+    | option("run --profile smoke", "--only", WORDS.filter(lambda text: "=" not in text))
     | option("run reset --profile smoke", "--only", WORDS.map(lambda text: f"modules={text}x"))
-    | option("run --profile smoke", "--on", WORDS.filter(lambda text: text != "slurm"))
+    | option("run --profile smoke", "--on", WORDS.filter(lambda text: not re.match("slurm$|t..:", text)))
     | option("run --profile smoke", "--jobs", WORDS.filter(fails(int)) | st.integers())
-    | option("run", "--profile", WORDS)
+    | option("run", "--profile", WORDS.filter(lambda text: text not in PROFILES))
     | option(
         "plan --profile smoke", "--speed", WORDS.filter(fails(float)) | NO_NUMBERS | st.floats(max_value=0)
     )
@@ -86,7 +86,7 @@ OPTIONS = (
     | option("plan --profile smoke --speed 9", "--price", WORDS | st.floats())
     | option("plan --profile smoke --speed 9 --gpus 8", "--price", st.floats(max_value=0) | NO_NUMBERS)
     | option("book --profile smoke", "--jobs", WORDS.filter(fails(int)) | st.integers(max_value=0))
-    | option("book --profile smoke", "--chapters", WORDS)
+    | option("book --profile smoke", "--chapters", WORDS.map("{}?".format))
     | option("book --profile smoke --chapters stages", "--device", WORDS.map(lambda text: f"{text}?"))
     | option("data", "--from", WORDS)
     | option("data svhn", "--from", WORDS)
@@ -99,6 +99,7 @@ OPTIONS = (
 PLACES = st.sampled_from(
     ["FILE", "FILE/x", "~nobody_of_this_name", "~nobody_of_this_name/x", 300 * "x", "/proc/1/x"]
 )
+FOLDERS = st.sampled_from([".", "./", "empty", "one class", "no [images].d", "texts", "broken"])
 OWN = st.sampled_from(["FILE.py", "exits.py", "raises.py", "bytes.py", "no_function.py", "empty [x].py"])
 PATHS = (
     OWN.map(lambda name: (["run", f"./{name}", "--profile", "smoke"], {}))
@@ -110,6 +111,7 @@ PATHS = (
     | PLACES.map(lambda place: (["data", "cifar10", "--from", place], {}))
     | PLACES.map(lambda place: (["book", "--profile", "smoke", "--out", place], {}))
     | PLACES.map(lambda place: (["claims", "--set", f"dataset={place}.npz"], {}))
+    | (PLACES | FOLDERS).map(lambda place: (["claims", "--set", f"dataset={place}"], {}))
     | st.sampled_from(["shape.npz", "words.npz", "FILE.npz", "a [b].npz"]).map(
         lambda name: (["run", "--profile", "smoke", "--set", f"dataset={name}"], {})
     )
@@ -124,6 +126,17 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("here")
     for name in ("FILE", "FILE.npz", "a [b].npz"):
         (folder / name).write_bytes(b"<html>")
+    for name in (
+        "one class/a/1.png",
+        "no [images].d/a/1.txt",
+        "texts/a.txt",
+        "broken/a/1.png",
+        "broken/b/2.jpg",
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"<html>")
+    (folder / "empty").mkdir()
+    (folder / os.fsdecode(b"caf\xe9")).touch()
     (folder / "exits.py").write_text("import sys; sys.exit('no')")
     (folder / "raises.py").write_text("def network(): pass\nraise OSError(2, 'no\\nluck', 'file')")
     (folder / "bytes.py").write_bytes(b"network = '\xff\0'")

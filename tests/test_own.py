@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -19,12 +20,12 @@ from PIL import Image
 
 from repro import cli, profiles
 from repro.analysis.claims import VERDICTS
-from repro.config import HALF, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
+from repro.config import HALF, PROBES, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
 from repro.data import datasets, folders, own
 from repro.questions import studies
 from repro.store.records import Store, names_of
 from repro.sweep import dispatch, plans
-from repro.training import models
+from repro.training import models, probes
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
 from repro.training.populations import Member
@@ -311,6 +312,15 @@ def test_a_bad_network_is_one_line_and_writes_nothing(repro, written, tmp_path, 
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1 and WRONG[name] in err, err
     assert not (tmp_path / "results").exists()
+
+
+def test_a_network_with_attention_is_probed(written):
+    made = run(own.code(f"{written('models.py', MODELS)}:vit"), Stage(1))
+    [snapshot] = train([made])
+    x, y = torch.randn(48, 1, 12, 12), torch.arange(48) % 10
+    old = torch.arange(48) < 24
+    found = probes.measure(PROBES, snapshot.state, made.model, x, y, 10, 8, old)
+    assert len(found) == 10 and all(map(math.isfinite, found.values()))
 
 
 def test_settings_of_a_network_come_back_from_a_changed_profile(written):

@@ -14,7 +14,17 @@ from repro.store.records import ROOT
 from repro.study import HELD_OUT_SEEDS, LONGER
 from repro.sweep import plans
 
-NAMES = ("smoke", "minutes", "quick", "laptop", "cifar10-small", "cifar10", "cifar10-wide", "paper")
+NAMES = (
+    "smoke",
+    "minutes",
+    "minutes-rates",
+    "quick",
+    "laptop",
+    "cifar10-small",
+    "cifar10",
+    "cifar10-wide",
+    "paper",
+)
 
 
 def test_the_profiles_by_name():

@@ -76,16 +76,16 @@ def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None
     for cell in page["cells"]:
         for volatile in ("papermill", "execution"):
             cell["metadata"].pop(volatile, None)
-        _number_figures(cell)
+        _number_figures(cell, source.stem)
     return page
 
 
-def _number_figures(cell: dict) -> None:
+def _number_figures(cell: dict, chapter: str) -> None:
     """Let Jupyter Book number the figure of a cell: its caption becomes that of the page's figure."""
     outputs = cell.get("outputs", [])
     told = [output.get("metadata", {}).get(MARK) for output in outputs]
     for figure in filter(None, told):
-        shown = {"name": figure["name"], "caption": figure["caption"]}
+        shown = {"name": f"{figure['name']}-{chapter}", "caption": figure["caption"]}
         cell["metadata"]["mystnb"] = {"figure": shown, "image": {"alt": figure["alt"]}}
     cell["outputs"] = [output for output, mark in zip(outputs, told, strict=True) if mark != {}]
 

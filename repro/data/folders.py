@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import tempfile
 from collections.abc import Sized
 from pathlib import Path
@@ -14,6 +15,9 @@ from repro.data.npz import one_line, pack
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # as in `repro.data.datasets`
+KINDS = frozenset(
+    (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+)  # of torchvision
 
 
 def of_folder(folder: str | Path, side: int) -> Path:
@@ -23,16 +27,19 @@ def of_folder(folder: str | Path, side: int) -> Path:
     cut around their middle, once for the same files.
     """
     folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return _of_files(folder, side, tuple(files), stamps, cache("").parent)
+    try:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+        stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+        return _of_files(folder, side, tuple(files), stamps, cache("").parent)
+    except OSError as error:  # a file that this user may not read
+        raise InputError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
 
 
 @functools.lru_cache(maxsize=8)
 def _of_files(folder: Path, side: int, files: tuple[Path, ...], stamps: object, kept: Path) -> Path:
     digest = hashlib.sha256()
     for path in files:
-        digest.update(f"{path.relative_to(folder)}\n{path.stat().st_size}\n".encode())
+        digest.update(os.fsencode(f"{path.relative_to(folder)}\n{path.stat().st_size}\n"))
         digest.update(path.read_bytes())
     made = kept / f"folder-{digest.hexdigest()[:16]}-{side}.npz"
     if not made.exists():

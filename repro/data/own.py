@@ -48,7 +48,9 @@ def function(known: Code) -> Callable:
     if known.path is None or code(f"{known.path}:{known.name}").source != known.source:
         raise InputError(f"{known.name} is not what it was when its runs were planned: {known.path} changed")
     found = module(known.path) if known.path.endswith(".py") else _imported(known.path)
-    return functools.partial(getattr(found, known.name), **dict(known.settings))
+    if not callable(made := getattr(found, known.name)):
+        raise InputError(f"{known.path}: {known.name} is no function")
+    return functools.partial(made, **dict(known.settings))
 
 
 def module(path: str | Path) -> ModuleType:

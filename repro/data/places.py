@@ -23,6 +23,14 @@ def given(path: str | Path) -> Path:
         raise InputError(f"no home folder is known for the ~ of {path}: give the whole path") from None
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; a name that no file could have is none."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def fix_environment() -> None:
     """Make the paths in the environment absolute, for this process and those that it starts."""
     for name in OF_PATHS:

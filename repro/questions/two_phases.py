@@ -43,7 +43,7 @@ def two_phases(profile: Profile) -> Iterator[Arm]:
 def rates(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm networks at several rates, also tested on held-out training images."""
     for k in (0.5, 1, 2, 4) if profile.least else (1, 3, 10) if profile.controls else ():
-        for held_out in (False, True):
+        for held_out in (False, True) if profile.controls else (False,):
             factors = {"rate": k, "held_out": held_out}
             settings = {"optimizer": profile.at_rate(k), "held_out": held_out}
             yield from pair(profile, factors, **settings, priority=5)

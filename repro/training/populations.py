@@ -182,6 +182,7 @@ class Population:
         self.x_test, self.y_test = resident(images, images.x_test, images.y_test, device, self.dtype)
         self.side = self.x_train.shape[-1]
         self.shift, self.flip = run.stages[-1].shift, run.stages[-1].flip
+        self.augmented = bool(self.shift or self.flip)
         self.padded = F.pad(self.x_train, [self.shift] * 4, "replicate") if self.shift else self.x_train
         self.size = len(members) if grouped else 1  # of a network
         self.networks = []
@@ -200,7 +201,8 @@ class Population:
         self.batches = torch.empty(
             (steps_per_epoch(run), len(members), run.batch_size), dtype=torch.int64, device=device
         )
-        self.moves = torch.zeros((*self.batches.shape, 3), dtype=torch.int64, device=device)
+        shape = (len(self.batches) if self.augmented else 1, *self.batches.shape[1:], 3)
+        self.moves = torch.zeros(shape, dtype=torch.int64, device=device)
         self.at = torch.zeros(1, dtype=torch.int64, device=device)  # which of them is next
         self.loss_sum = torch.zeros(len(members), dtype=self.dtype, device=device)
         self.correct = torch.zeros(len(members), dtype=torch.int64, device=device)
@@ -223,8 +225,7 @@ class Population:
 
     def _batch(self, index: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
         """Training images [B, P * C, H, W] and labels [P, B] of these numbers [P, B], moved as [P, B, 3]."""
-        augmented = self.shift or self.flip
-        x = moved(self.padded, index, moves, self.side) if augmented else self.x_train[index]
+        x = moved(self.padded, index, moves, self.side) if self.augmented else self.x_train[index]
         return x.transpose(0, 1).flatten(1, 2), self.y_train[index]
 
     def _chance(self, i: int) -> contextlib.AbstractContextManager:
@@ -255,7 +256,7 @@ class Population:
     def _step(self) -> None:
         """One step of all members, on the next batch."""
         batch = self.batches.index_select(0, self.at)[0]  # [P, B]
-        moves = self.moves.index_select(0, self.at)[0]
+        moves = self.moves.index_select(0, self.at)[0] if self.augmented else self.moves[0]
         decay = self.members[0].run.stages[-1].optimizer.weight_decay
         self._fork()
         for i, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
@@ -282,7 +283,7 @@ class Population:
             pairs = zip(self.members, self.subsets, strict=True)
             orders = [examples(m.run, self.labels, epoch, subset) for m, subset in pairs]
             moving = self.moves
-            if self.shift or self.flip:
+            if self.augmented:
                 made = [moves(m.run, epoch, self.shift, self.flip) for m in self.members]
                 moving = torch.from_numpy(np.stack(made, axis=1))
             self.drawn = epoch, torch.from_numpy(np.stack(orders, axis=1)), moving

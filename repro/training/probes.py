@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repro.config import PROBES, InputError, Model
 from repro.lazy import Lazy
@@ -231,6 +232,10 @@ def measure(
             "curvature_loss": mean_loss(network, x, y),
         },
     }
-    # By default a GPU rounds the inputs of convolutions to TF32's ten bits.
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+    # By default a GPU rounds the inputs of convolutions to TF32's ten bits. Attention can be
+    # differentiated twice only where it is computed plainly.
+    with (
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         return {key: value for name in names for key, value in probes[name]().items()}
