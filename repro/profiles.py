@@ -293,16 +293,20 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
 
 
 def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
-    """The profile that a chapter's parameters name, in what forms papermill passes them.
+    """The named profile, changed as a chapter's parameters say.
 
-    `settings` change fields: ["width=16", "train=500"], or in one string "width=16, train=500".
+    Papermill may pass numbers as text or with a point ("3", 3.0), and lists as one text: all
+    are taken. `seeds` is how many, None for the profile's own number; `settings` change
+    fields: ["width=16", "train=500"], or "width=16, train=500".
     """
     if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
         raise InputError(
             f"seeds takes a whole number from 1, or None for those of the profile, not {seeds!r}"
         )
     if isinstance(settings, str):
-        settings = filter(None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings))  # a path may have a comma
+        settings = filter(
+            None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings)
+        )  # not within a path that has a comma
     chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
     return profile(name, chosen, None if seeds is None else int(float(seeds)))
 

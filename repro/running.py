@@ -57,7 +57,11 @@ def _run(study: Study, profile: Profile, device: str) -> Results:
 
 
 def _train(runs: list[Run], store: Store, device: str) -> None:
-    """Train and record what is missing; raises `RuntimeError` where a run failed."""
+    """Train the runs that the store lacks, and record them there.
+
+    Raises `RuntimeError` with the first failure, all others being trained nevertheless, and
+    `KeyboardInterrupt` where it was stopped before.
+    """
     check_engine(device, "auto")
     with shown() as progress:
         outcome = dispatch.execute(plan(runs), store, device=device, progress=progress)

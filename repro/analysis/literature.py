@@ -56,8 +56,8 @@ SOURCES = (
         "Kireev et al. 2021",
         "https://doi.org/10.5281/zenodo.4834856",
         "width 64, depth 2",
-        "each stage to 99 % training accuracy, or to a standard deviation of it below 0.2 points over three "
-        "epochs; rate 0.001; the optimiser goes on",
+        "each stage to 99 % training accuracy, or to a standard deviation of it below 0.2 points over "
+        "three epochs; rate 0.001; the optimiser goes on",
         "standard error, 5 seeds",
         "the code of its Table 1 never puts batch norm in evaluation mode; that of its Figure 1 does; a "
         "max-pooling follows the first convolution",
@@ -129,6 +129,8 @@ def _error(estimate: Estimate) -> float:
 
 
 def _row(source: str, network: str, optimizer: str, found: Pair) -> dict[str, str]:
+    """A row for a pair of test accuracies in percent, each with its uncertainty; the gap is warm minus "
+    "fresh."""
     return {
         "source": source,
         "network": network,

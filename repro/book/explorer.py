@@ -76,12 +76,12 @@ class Explorer:
 
     @cached_property
     def explored(self) -> tuple[Explored, ...]:
-        """What the study says of its factors; if nothing, all that one case has, under their names."""
-        most = max((case.factors for case in self.study.cases(self.profile)), key=len)
+        """What readers choose by: as the study says, else every factor of its case with most, by its name."""
+        if self.study.explored:
+            return self.study.explored
+        most = max((case.factors for case in self.study.cases(self.profile)), key=len, default={})
         plain = ((name, name.replace("_", " ")) for name in most)
-        return self.study.explored or tuple(
-            Explored(name, words.capitalize(), f"{words} {{}}".format) for name, words in plain
-        )
+        return tuple(Explored(name, words.capitalize(), f"{words} {{}}".format) for name, words in plain)
 
     @property
     def factors(self) -> list[str]:

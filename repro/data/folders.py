@@ -37,6 +37,11 @@ def of_folder(folder: str | Path, side: int) -> Path:
 
 @functools.lru_cache(maxsize=8)
 def _of_files(folder: Path, side: int, files: tuple[Path, ...], stamps: object, kept: Path) -> Path:
+    """The `.npz` file, in the folder `kept`, of the images in a folder, cut to side x side pixels.
+
+    It is made where it is not there. Nothing reads `stamps`, the sizes and times of the
+    files: with them, a change of a file asks the cache anew.
+    """
     digest = hashlib.sha256()
     for path in files:
         digest.update(os.fsencode(f"{path.relative_to(folder)}\n{path.stat().st_size}\n"))
@@ -55,9 +60,10 @@ def _of_files(folder: Path, side: int, files: tuple[Path, ...], stamps: object, 
                 raise InputError(f"it has one class, {sets[0].classes[0]!r}: two or more folders are needed")
             if any(found.classes != sets[0].classes for found in sets):
                 raise InputError("train and test do not have the same classes")
-            _write([array for found in sets for array in _arrays(found)], made)
-        except Exception as error:  # of the library of images, which has many
+            arrays = [array for found in sets for array in _arrays(found)]
+        except Exception as error:  # the library raises many kinds for a picture that is broken
             raise InputError(f"{folder} is no folder of images: {one_line(error)}") from error
+        _write(arrays, made)
     return made
 
 

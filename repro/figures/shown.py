@@ -7,6 +7,7 @@ number and an alternative text (`repro.book.rendering`).
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -164,8 +165,10 @@ def accuracies(results: Results, *by: str) -> pd.DataFrame:
 
 
 def source(*functions: object) -> Words:
-    """The code of functions of the package, as it stands in their files."""
-    import inspect  # only pages show code
+    """A Markdown block with the code of functions, methods or classes, decorators and docstrings included."""
+    import inspect  # takes a while to load, and only pages need it
 
-    code = "\n\n\n".join(inspect.getsource(inspect.unwrap(function)).strip() for function in functions)
+    code = "\n\n\n".join(
+        textwrap.dedent(inspect.getsource(inspect.unwrap(function))).strip() for function in functions
+    )
     return Words(f"```python\n{code}\n```")

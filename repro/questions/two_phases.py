@@ -107,12 +107,16 @@ def at_loss(table: pd.DataFrame, loss: float) -> float:
 
 
 def sharpness_at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
-    """Curvature of fresh and warm networks by seed, at the larger of the two last training losses."""
+    """Sharpness, the largest eigenvalue of the Hessian, of fresh and warm networks, a row for each seed.
+
+    Both are read where their training loss is the same: the larger of their two last
+    ones, the lowest that both reach. NaN where one of them has no run, or never had that loss.
+    """
     rows = {}
     for seed, part in table.groupby("seed"):
         runs = {name: part[part.condition == name] for name in (FRESH, WARM)}
         ends = [run.sort_values("tuning_epochs")["curvature_loss"].iloc[-1:].max() for run in runs.values()]
-        rows[seed] = {name: at_loss(run, max(ends)) for name, run in runs.items()}
+        rows[seed] = {name: at_loss(run, np.max(ends)) for name, run in runs.items()}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[FRESH, WARM])
 
 
@@ -273,7 +277,7 @@ STUDIES = (
 CLAIMS = (
     Claim(
         "gap_best_rates",
-        "They also do where each has the rate that is best for it on held-out images.",
+        "Warm starts generalise worse where each has its own best rate on held-out images, too.",
         "control",
         "rates",
         _gap_at_best_rates,

@@ -95,7 +95,7 @@ def read(store: Store, run: Run) -> Layout | None:
 
 
 def keep(store: Store, run: Run, layout: Layout) -> Layout:
-    """What is kept for this shape from now on: this, unless another process was first."""
+    """Store a layout for all runs of one shape; returns the one stored, perhaps by another process."""
     path, content = _path(store, run), json.dumps(asdict(layout)).encode()
     if not files.create(path, content):
         if (first := read(store, run)) is not None:

@@ -66,7 +66,7 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """The numbers in a file, none where it is not there or sets no limit."""
+    """The whole numbers in a file of limits; none where it cannot be read, or sets no limit (`max`)."""
     try:
         return [int(word) for word in file.read_text(encoding="utf-8").split()]
     except (OSError, ValueError):
