@@ -6,7 +6,6 @@ written), 3 stopped, by a signal or the time limit, with work left.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
@@ -384,6 +383,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 def _say(message: str, status: int = 0) -> int:
     """The status, after one line on standard error, as far as there is one."""
-    with contextlib.suppress(OSError):
-        print(f"repro: {' '.join(message.split())}", file=sys.stderr or io.StringIO())
+    try:
+        print(f"repro: {' '.join(message.split())}", file=sys.stderr or io.StringIO(), flush=True)
+    except OSError:
+        sys.stderr = None  # Python would try again at its end, and change the status
     return status

@@ -28,6 +28,7 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("REPRO_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("REPRO_DATA", str(tmp_path / "data"))
     monkeypatch.delenv("REPRO_COMMIT", raising=False)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # hides what is only written at the end
 
 
 @pytest.fixture(scope="session")
