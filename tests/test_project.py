@@ -86,3 +86,13 @@ def test_command_line_works_from_a_plain_checkout_without_the_tools_of_the_book(
     assert len(list((tmp_path / "smoke").glob("*.json"))) == 2
     slow = run.stdout.rpartition("slow:")[2].split()
     assert set(slow) <= {"torch", "numpy"}, "training begins later by what this takes to import"
+
+
+def test_each_row_of_what_survives_what_names_a_test_that_there_is():
+    page = (ROOT / "book" / "cluster.md").read_text()
+    table = page[page.index("| what happens") :].split("\n\n")[0]
+    named = re.findall(r"^1\. `(test_\w+)`$", page, re.MULTILINE)
+    there = {
+        name for path in ROOT.glob("tests/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert set(named) <= there and len(named) == len(table.splitlines()) - 2
