@@ -52,8 +52,9 @@ def rates(profile: Profile) -> Iterator[Arm]:
 def probe_epochs(profile: Profile) -> list[int]:
     """Epochs of tuning after which networks are probed, the last one included."""
     last = profile.arms_tuned
-    later = (last,) if profile.exploratory else (3 * last // 4, last)
-    return sorted({*(n for n in (1, 2, 3, 5, 10) if n < last), *later} - {0})
+    later = (last,) if profile.exploratory or profile.least else (3 * last // 4, last)
+    early = (1, 2, 3) if profile.least else (1, 2, 3, 5, 10)
+    return sorted({*(n for n in early if n < last), *later} - {0})
 
 
 def noise_epochs(profile: Profile) -> list[int]:
