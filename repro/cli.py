@@ -232,11 +232,20 @@ def claims(
     settings: Settings = None,
     seeds: Seeds = None,
     as_json: Annotated[bool, typer.Option("--json", help="a list of objects, for programs")] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="beside other results: a folder of profiles, or published"),
+    ] = None,
 ) -> None:
     """Judge every claim of the paper, or of a question of one's own, by the records of a profile."""
     from repro import profiles
     from repro.scorecard import scorecard
 
+    if against is not None:
+        if question or as_json:
+            raise InputError("--against compares the paper's claims, in a table: leave the rest out")
+        _compare(profiles.profile(profile, settings or (), seeds), against)
+        return
     found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
@@ -245,6 +254,20 @@ def claims(
     for v in found:
         effect = str(v.effect) if v.effect.n else ""
         table.add_row(v.claim.id, v.verdict, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words)
+    terminal.show(table)
+
+
+def _compare(chosen, results: str) -> None:
+    """Show the numbers of the claims here beside those of other results."""
+    from repro.data.places import given
+    from repro.scorecard import against
+    from repro.store.records import ROOT
+
+    folder = ROOT / "results" if results == "published" else given(results)
+    frame = against(chosen, folder / chosen.name)
+    table = _table("claim", "here", "there", "#difference", "#tolerance", "unit", "agree")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
     terminal.show(table)
 
 

@@ -12,6 +12,7 @@ from repro.analysis import recorded
 from repro.analysis.claims import DECIDED, VERDICTS, Verdict, verdicts
 from repro.analysis.recorded import Results, published
 from repro.analysis.stats import between, signed
+from repro.config import InputError
 from repro.figures import common
 from repro.figures.shown import Captioned, Table, Words
 from repro.lazy import Lazy
@@ -50,7 +51,28 @@ def _judged(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Verdict]:
 @lru_cache(maxsize=32)
 def _recorded(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Results]:
     """The results of all studies from the records that a folder holds, by its stamp; none from no record."""
-    return {name: recorded.results(study, profile) for name, study in STUDIES.items() if stamp}
+    store = Store(folder)
+    return {name: recorded.results(study, profile, store=store) for name, study in STUDIES.items() if stamp}
+
+
+def against(profile: Profile, folder: Path) -> pd.DataFrame:
+    """A row for each claim of which a number is recorded both here and in another folder of the same profile.
+
+    They agree where they differ by no more than two standard errors of the difference.
+    """
+    other = Store(folder)
+    ours, theirs = scorecard(profile), _judged(profile, folder, other.stamp())
+    if not any(v.effect.n for v in theirs.values()):
+        raise InputError(f"no records of the profile {profile.name} in {folder}")
+    rows = []
+    for claim in CLAIMS:
+        a, b = ours[claim.id].effect, theirs[claim.id].effect
+        if a.n > 1 and b.n > 1:
+            tolerance = 2 * (a.sd**2 / a.n + b.sd**2 / b.n) ** 0.5
+            agree = "yes" if abs(a.mean - b.mean) <= tolerance else "no"
+            rows.append((claim.id, str(a), str(b), a.mean - b.mean, tolerance, claim.unit, agree))
+    columns = ["claim", "here", "there", "difference", "tolerance", "unit", "agree"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def at_each_scale() -> dict[str, dict[str, Verdict]]:

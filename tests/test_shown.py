@@ -175,3 +175,28 @@ def test_a_reset_depth_is_told_from_none_to_all():
     )
     assert reset.last_reset(found)["last"].tolist() == [0, 1]
     assert reset.found(found).endswith("−10.0 for 0 and −5.0 for 1.")
+
+
+def test_own_records_stand_beside_the_published_ones_with_a_tolerance(tmp_path, monkeypatch, capsys):
+    """A copy agrees with itself; five points less for every warm start do not."""
+    from repro import cli
+    from repro.store.records import Store, _checksum, _text
+
+    source, own = Store(shown_results() / "minutes-rates"), tmp_path / "own"
+    monkeypatch.setenv("REPRO_RESULTS", str(own))
+    for shift, word in ((0.0, "yes"), (0.05, "no")):
+        (own / "minutes-rates").mkdir(parents=True, exist_ok=True)
+        for name in source.ids():
+            record = json.loads(source.path(name).read_text())
+            if len(record["curves"]) > 1:
+                last = record["curves"][-1]
+                last["test_accuracy"] = [max(0.0, v - shift) for v in last["test_accuracy"]]
+            record["checksum"] = _checksum(record)
+            (own / "minutes-rates" / f"{name}.json").write_text(_text(record))
+        frame = scorecard.against(profiles.profile("minutes-rates"), source.folder)
+        assert frame.set_index("claim").agree["gap"] == word
+    for where, status in (("published", 0), (str(tmp_path / "nowhere"), 2)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["claims", "--profile", "minutes-rates", "--against", where])
+        assert end.value.code == status
+    assert "no records of the profile minutes-rates" in capsys.readouterr().err
