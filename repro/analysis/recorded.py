@@ -49,7 +49,7 @@ class Results:
 def results(
     study: Study, profile: Profile, cases: list[Case] | None = None, store: Store | None = None
 ) -> Results:
-    """The recorded part of a study, or of these cases, in the store of the profile or another; trains nothing."""
+    """The recorded part of a study, or of these cases, in the profile's store or another; trains nothing."""
     cases, store = study.cases(profile) if cases is None else cases, store or Store.of(profile.name)
     table = tables.table(cases, store, profile.window, profile.median)
     return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))
