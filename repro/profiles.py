@@ -135,7 +135,7 @@ class Profile:
 
     def stage(self, epochs: int, data: Subset, **settings: object) -> Stage:
         """A stage with this profile's base optimiser, unless `settings` name another one."""
-        return Stage(epochs, data, **{"optimizer": self.optimizers[self.base], **settings})
+        return Stage(epochs, data, **{"optimizer": self.optimizer, **settings})
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
@@ -148,10 +148,15 @@ class Profile:
             "SGD with momentum": Optimizer("sgd", 10 * rate, momentum=0.9),
         }
 
+    @property
+    def optimizer(self) -> Optimizer:
+        """The base optimiser."""
+        return self.optimizers[self.base]
+
     def at_rate(self, factor: float, **changes: object) -> Optimizer:
         """The base optimiser at so many times its rate."""
-        base = self.optimizers[self.base]
-        return dataclasses.replace(base, learning_rate=factor * base.learning_rate, **changes)
+        rate = factor * self.optimizer.learning_rate
+        return dataclasses.replace(self.optimizer, learning_rate=rate, **changes)
 
 
 FIELDS = get_type_hints(Profile)

@@ -1,5 +1,6 @@
 """What chapters say and show, whatever is recorded."""
 
+import base64
 import inspect
 import json
 import os
@@ -164,6 +165,16 @@ def test_a_figure_and_its_caption_are_outputs_of_their_cell(capsys, monkeypatch)
     assert about["metadata"][shown.MARK]["name"] == "fig-gap" and mark["metadata"] == {shown.MARK: {}}
     assert words["text/markdown"].startswith("*Figure.* Gaps. 1 run, 2 seeds")
     json.dumps(displayed[0][0])
+    assert "image/png" not in picture
+    monkeypatch.setenv("BOOK_URL", "https://example.org/book")  # links to the pages can show a picture
+    shown.captioned(common.gap_strip(gaps), found, "fig-gap", "Gaps.", "Two gaps.")._ipython_display_()
+    assert base64.b64decode(displayed[2][0]["image/png"]).startswith(b"\x89PNG")
+
+
+def test_a_page_names_the_rate_that_its_networks_had():
+    """SGD at `quick`, whose rate is tied to that of Adam."""
+    found = run_study("warm_start", "quick", device="none")
+    assert "SGD at rate 0.2." in shown.budget(found)
 
 
 def test_a_reset_depth_is_told_from_none_to_all():

@@ -194,7 +194,7 @@ def _state() -> str:
     Records of every profile, as a chapter may set its own beside those of a larger one.
     """
     tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
-    digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see chapter.prepare
+    digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see `figures.shown`
     for path in sorted((ROOT / "repro").rglob("*.py")):
         digest.update(path.read_bytes())
     for folder in sorted(results_folder().glob("*/")):

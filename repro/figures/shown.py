@@ -6,7 +6,9 @@ number and an alternative text (`repro.book.rendering`).
 
 from __future__ import annotations
 
+import base64
 import io
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -71,7 +73,10 @@ class Captioned:
         told = {"name": self.name, "caption": self.caption, "alt": self.alt}
         svg = self.picture().decode()
         svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
-        display({"image/svg+xml": svg, "text/plain": self.alt}, raw=True, metadata={MARK: told})
+        data = {"image/svg+xml": svg, "text/plain": self.alt}
+        if os.environ.get("BOOK_URL"):  # the pages have an address, so that links to them show a picture
+            data["image/png"] = base64.b64encode(self.picture("png")).decode()
+        display(data, raw=True, metadata={MARK: told})
         shown = {"text/markdown": f"*Figure.* {self.caption}", "text/plain": self.caption}
         display(shown, raw=True, metadata={MARK: {}})
 
@@ -124,7 +129,7 @@ def budget(results: Results) -> Words:
         f"Profile `{profile.name}`: {train} training and {test} test images of {Path(profile.dataset).name}, "
         f"a {network}, batches of {profile.batch_size}, {profile.pretraining_epochs} epochs of pretraining, "
         f"{tuned}, "
-        f"learning rate {profile.learning_rate:g}{made}. {unrecorded(results)}".strip()
+        f"{profile.base} at rate {profile.optimizer.learning_rate:g}{made}. {unrecorded(results)}".strip()
     )
 
 

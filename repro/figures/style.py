@@ -68,6 +68,7 @@ STYLE = {
     "xtick.color": GREY,
     "ytick.color": GREY,
 }
+DIFFERENCE = "Test accuracy less that of fresh networks, points"  # of fresh ones at other rates too
 GAP = "Generalisation gap, points\n(below 0: pretraining hurt)"
 
 

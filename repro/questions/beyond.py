@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from repro.analysis.curves import epochs_to_reach
 from repro.analysis.recorded import Results
-from repro.figures import common
+from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed
 from repro.figures.style import bar, blank, colour, estimate, known, marker, message, styled
 from repro.lazy import Lazy
@@ -82,9 +82,6 @@ def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: floa
     return figure
 
 
-DIFFERENCE = "Test accuracy less that of fresh networks, points"
-
-
 def found(results: Results) -> Words:
     """The difference of each remedy to fresh networks, in words."""
     return Words(
@@ -100,7 +97,7 @@ def gaps(results: Results) -> Captioned | Words:
         "Test accuracy under each remedy, less that of fresh networks at the base rate: every seed "
         "(dots), mean (diamond) and its 95 % interval (bar)."
     )
-    drawn = common.gap_strip(results.gaps, xlabel=DIFFERENCE)
+    drawn = common.gap_strip(results.gaps, xlabel=style.DIFFERENCE)
     return captioned(drawn, results, "fig-remedies", caption, found(results))
 
 

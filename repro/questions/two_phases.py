@@ -178,9 +178,6 @@ def curvature(table: pd.DataFrame) -> Figure:
     return figure
 
 
-DIFFERENCE = "Test accuracy less that of fresh networks, points"  # of fresh ones at other rates too
-
-
 def found(results: Results) -> Words:
     """What a larger rate in tuning does, like compared with like, in words."""
     base = contrast(results, WARM, FRESH)
@@ -197,11 +194,13 @@ def gaps(results: Results) -> Captioned | Words:
     """Test accuracy under larger rates in tuning, less that of fresh networks at the base rate (Figure 7)."""
     caption = (
         "Test accuracy under larger learning rates in tuning, less that of fresh networks at the base rate "
-        f"{results.profile.learning_rate:g}: every seed (dots), mean (diamond) and its 95 % interval "
-        "(bar). Compare the paper's Figure 7."
+        f"{results.profile.optimizer.learning_rate:g}: every seed (dots), mean (diamond) and its 95 % "
+        "interval (bar). Compare the paper's Figure 7."
     )
     alt = f"Difference to fresh networks at the base rate, in points: {listed(results.gaps, 'condition')}."
-    return captioned(common.gap_strip(results.gaps, xlabel=DIFFERENCE), results, "fig-rates", caption, alt)
+    return captioned(
+        common.gap_strip(results.gaps, xlabel=style.DIFFERENCE), results, "fig-rates", caption, alt
+    )
 
 
 def own_rates(results: Results) -> Captioned | Words:
