@@ -162,25 +162,15 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
 
 def strip() -> str:
     """The first page's account: the finding, what weakens it, and a line for each question of the paper."""
+    objection = warm_start.objection(published(STUDIES["two_phases"]))
     found, told = warm_start.found(published(STUDIES["warm_start"])), best()
-    lines = [
-        warm_start.objection(published(STUDIES["two_phases"])),
-        found,
-        "",
-        "| The paper says | We find | Verdict |",
-    ]
-    lines += ["|---|---|---|"]
+    lines = [objection, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]
     for question in QUESTIONS:
         claims = [claim for claim in question.CLAIMS if claim.figure != "control"]
         for claim in claims[:1]:
             said, page = row(told[claim.id]), question.STUDIES[0].chapter
-            effect = " ".join(
-                filter(None, (said["effect"], said["95 % interval"] and f"({said['95 % interval']})"))
-            )
-            place = (
-                f"{effect}; {said['seeds']} seeds, {said['scale']}"
-                if said["seeds"]
-                else effect or "not run yet"
-            )
-            lines.append(f"| [{claim.words}](chapters/{page}.ipynb) | {place} | **{said['verdict']}** |")
-    return "\n".join([*lines[:1], "", *lines[1:]]) + "\n"
+            interval = f" ({said['95 % interval']})" * bool(said["95 % interval"])
+            scale = f"; {said['seeds']} seeds, {said['scale']}" * bool(said["seeds"])
+            effect = f"{said['effect']}{interval}{scale}" or "not run yet"
+            lines.append(f"| [{claim.words}](chapters/{page}.ipynb) | {effect} | **{said['verdict']}** |")
+    return "\n".join(lines) + "\n"

@@ -83,10 +83,7 @@ class Own(nn.Module):
     def member(self, p: int) -> dict[str, Tensor]:
         return self.network.state_dict()
 
-    @torch.no_grad()
-    def load_member(self, p: int, state: dict[str, Tensor]) -> None:
-        for name, tensor in self.member(p).items():
-            tensor.copy_(state[name])
+    load_member = ResNet.load_member
 
     @torch.no_grad()
     def initialise(self, p: int, numbers: Iterable[int], seed: int, stage: int) -> None:

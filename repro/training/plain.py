@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 from torch.nn import Module
@@ -19,6 +18,9 @@ from repro.config import MODULES, Optimizer, Run
 from repro.data import datasets
 from repro.data.sampling import examples
 from repro.training.network import ResNet
+from repro.training.populations import resident
+
+CPU = torch.device("cpu")
 
 OPTIMIZERS = {
     "adam": lambda weights, rate, momentum: torch.optim.Adam(weights, rate),
@@ -49,7 +51,7 @@ def stages(run: Run) -> Iterator[tuple[int, ResNet]]:
     Fresh is one stage on all of the data; a warm start is two, the first on one half.
     """
     images = datasets.images(run.dataset)
-    x, y = tensors(images.x_train, images), torch.tensor(images.y_train)
+    x, y = resident(images, images.x_train, images.y_train, CPU)
     network = ResNet(run.model, x.shape[1], images.classes)
     network.initialise(0, MODULES, run.init_seed, stage=1)
     for number, stage in enumerate(run.stages, 1):
@@ -64,15 +66,9 @@ def train(run: Run) -> pd.DataFrame:
     """Test accuracy after each epoch of a run, a fraction, with the number of its stage."""
     torch.set_num_threads(1)  # networks as small as the chapter's only lose by more
     images = datasets.images(run.dataset)
-    x, y = tensors(images.x_test, images), torch.tensor(images.y_test)
+    x, y = resident(images, images.x_test, images.y_test, CPU)
     rows = [(number, accuracy(network, x, y)) for number, network in stages(run)]
     return pd.DataFrame(rows, columns=["stage", "test_accuracy"])
-
-
-def tensors(pixels: np.ndarray, images: datasets.Images) -> torch.Tensor:
-    """Images [N, C, H, W], normalised by mean and deviation of each channel of the training images."""
-    mean, deviation = images.normalization
-    return torch.from_numpy((pixels.astype("float32") - mean) / deviation).permute(0, 3, 1, 2).float()
 
 
 def new(optimizer: Optimizer, network: Module) -> torch.optim.Optimizer:
