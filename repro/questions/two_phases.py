@@ -184,9 +184,9 @@ def found(results: Results) -> Words:
     fast = contrast(results, "warm start, 10x", "fresh, 10x")
     back = contrast(results, "warm start, 10x then 1x", "fresh, 10x then 1x")
     return Words(
-        f"At the paper's rate the warm start less the fresh network is {base} percentage points. Where "
-        f"both have ten times that rate in tuning, it is {fast}; where both return to the paper's rate "
-        f"for the second half, {back}."
+        f"At the base rate the warm start less the fresh network is {base} percentage points. Where both "
+        f"have ten times that rate in tuning, it is {fast}; where both return to the base rate for the "
+        f"second half, {back}."
     )
 
 
