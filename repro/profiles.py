@@ -109,9 +109,8 @@ class Profile:
         from repro.data import datasets
         from repro.training import models
 
-        images = datasets.images(self.data())
-        _, side, _, channels = images.x_train.shape
-        return models.modules(self.network, channels, images.classes, side)
+        side, channels, classes = datasets.shape(self.data())
+        return models.modules(self.network, channels, classes, side)
 
     def data(self, seed: int = 0) -> Dataset:
         """The data set of this profile and seed; a file is read, so that its content is in the id.

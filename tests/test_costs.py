@@ -71,3 +71,9 @@ def test_hours_are_given_or_measured_but_not_both(capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", "--speed", "100", "--measure"])
     assert end.value.code == 2 and "choose one" in capsys.readouterr().err
+
+
+def test_memory_is_known_before_there_are_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_DATA", str(tmp_path))  # where no data set is
+    runs = [case.run for case in STUDIES["warm_start"].cases(profiles.profile("cifar10-small"))]
+    assert costs.process_bytes(plans.plan(runs)) > costs.PROCESS

@@ -7,7 +7,6 @@ of Keras, described by `npz_dataset`, or made one by `repro.data.folders`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from repro.config import Dataset, InputError
 from repro.data.downloads import SIDE, SOURCES, cache, named
-from repro.data.npz import Images, pack, read
+from repro.data.npz import Images, pack, read, stamp
 from repro.data.places import given
 from repro.lazy import Lazy
 
@@ -157,15 +156,12 @@ def npz_dataset(
     seed `split`. Of training and test images at most as many count as asked for.
     """
     path = given(path)
-    stamp = None
-    with contextlib.suppress(OSError):  # reading it will tell
-        stamp = path.stat().st_mtime_ns, path.stat().st_size
-    return _described(path, train, test, split, stamp)
+    return _described(path, train, test, split, stamp(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _described(path: Path, train: int | None, test: int | None, split: int, stamp: object) -> Dataset:
-    """The data set in a file as it was at `stamp`: every run of a study asks, one reading serves them all."""
+def _described(path: Path, train: int | None, test: int | None, split: int, written: object) -> Dataset:
+    """The data set in a file as it was then: every run of a study asks, one reading serves them all."""
     full = read(path)
     if full.labels:
         some = ", ".join(map(str, full.labels[:3])) + ", ..." * (len(full.labels) > 3)
@@ -235,10 +231,16 @@ def counts(dataset: Dataset) -> tuple[int, int, int]:
     return len(full.y_train), len(full.y_test), full.classes
 
 
+def shape(dataset: Dataset) -> tuple[int, int, int]:
+    """Side of an image in pixels, its channels, and classes; a named data set need not be here."""
+    if dataset.fingerprint is None and dataset.name == "digits":
+        return CANVAS, 1, 10
+    if dataset.fingerprint is None and dataset.name in SOURCES:
+        return SIDE, 3, SOURCES[dataset.name].classes
+    full = images(dataclasses.replace(dataset, sample=0))  # all samples are alike in this
+    return *full.x_train.shape[2:], full.classes
+
+
 def side(dataset: Dataset) -> int:
     """Height and width of an image in pixels; a named data set need not be here."""
-    if dataset.fingerprint is None and dataset.name == "digits":
-        return CANVAS
-    if dataset.fingerprint is None and dataset.name in SOURCES:
-        return SIDE
-    return images(dataset).x_train.shape[1]
+    return shape(dataset)[0]

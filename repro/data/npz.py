@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 from dataclasses import dataclass
@@ -63,8 +64,21 @@ def pack(arrays: list[np.ndarray], classes: int, labels: tuple[int, ...] = ()) -
 def read(path: Path) -> Images:
     """All images of an `.npz` file in the convention of Keras, checked, their classes counted from 0.
 
-    There may be no test images.
+    There may be no test images. The file read last stays in memory, and serves
+    until it is changed: each seed may draw its own images from it.
     """
+    return _read(path, stamp(path))
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """When a file was written, and its bytes; None where it cannot be asked: reading it will tell why."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns, path.stat().st_size
+    return None
+
+
+@functools.lru_cache(maxsize=1)
+def _read(path: Path, written: tuple[int, int] | None) -> Images:
     try:
         if not path.is_file():
             raise InputError(f"there is no file {path}")

@@ -43,12 +43,11 @@ def training_bytes(run: Run, device: str = "cpu") -> int:
     checkpoint in the making, and the outputs of a ResNet's layers three times each, as
     it was measured. A GPU says by itself, and in time, what it has no room for.
     """
-    images, model = datasets.images(run.dataset), run.model
-    _, height, width, channels = images.x_train.shape
-    numbers = (12 if device == "cpu" else 4) * network_numbers(model, channels, images.classes, height)
+    model, (side, channels, classes) = run.model, datasets.shape(run.dataset)
+    numbers = (12 if device == "cpu" else 4) * network_numbers(model, channels, classes, side)
     if device == "cpu" and model.code is None:
         layers = 1 + 2 * model.depth * (1 + 1 / 2 + 1 / 4 + 1 / 8)  # as large as the first layer's output
-        numbers += int(3 * layers * run.batch_size * model.width * height * width)
+        numbers += int(3 * layers * run.batch_size * model.width * side**2)
     return NUMBER * numbers
 
 
