@@ -222,8 +222,8 @@ PROFILES = {
             least=False,
         ),
         dataclasses.replace(_DIGITS, name="minutes", seeds=5),
-        dataclasses.replace(_DIGITS, name="minutes-rates", seeds=5, study_seeds=5),  # published, beside it
         _DIGITS,
+        dataclasses.replace(_DIGITS, name="digits", study_seeds=8, controls=True),
         dataclasses.replace(
             _PAPER,
             name="laptop",
@@ -273,7 +273,7 @@ PROFILES = {
     )
 }
 # A claim is told at the first that is whole.
-LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "quick")
+LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "digits", "quick")
 PUBLISHED = "published"  # for a chapter: what is recorded of a study, at the largest scale that is whole
 
 

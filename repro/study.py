@@ -137,6 +137,11 @@ def pair(profile: Profile, factors: Mapping[str, object] | None = None, **settin
     return [Arm(FRESH, (tuned,), chosen, **own), Arm(WARM, (half, tuned), chosen, **own)]
 
 
+def own_rate_factors(profile: Profile) -> tuple[float, ...]:
+    """Rates, times the base rate, among which each arm is given its own."""
+    return (0.5, 1, 2, 4) if profile.least else (1, 3, 10)
+
+
 def reset_condition(modules: tuple[int, ...]) -> str:
     """A name for a warm start with these modules re-initialised: `reset 4 5 6`."""
     return " ".join(["reset", *map(str, modules)]) if modules else WARM

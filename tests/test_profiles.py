@@ -17,8 +17,8 @@ from repro.sweep import plans
 NAMES = (
     "smoke",
     "minutes",
-    "minutes-rates",
     "quick",
+    "digits",
     "laptop",
     "cifar10-small",
     "cifar10",

@@ -193,21 +193,21 @@ def test_own_records_stand_beside_the_published_ones_with_a_tolerance(tmp_path, 
     from repro import cli
     from repro.store.records import Store, _checksum, _text
 
-    source, own = Store(shown_results() / "minutes-rates"), tmp_path / "own"
+    source, own = Store(shown_results() / "digits"), tmp_path / "own"
     monkeypatch.setenv("REPRO_RESULTS", str(own))
     for shift, word in ((0.0, "yes"), (0.05, "no")):
-        (own / "minutes-rates").mkdir(parents=True, exist_ok=True)
+        (own / "digits").mkdir(parents=True, exist_ok=True)
         for name in source.ids():
             record = json.loads(source.path(name).read_text())
             if len(record["curves"]) > 1:
                 last = record["curves"][-1]
                 last["test_accuracy"] = [max(0.0, v - shift) for v in last["test_accuracy"]]
             record["checksum"] = _checksum(record)
-            (own / "minutes-rates" / f"{name}.json").write_text(_text(record))
-        frame = scorecard.against(profiles.profile("minutes-rates"), source.folder)
+            (own / "digits" / f"{name}.json").write_text(_text(record))
+        frame = scorecard.against(profiles.profile("digits"), source.folder)
         assert frame.set_index("claim").agree["gap"] == word
     for where, status in (("published", 0), (str(tmp_path / "nowhere"), 2)):
         with pytest.raises(SystemExit) as end:
-            cli.main(["claims", "--profile", "minutes-rates", "--against", where])
+            cli.main(["claims", "--profile", "digits", "--against", where])
         assert end.value.code == status
-    assert "no records of the profile minutes-rates" in capsys.readouterr().err
+    assert "no records of the profile digits" in capsys.readouterr().err

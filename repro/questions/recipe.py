@@ -10,11 +10,12 @@ from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, WARM, Arm, Study, crossed, pair
+from repro.study import FRESH, WARM, Arm, Study, crossed, own_rate_factors, pair
 
 pd = Lazy("pandas")
 
-DECAY = 0.1  # of weights, decoupled; steps shrink them by this times the learning rate
+# Of the weights in a step at the base rate: a decay of 0.1 for Adam at 0.001, of 5e-4 for SGD at 0.2.
+SHRINKING = 1e-4
 MIRRORED = ("cifar10", "cifar100")  # data sets whose images, mirrored, are images of the same class
 PARTS = {  # of the recipe: whether images are augmented, and weights decay
     "neither": (False, False),
@@ -33,10 +34,11 @@ def augmentation(profile: Profile) -> dict[str, object]:
 @crossed
 def recipe(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm networks with parts of the recipe in all stages, at rates chosen on held-out images."""
+    decay = SHRINKING / profile.optimizer.learning_rate
     for name, (augmented, decayed) in PARTS.items() if profile.controls else ():
         moved = augmentation(profile) if augmented else {}
-        for k in (1, 3, 10):
-            optimizer = profile.at_rate(k, weight_decay=DECAY if decayed else 0.0)
+        for k in own_rate_factors(profile):
+            optimizer = profile.at_rate(k, weight_decay=decay if decayed else 0.0)
             for held_out in (False, True):
                 factors = {"recipe": name, "rate": k, "held_out": held_out}
                 yield from pair(profile, factors, optimizer=optimizer, held_out=held_out, **moved)

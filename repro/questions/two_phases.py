@@ -12,7 +12,7 @@ from repro.figures.shown import Captioned, Words, captioned, contrast, enumerate
 from repro.figures.style import blank, colour, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, pair, pretraining, tuning
+from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, own_rate_factors, pair, pretraining, tuning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def two_phases(profile: Profile) -> Iterator[Arm]:
 @crossed
 def rates(profile: Profile) -> Iterator[Arm]:
     """Fresh and warm networks at several rates, also tested on held-out training images."""
-    for k in (0.5, 1, 2, 4) if profile.least else (1, 3, 10) if profile.controls else ():
+    for k in own_rate_factors(profile) if profile.least or profile.controls else ():
         for held_out in (False, True) if profile.controls else (False,):
             factors = {"rate": k, "held_out": held_out}
             settings = {"optimizer": profile.at_rate(k), "held_out": held_out}
