@@ -108,6 +108,13 @@ class Claim:
     exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this rule was made
 
 
+def claim(
+    words: str, figure: str, study: str, kind: str = "contrast", **settings: object
+) -> Callable[[Callable], Claim]:
+    """Makes a claim of a function: its `contrast`, or its `effect`, under the function's name."""
+    return lambda measure: Claim(measure.__name__, words, figure, study, **{kind: measure}, **settings)
+
+
 @dataclass(frozen=True)
 class Sample:
     """The number, or numbers, of a claim: means over seeds with their standard errors, [conditions]."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from repro.analysis.claims import MORE, SAME, Arms, Claim
+from repro.analysis.claims import MORE, SAME, Arms, claim
 from repro.analysis.curves import LEVELS, epochs_to_reach
 from repro.analysis.recorded import Results
 from repro.analysis.stats import mean_estimate
@@ -60,16 +60,33 @@ def last(k: int) -> str:
     return reset_condition(MODULES[6 - k :])
 
 
-def _gap_after_reset(arm: Arms) -> dict[object, pd.Series]:
+@claim("Re-initialising the last one or two modules is not enough.", "Figure 6", "reset")
+def small_reset(arm: Arms) -> dict[object, pd.Series]:
     return {k: arm(last(k)) - arm(FRESH) for k in (1, 2)}
 
 
-def _beyond_recovery(arm: Arms) -> dict[object, pd.Series]:
+@claim(
+    "Re-initialising the last four or five modules recovers, closing four fifths of the gap or more.",
+    "Figure 6",
+    "reset",
+    direction=MORE,
+    exploratory=("cifar10",),
+)
+def deep_reset(arm: Arms) -> dict[object, pd.Series]:
     needed = RECOVERED * (arm(FRESH) - arm(WARM))
     return {k: arm(last(k)) - arm(WARM) - needed for k in (4, 5)}
 
 
-def _speed_with_first_modules(results: Results) -> pd.DataFrame:
+@claim(
+    "Keeping the first one or two modules brings no speed, within 10 %.",
+    "Figure 11",
+    "reset",
+    "effect",
+    direction=SAME,
+    margin=math.log(1.1),
+    unit="log ratio of epochs",
+)
+def no_speed(results: Results) -> pd.DataFrame:
     """Logarithm of epochs over a fresh network's, averaged over levels, with one and two modules kept."""
     kept = {k: reset_condition(MODULES[k:]) for k in (1, 2)}
     found = []
@@ -322,33 +339,4 @@ STUDIES = (
         ),
     ),
 )
-
-
-CLAIMS = (
-    Claim(
-        "small_reset",
-        "Re-initialising the last one or two modules is not enough.",
-        "Figure 6",
-        "reset",
-        _gap_after_reset,
-    ),
-    Claim(
-        "deep_reset",
-        "Re-initialising the last four or five modules recovers, closing four fifths of the gap or more.",
-        "Figure 6",
-        "reset",
-        _beyond_recovery,
-        MORE,
-        exploratory=("cifar10",),
-    ),
-    Claim(
-        "no_speed",
-        "Keeping the first one or two modules brings no speed, within 10 %.",
-        "Figure 11",
-        "reset",
-        direction=SAME,
-        margin=math.log(1.1),
-        unit="log ratio of epochs",
-        effect=_speed_with_first_modules,
-    ),
-)
+CLAIMS = (small_reset, deep_reset, no_speed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from repro.analysis.claims import Arms, Claim, slope
+from repro.analysis.claims import Arms, claim, slope
 from repro.analysis.curves import in_last_stage
 from repro.analysis.recorded import Results
 from repro.config import Stage, Subset
@@ -50,11 +50,13 @@ def stages(profile: Profile) -> Iterator[Arm]:
         yield Arm("stages", staged(profile, parts, ratio), factors, priority=4 if first else LAST)
 
 
-def _growth_with_stages(arm: Arms) -> pd.Series:
+@claim("The gap grows with the number of stages.", "Figure 4", "stages", unit="points per stage")
+def grows_with_stages(arm: Arms) -> pd.Series:
     return slope([arm("stages", parts=n, ratio=1.0) for n in PARTS], PARTS)
 
 
-def _effect_of_imbalance(arm: Arms) -> pd.Series:
+@claim("The gap grows with the imbalance of classes.", "Figure 4", "stages", unit="points, uniform to pure")
+def grows_with_imbalance(arm: Arms) -> pd.Series:
     by_class = (arm("stages", parts=n, ratio=0.0) - arm("stages", parts=n, ratio=1.0) for n in UNEVEN)
     return sum(by_class) / len(UNEVEN)
 
@@ -124,23 +126,4 @@ def gaps(results: Results) -> Captioned | Words:
 STUDIES = (
     Study("stages", "Do more stages, or uneven classes, widen the gap?", "Figure 4", "05_stages", stages),
 )
-
-
-CLAIMS = (
-    Claim(
-        "grows_with_stages",
-        "The gap grows with the number of stages.",
-        "Figure 4",
-        "stages",
-        _growth_with_stages,
-        unit="points per stage",
-    ),
-    Claim(
-        "grows_with_imbalance",
-        "The gap grows with the imbalance of classes.",
-        "Figure 4",
-        "stages",
-        _effect_of_imbalance,
-        unit="points, uniform to pure",
-    ),
-)
+CLAIMS = (grows_with_stages, grows_with_imbalance)
