@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from repro.lazy import Lazy
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 # Together half a second, and claims are listed without them; scipy.stats would take another second.
-np, special = Lazy("numpy"), Lazy("scipy.special")
+np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")
 
 FRESH = "fresh"
 

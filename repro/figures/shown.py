@@ -14,18 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from repro.analysis.recorded import Results
 from repro.analysis.stats import Estimate, mean_estimate, signed
 from repro.figures import style
 from repro.lazy import Lazy
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-pandas = Lazy("pandas")
+pd = Lazy("pandas")
 MARK = "repro"  # names the metadata of an output that a page shows in its own way
 NOTHING = {"Date": None, "Creator": None}  # metadata of a picture: the same bytes for the same records
 
@@ -45,7 +40,7 @@ class Table:
     escape: bool = True  # signs that HTML has a meaning for
 
     def _repr_html_(self) -> str:
-        with pandas.option_context("display.max_colwidth", None):
+        with pd.option_context("display.max_colwidth", None):
             return self.frame.to_html(
                 index=False, escape=self.escape, border=0, justify="left", classes="claims"
             )
@@ -55,7 +50,7 @@ class Table:
 class Captioned:
     """A figure with a caption in Markdown, and an alternative text that says what is to be seen."""
 
-    figure: Figure
+    figure: style.mpl.Figure
     name: str  # by which text refers to it, such as `fig-gap`
     caption: str
     alt: str
@@ -81,7 +76,9 @@ class Captioned:
         display(shown, raw=True, metadata={MARK: {}})
 
 
-def captioned(figure: Figure, results: Results, name: str, caption: str, alt: str) -> Captioned | Words:
+def captioned(
+    figure: style.mpl.Figure, results: Results, name: str, caption: str, alt: str
+) -> Captioned | Words:
     """The figure with its provenance in the caption; one line instead where nothing of it is recorded."""
     if results.table.empty:
         return Words(unrecorded(results))

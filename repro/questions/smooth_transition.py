@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from repro.analysis.claims import Arms, claim
 from repro.analysis.recorded import Results
@@ -16,9 +15,6 @@ from repro.figures.style import blank, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Explored, Study, crossed, pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -53,7 +49,7 @@ def survives_short_transition(arm: Arms) -> pd.Series:
     return arm("smooth", gamma=GAMMAS[0]) - arm(REPLACED)
 
 
-def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> Figure:
+def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> style.mpl.Figure:
     """Gap after smooth transitions to fresh networks and to those that draw with replacement (Figure 3)."""
     there = [gap.assign(to=np.where(gap.gamma.notna(), FRESH, None))]
     there += [to_control[to_control.condition == "smooth"].assign(to=REPLACED)] if len(to_control) else []
@@ -62,7 +58,7 @@ def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> Figure:
 
 
 @styled
-def transition(gammas: Iterable[float], epochs: int) -> Figure:
+def transition(gammas: Iterable[float], epochs: int) -> style.mpl.Figure:
     """Probability with which an example comes from all of the data, along the single stage (Figure 3)."""
     if not (gammas := sorted(gammas)):
         return message()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from repro.analysis.claims import Arms, claim, slope
 from repro.analysis.curves import in_last_stage
@@ -15,9 +14,6 @@ from repro.figures.style import GAP, GREY, blank, colour, known, line, marker, m
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, Arm, Study, crossed, tuning
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 pd = Lazy("pandas")
 
@@ -62,7 +58,7 @@ def grows_with_imbalance(arm: Arms) -> pd.Series:
 
 
 @styled
-def stage_gaps(gap: pd.DataFrame) -> Figure:
+def stage_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
     """Gap against the number of portions, dealt at random or by class, and the share of two (Figure 4)."""
     gap = known(gap, "parts", "ratio", "gap")
     if gap.empty:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from repro.analysis.claims import MORE, Arms, claim
 from repro.analysis.recorded import Results
@@ -13,9 +12,6 @@ from repro.figures.style import blank, colour, known, line, marker, message, sty
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, own_rate_factors, pair, pretraining, tuning
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -153,7 +149,7 @@ NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # of records made before
 
 
 @styled
-def noise(table: pd.DataFrame) -> Figure:
+def noise(table: pd.DataFrame) -> style.mpl.Figure:
     """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric means."""
     asked = NOISES if NOISES.keys() <= set(table.columns) else NOISE_BEFORE
     panels = [(c, label, known(table, "tuning_epochs", c)) for c, label in asked.items()]
@@ -177,7 +173,7 @@ def noise(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def curvature(table: pd.DataFrame) -> Figure:
+def curvature(table: pd.DataFrame) -> style.mpl.Figure:
     """Sharpness against training loss along tuning, a line per seed, on logarithmic scales.
 
     Where lines lie on each other, networks are as sharp at the same loss.
