@@ -10,7 +10,7 @@ import base64
 import io
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,6 +19,7 @@ from repro.analysis.recorded import Results
 from repro.analysis.stats import Estimate, mean_estimate, signed
 from repro.figures import style
 from repro.lazy import Lazy
+from repro.study import factor_text
 
 pd = Lazy("pandas")
 MARK = "repro"  # names the metadata of an output that a page shows in its own way
@@ -130,19 +131,14 @@ def budget(results: Results) -> Words:
     )
 
 
-def listed(values: Mapping[object, Estimate] | pd.DataFrame, by: str = "", words: str = "{}") -> str:
-    """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`; of gaps, grouped by a factor."""
-    if by:
-        known = style.known(values, by, "gap")
-        if known.empty:
-            return enumerated([])
-        groups = known.groupby(by, sort=not any(isinstance(v, str) for v in known[by]))
-        values = {_factor(key): mean_estimate(part.groupby("seed").gap.mean()) for key, part in groups}
-    return enumerated([f"{signed(e.mean)} for {words.format(name)}" for name, e in values.items()])
-
-
-def _factor(value: object) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+def listed(gaps: pd.DataFrame, by: str, words: str = "{}") -> str:
+    """The mean gap at each value of a factor: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`."""
+    known = style.known(gaps, by, "gap")
+    if known.empty:
+        return enumerated([])
+    groups = known.groupby(by, sort=not any(isinstance(v, str) for v in known[by]))
+    means = {words.format(factor_text(key)): part.groupby("seed").gap.mean().mean() for key, part in groups}
+    return enumerated([f"{signed(mean)} for {name}" for name, mean in means.items()])
 
 
 def enumerated(items: Iterable[str]) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from repro.analysis.claims import MORE, SAME, Arms, claim
 from repro.analysis.curves import LEVELS, epochs_to_reach
 from repro.analysis.recorded import Results
-from repro.analysis.stats import mean_estimate
 from repro.config import MODULES
 from repro.figures import style
 from repro.figures.shown import Captioned, Words, captioned, enumerated, listed
@@ -282,10 +281,8 @@ def shares(results: Results) -> Captioned | Words:
         "What re-initialising each module adds to the gap, averaged over all subsets of the others (main "
         "effect) and over all orders in which the six can be re-initialised (Shapley value)."
     )
-    said = {f"module {m}": mean_estimate(part.value) for m, part in effects.groupby("module")}
-    return captioned(
-        contributions(results.gaps), results, "fig-shares", caption, f"Main effect: {listed(said)}."
-    )
+    said = listed(effects.rename(columns={"value": "gap"}), "module", "module {}")
+    return captioned(contributions(results.gaps), results, "fig-shares", caption, f"Main effect: {said}.")
 
 
 def speeds(results: Results) -> Captioned | Words:
