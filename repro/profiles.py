@@ -223,7 +223,7 @@ PROFILES = {
         ),
         dataclasses.replace(_DIGITS, name="minutes", seeds=5),
         _DIGITS,
-        dataclasses.replace(_DIGITS, name="digits", study_seeds=8, controls=True),
+        dataclasses.replace(_DIGITS, name="digits", study_seeds=8, controls=True, least=False),
         dataclasses.replace(
             _PAPER,
             name="laptop",
