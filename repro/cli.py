@@ -237,23 +237,32 @@ def claims(
         typer.Option(metavar="FOLDER", help="beside other results: a folder of profiles, or published"),
     ] = None,
 ) -> None:
-    """Judge every claim of the paper, or of a question of one's own, by the records of a profile."""
+    """Judge every claim of the paper, or of a question of one's own, by the records of a profile.
+
+    With --profile published each claim by those of the largest scale that is whole, as the book has it.
+    """
     from repro import profiles
-    from repro.scorecard import scorecard
+    from repro.scorecard import best, scorecard
 
     if against is not None:
         if question or as_json:
             raise InputError("--against compares the paper's claims, in a table: leave the rest out")
         _compare(profiles.profile(profile, settings or (), seeds), against)
         return
-    found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
+    if profile == profiles.PUBLISHED:
+        if question or settings or seeds:
+            raise InputError("--profile published takes no question, --set or --seeds")
+        found = list(best().values())
+    else:
+        found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return
-    table = _table("claim", "verdict", "effect", "unit", "#p", "paper", "words")
+    table = _table("claim", "verdict", "scale", "effect", "unit", "#p", "paper", "words")
     for v in found:
         effect = str(v.effect) if v.effect.n else ""
-        table.add_row(v.claim.id, v.verdict, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words)
+        told = v.claim.id, v.verdict, v.profile, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words
+        table.add_row(*told)
     terminal.show(table)
 
 

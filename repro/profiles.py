@@ -214,7 +214,7 @@ PROFILES = {
         ),
         replace(_DIGITS, name="minutes", seeds=5),
         _DIGITS,
-        replace(_DIGITS, name="digits", study_seeds=8, controls=True),
+        replace(_DIGITS, name="digits", study_seeds=8, controls=True, least=False),
         replace(_SMALL, name="laptop", test=2000, controls=False, until=1.0, exploratory=True),
         replace(_SMALL, seeds=8, first_seed=100, own_samples=True, sparse_tests=True, median=True),
         Profile("cifar10", width=16, pretraining_epochs=50, tuning_epochs=75, arm_epochs=45, window=10),

@@ -39,7 +39,7 @@ class Made(NamedTuple):
     precision: str
     torch: str
     commit: str
-    data: str
+    data: str  # fingerprint of the images, or how many samples of them
     records: int
     first: str
     last: str
@@ -101,11 +101,13 @@ def summary(rows: Iterable[Row]) -> list[Made]:
     """How many records each device, version and commit gave, in which days and training hours."""
     kinds: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        kinds.setdefault(row[:-2], []).append(row)
+        kinds.setdefault(row[:-3], []).append(row)
     made = []
     for kind, alike in kinds.items():
         days, hours = [row.finished[:10] for row in alike], math.fsum(row.seconds for row in alike) / 3600
-        made.append(Made(*kind, len(alike), min(days), max(days), round(hours, 1)))
+        images = {row.data for row in alike}
+        data = min(images) if len(images) == 1 else f"{len(images)} samples"
+        made.append(Made(*kind, data, len(alike), min(days), max(days), round(hours, 1)))
     return made
 
 
