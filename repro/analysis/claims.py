@@ -189,15 +189,13 @@ def sample(claim: Claim, results: Results) -> Sample:
     except KeyError:  # a condition of which nothing is recorded
         found = ()
     values = pd.DataFrame(found).dropna()
-    n, columns = values.shape
+    n = len(values)
+    means = values.to_numpy(float).mean(0) if n else np.empty(0)
     if n < 2:
-        means = values.to_numpy(float).mean(0) if n else np.empty(0)
         return Sample(means, np.full(len(means), np.nan), np.zeros(len(means)), n)
-    own = np.maximum(values.std(ddof=1).to_numpy(float), floor)
-    spread, freedom = own, n - 1
-    if claim.contrast is not None:
-        spread, freedom = _pooled(claim.contrast, arms, values.index, floor) or (own, n - 1)
-    return Sample(values.to_numpy(float).mean(0), spread / n**0.5, np.full(columns, float(freedom)), n)
+    pooled = claim.contrast and _pooled(claim.contrast, arms, values.index, floor)
+    spread, freedom = pooled or (np.maximum(values.std(ddof=1).to_numpy(float), floor), n - 1)
+    return Sample(means, spread / n**0.5, np.full(len(means), float(freedom)), n)
 
 
 def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tuple[np.ndarray, int] | None:

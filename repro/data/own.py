@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from repro.config import Code, InputError
+from repro.data.npz import stamp
 from repro.data.places import given
 
 
@@ -31,8 +32,7 @@ def code(what: str | Callable, **settings: object) -> Code:
     """
     where, _, name = place(what).rpartition(":")
     path = _file(where)
-    stamp = path.stat().st_mtime_ns, path.stat().st_size
-    return Code(name, _source(path, name, stamp), tuple(sorted(settings.items())), path=where)
+    return Code(name, _source(path, name, stamp(path)), tuple(sorted(settings.items())), path=where)
 
 
 def function(known: Code) -> Callable:
@@ -49,15 +49,15 @@ def module(where: str) -> ModuleType:
     path = _file(where)
     try:
         if where.endswith(".py"):
-            return _loaded(path, (path.stat().st_mtime_ns, path.stat().st_size))
+            return _loaded(path, stamp(path))
         return importlib.import_module(where)
     except (Exception, SystemExit) as error:
         raise InputError(f"{path}: {said(error)}") from error
 
 
 @functools.lru_cache(maxsize=64)
-def _loaded(path: Path, stamp: object) -> ModuleType:
-    name = f"{path.stem}_{hashlib.sha256(f'{path}{stamp}'.encode()).hexdigest()[:16]}"
+def _loaded(path: Path, written: object) -> ModuleType:
+    name = f"{path.stem}_{hashlib.sha256(f'{path}{written}'.encode()).hexdigest()[:16]}"
     made = sys.modules[name] = ModuleType(name)  # where data classes look it up
     made.__file__ = str(path)
     # Not by an import: what that keeps of a file may be of an edit within the same second.
@@ -103,7 +103,7 @@ def _file(where: str) -> Path:
 
 
 @functools.lru_cache(maxsize=64)
-def _source(path: Path, name: str, stamp: object) -> str:
+def _source(path: Path, name: str, written: object) -> str:
     """Sixteen hexadecimal digits: hash of the function and of all in its file that it needs.
 
     That is what it names, what that names, and so on, and statements that define nothing.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from repro.config import InputError
 
+is_folder = os.path.isdir  # that of pathlib raises an error at a name that no file could have
 OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # variables of the environment
 
 
@@ -21,14 +22,6 @@ def given(path: str | Path) -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError:
         raise InputError(f"no home folder is known for the ~ of {path}: give the whole path") from None
-
-
-def is_folder(path: str | Path) -> bool:
-    """Whether there is such a folder; a name that no file could have is none."""
-    try:
-        return Path(path).is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def fix_environment() -> None:

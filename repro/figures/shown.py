@@ -102,18 +102,15 @@ def provenance(results: Results) -> str:
     table, profile = results.table, results.profile
     seeds, runs = table.seed.nunique(), table.run_id.nunique()
     said = f"{runs} run{'s' * (runs != 1)}, {seeds} seed{'s' * (seeds != 1)}, profile `{profile.name}`"
-    diverged = int(table.diverged.sum())
-    ended = f" {diverged} ended early with a loss that was not finite, and count as they were." * bool(
-        diverged
-    )
-    return f"{said}.{ended} {unrecorded(results)}".strip()
+    if diverged := int(table.diverged.sum()):
+        said += f". {diverged} ended early with a loss that was not finite, and count as they were"
+    return f"{said}. {unrecorded(results)}".strip()
 
 
 def budget(results: Results) -> Words:
     """The scale of the runs in one sentence: data, network, training, machine and date."""
     profile, table = results.profile, results.table
-    images = {n: getattr(profile, n) for n in ("train", "test")}
-    train, test = ("all" if n is None else f"{n:,}" for n in images.values())
+    train, test = ("all" if n is None else f"{n:,}" for n in (profile.train, profile.test))
     devices, precisions = (", ".join(sorted(table[c].unique())) for c in ("device", "precision"))
     made = f", in {precisions} on {devices}, last on {max(table.finished)[:10]}" if len(table) else ""
     tuned = f"{profile.tuning_epochs} epochs of tuning"

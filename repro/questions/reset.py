@@ -247,12 +247,6 @@ def last_reset(results: Results) -> pd.DataFrame:
     return chosen.assign(last=chosen.condition.map(LAST_RESET.index)).sort_values(["last", "seed"])
 
 
-def first_kept(results: Results) -> list[str]:
-    """Fresh, the first one to five modules kept, and the warm start, as far as they are recorded."""
-    names = [FRESH, *LAST_RESET[5:0:-1], WARM]
-    return [name for name in names if name in set(results.table.condition)]
-
-
 def found(results: Results) -> Words:
     """The gap by number of last modules re-initialised, in words."""
     said = listed(last_reset(results), "last", "{}")
@@ -287,7 +281,7 @@ def shares(results: Results) -> Captioned | Words:
 
 def speeds(results: Results) -> Captioned | Words:
     """Epochs of tuning until levels of train accuracy, with the first modules kept (Figure 11)."""
-    kept = first_kept(results)
+    kept = [FRESH, *LAST_RESET[5:0:-1], WARM]
     epochs = epochs_to_reach(results.curves, SPEED_AT)
     means = epochs.groupby("condition").epochs.mean().reindex(kept)
     said = enumerated([f"{n:.1f} for {name}" for name, n in means.items() if n == n])

@@ -49,14 +49,6 @@ def survives_short_transition(arm: Arms) -> pd.Series:
     return arm("smooth", gamma=GAMMAS[0]) - arm(REPLACED)
 
 
-def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> style.mpl.Figure:
-    """Gap after smooth transitions to fresh networks and to those that draw with replacement (Figure 3)."""
-    there = [gap.assign(to=np.where(gap.gamma.notna(), FRESH, None))]
-    there += [to_control[to_control.condition == "smooth"].assign(to=REPLACED)] if len(to_control) else []
-    both = pd.concat(there, ignore_index=True)
-    return common.gap_lines(both, "gamma", "to", xlabel="γ (larger: smoother)")
-
-
 @styled
 def transition(gammas: Iterable[float], epochs: int) -> style.mpl.Figure:
     """Probability with which an example comes from all of the data, along the single stage (Figure 3)."""
@@ -90,7 +82,11 @@ def found(results: Results) -> Words:
 
 def gaps(results: Results) -> Captioned | Words:
     """The gap against γ, to fresh networks and to the control (Figure 3)."""
-    drawn = transition_gaps(results.gaps, results.gaps_to(REPLACED))
+    to_fresh, to_control = results.gaps, results.gaps_to(REPLACED)
+    there = [to_fresh.assign(to=np.where(to_fresh.gamma.notna(), FRESH, None))]
+    there += [to_control[to_control.condition == "smooth"].assign(to=REPLACED)] if len(to_control) else []
+    both = pd.concat(there, ignore_index=True)
+    drawn = common.gap_lines(both, "gamma", "to", xlabel="γ (larger: smoother)")
     caption = (
         "Test accuracy after a smooth transition, less that of fresh networks and less that of the "
         "control that draws from all of the data with replacement: dots are seeds, markers their mean, "

@@ -53,11 +53,6 @@ def probe_epochs(profile: Profile) -> list[int]:
     return sorted({*(n for n in early if n < last), *later} - {0})
 
 
-def noise_epochs(profile: Profile) -> list[int]:
-    """Epochs of tuning after which gradient noise is measured, the last one left out."""
-    return [n for n in (1, 2, 3, 5, 10) if n < profile.arms_tuned]
-
-
 @crossed
 def probes(profile: Profile) -> Iterator[Arm]:
     """Gradient noise in the first epochs of tuning, sharpness and training loss along it."""
@@ -106,7 +101,8 @@ def probe_ratio(results: Results, probe: str, epochs: Iterable[int]) -> pd.Serie
     unit="log ratio",
 )
 def less_noise(results: Results) -> pd.Series:
-    return probe_ratio(results, "noise_trace", noise_epochs(results.profile)[:3])
+    early = [n for n in (1, 2, 3) if n < results.profile.arms_tuned]
+    return probe_ratio(results, "noise_trace", early)
 
 
 def at_loss(table: pd.DataFrame, loss: float) -> float:
