@@ -25,7 +25,6 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
-import repro
 from repro import terminal
 from repro.book import rendering
 from repro.config import InputError
@@ -63,10 +62,9 @@ class ChapterResult:
 
 def project_root() -> Path:
     """The folder of the book's sources, the one that holds the package."""
-    root = Path(repro.__file__).resolve().parent.parent
-    if not (root / "_toc.yml").is_file():
+    if not (ROOT / "_toc.yml").is_file():
         raise InputError("the book's sources are not here: run from a checkout, pip install -e .")
-    return root
+    return ROOT
 
 
 def require_tools() -> None:
@@ -137,8 +135,8 @@ def _execute_one(
     # Papermill takes a path for a format, which parameters fill.
     source, target = (re.sub(r"[{}]", r"\g<0>\g<0>", str(path)) for path in (notebook, failed))
     call = {"input_path": source, "output_path": target, "cwd": str(folder), "parameters": parameters}
-    package = str(Path(repro.__file__).resolve().parent.parent)  # chapters import this very package
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    # Chapters import this very package.
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = rendering.IN_UTF8 | _home(folder.parent / "home") | {"PYTHONPATH": paths}
     bars.start_task(task)
     start, error = time.monotonic(), None

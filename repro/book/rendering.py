@@ -19,9 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from repro import profiles
 from repro.figures.shown import MARK
 from repro.lazy import Lazy
+from repro.profiles import PUBLISHED
 from repro.questions import studies
 from repro.running import run_study
 
@@ -164,14 +164,11 @@ def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> di
 
 def _records(chapter: str, parameters: dict) -> bytes:
     """What is recorded of a chapter's studies as CSV, empty where it has none."""
-    profile = parameters.get("profile", profiles.PUBLISHED)
-    asked = [study for study in studies() if study.chapter == chapter]
-    if profile not in (*profiles.PROFILES, profiles.PUBLISHED) or not asked:
-        return b""
-    given = parameters.get("seeds"), "none", parameters.get("settings", "")
-    found = (run_study(study.name, profile, *given) for study in asked)
-    tables = (r.table.assign(study=r.study.name, profile=r.profile.name) for r in found)
-    return pd.concat(tables).to_csv(index=False).encode()
+    profile, seeds, settings = (parameters.get(name) for name in ("profile", "seeds", "settings"))
+    asked = [study.name for study in studies() if study.chapter == chapter]
+    found = (run_study(name, profile or PUBLISHED, seeds, "none", settings) for name in asked)
+    tables = [r.table.assign(study=r.study.name, profile=r.profile.name) for r in found]
+    return pd.concat(tables).to_csv(index=False).encode() if tables else b""
 
 
 def build(stage: Path, out: Path) -> Path:

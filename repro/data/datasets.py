@@ -167,11 +167,10 @@ def _described(path: Path, train: int | None, test: int | None, split: int, writ
         some = ", ".join(map(str, full.labels[:3])) + ", ..." * (len(full.labels) > 3)
         warnings.warn(f"{path}: labels {some} count as classes 0 to {full.classes - 1}", stacklevel=3)
     seed = None if len(full.y_test) else split
-    dataset = Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path), split=seed)
     whole = _split(full, seed)
-    most = {"train": len(whole.y_train), "test": len(whole.y_test)}
-    fewer = {name: None for name, n in most.items() if (getattr(dataset, name) or 0) > n}
-    return dataclasses.replace(dataset, **fewer)
+    asked = (train, len(whole.y_train)), (test, len(whole.y_test))
+    train, test = (None if n is not None and n > there else n for n, there in asked)
+    return Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path), split=seed)
 
 
 def _split(full: Images, seed: int | None) -> Images:
@@ -216,11 +215,8 @@ def describe() -> list[dict[str, object]]:
 def counts(dataset: Dataset) -> tuple[int, int, int]:
     """Numbers of training images, test images and classes; a named data set need not be here."""
     if dataset.fingerprint is None and dataset.name == "digits":
-        train, test = (
-            _number(split, getattr(dataset, split) or DIGITS, MOST_DIGITS, dataset)
-            for split in ("train", "test")
-        )
-        return train, test, 10
+        asked = (("train", dataset.train), ("test", dataset.test))
+        return *(_number(split, n or DIGITS, MOST_DIGITS, dataset) for split, n in asked), 10
     if dataset.fingerprint is None and dataset.name in SOURCES:
         source = SOURCES[dataset.name]
         held = _held_out(dataset, source.train)

@@ -43,15 +43,13 @@ def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: floa
         return message()
     costs = epochs_to_reach(curves, level).groupby("condition").epochs
     accuracy = (100 * table.test_accuracy).groupby(table.condition)
-    points = {
-        name: (estimate(costs.get_group(name).dropna()), estimate(values), costs.get_group(name).isna().any())
+    points = [
+        (name, estimate(costs.get_group(name).dropna()), estimate(values), costs.get_group(name).isna().any())
         for name, values in accuracy
         if name in costs.groups
-    }
-    never = [name for name, (x, _, _) in points.items() if not x.n]
-    points = sorted(
-        ((name, *point) for name, point in points.items() if point[0].n), key=lambda point: point[2].mean
-    )
+    ]
+    never = [name for name, x, _, _ in points if not x.n]
+    points = sorted((point for point in points if point[1].n), key=lambda point: point[2].mean)
     if not points:
         return message(f"No run reached a train accuracy of {100 * level:g} %")
     figure, ax = blank(height=max(4.6, 0.26 * len(points)))
