@@ -207,7 +207,7 @@ def test_menus_and_sliders_of_the_other_explorers(site, open_page, smoke_results
                 control.fill(str(values.split("|").index(key)))
             else:
                 control.select_option(key)
-        assert page.locator(f"{SHOWN} .explorer-gap").inner_text() == str(found.panel(keys).gap)
+        assert page.locator(f"{SHOWN} .explorer-gap").inner_text() == str(found.panels()[keys].gap)
 
 
 def test_without_scripts_the_page_shows_a_default_and_all_gaps(site, open_page, reset_explorer):

@@ -601,7 +601,7 @@ def amounts(profile):
 def amounts_figure(explored):
     from repro.figures.common import gap_strip
 
-    return gap_strip(explored.panel(("0.1",)).gaps.reset_index().assign(condition="noise"))
+    return gap_strip(explored.panels()[("0.1",)].gaps.reset_index().assign(condition="noise"))
 
 
 AMOUNTS = Study("amounts", "How much noise?", "none", "99_remedies", amounts)
@@ -623,7 +623,7 @@ for words in (["plan"], ["run", "remedies", "amounts"], ["status"], ["claims"], 
         assert not end.code, (words, end.code)
 explored = explorer.of("amounts", chosen)
 assert explored.choices == [("0.1",), ("0.3",)]
-assert explored.panel(("0.1",)).gap.n == 3
+assert explored.panels()[("0.1",)].gap.n == 3
 assert questions.QUESTIONS[-1].amounts_figure(explored) is not None
 """
 
