@@ -64,6 +64,7 @@ class Sweep:
         self.device, self.precision, self.layout = device, precision, layout
         self.outcome = Outcome(failures=store.unreadable(plan.wanted))
         self.absent = plans.missing(plan, store)  # ids of wanted runs that are not recorded, nor given up
+        self.done: set[str] = set()  # ids of runs that were trained, though a shared folder may show it late
         self.training: list[Job] = []
         self.most: dict[str, int] = {}  # how many trajectories of a planned group can train at once
         self.tries: Counter[str] = Counter()  # by planned group
@@ -88,7 +89,7 @@ class Sweep:
         for part, needed in plans.unfinished(self.plan, self.store, self.absent):
             # Cut into pieces where its group was found too large to train at once.
             for piece in part.pieces(self.most.get(part.whole.id, len(part.trajectories))):
-                if own := needed & {run.id for run in piece.runs}:
+                if own := (needed - self.done) & {run.id for run in piece.runs}:
                     job = Job(
                         part=piece,
                         needed=own,
@@ -130,7 +131,7 @@ class Sweep:
         name, said = job.part.whole.id, ended.said
         match ended.end:
             case End.DONE:
-                self.absent -= job.needed
+                self.done |= job.needed
             case End.FAILED:
                 self.fail(said, job.part)
             case End.SPLIT:
@@ -141,6 +142,7 @@ class Sweep:
                 self.rests[name] = time.monotonic() + PAUSE
             case End.KILLED | End.LACKING:
                 self.tries[name] += 1
+                self.done.clear()  # a network may be gone, or damaged
                 if self.tries[name] == TRIES:
                     self.fail(f"tried {TRIES} times: {said}", job.part)
         self.look()

@@ -157,7 +157,6 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
         "commit": records.commit(),
         "data": datasets.images(first.dataset).fingerprint,
     }
-    keeper = _Keeper(job, store, report, environment)
     members = []
     for *others, run in (trajectory.runs for trajectory in part.trajectories):
         start = starts[run.parent.id] if run.parent is not None else None
@@ -165,7 +164,7 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
             members.append(Member(run, start, tuple(others)))
             continue
         for lost in (*others, run):  # nothing to go on from
-            keeper.keep(lost, start)
+            _keep(lost, start, job, store, report, environment)
 
     checkpoint = store.checkpoint(part.id)
     if members:
@@ -182,50 +181,40 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
                 layout=job.layout.layout,
                 checkpoint=checkpoint,
                 stop=stop,
-                on_begin=lambda population: keeper.environment.update(compiled=population.compiled),
+                on_begin=lambda population: environment.update(compiled=population.compiled),
                 on_epoch=lambda epoch, accuracies: report(
                     messages.EpochDone(steps, f"{epoch}/{last}", sum(accuracies) / len(accuracies))
                 ),
             ):
-                keeper.keep(run, snapshot)
+                _keep(run, snapshot, job, store, report, environment)
         except Stopped:
             return Ended(End.STOPPED)
     checkpoint.unlink(missing_ok=True)
     return Ended(End.DONE)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Keeper:
-    """Writes the record of a wanted run, and the network of a parent, once they are due."""
-
-    job: Job
-    store: Store
-    report: Report
-    environment: dict  # what records say of how their runs were trained
-
-    def keep(self, run: Run, end: Snapshot) -> None:
-        """Keep what is asked for of a run that ended so."""
-        if run.id in self.job.parents:
-            end.save(self.store.snapshot(run.id))
-        if run.id not in self.job.wanted:
-            return
-        curves = [{name: [*map(_finite, values)] for name, values in curve.items()} for curve in end.curves]
-        content = {
-            "diverged": end.diverged,
-            "curves": curves,
-            "seconds": round(end.seconds, 3),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            **_measured(run, end, torch.device(self.job.device)),
-            **self.environment,
-        }
-        if self.store.write(run, **content):
-            self.report(messages.Recorded(run.id))
-            if end.diverged is not None:
-                where = f"epoch {end.diverged} of stage {len(curves)}"
-                told = f"run {run.id} diverged: no finite loss in {where}; recorded so"
-                self.report(messages.Warned(told))
-        elif found := self.store.difference(run, end.diverged, curves):
-            self.report(messages.Warned(found))
+def _keep(run: Run, end: Snapshot, job: Job, store: Store, report: Report, environment: dict) -> None:
+    """Keep the network in which a run ended, if others start from it, and the record, if it is wanted."""
+    if run.id in job.parents:
+        end.save(store.snapshot(run.id))
+    if run.id not in job.wanted:
+        return
+    curves = [{name: [*map(_finite, values)] for name, values in curve.items()} for curve in end.curves]
+    content = {
+        "diverged": end.diverged,
+        "curves": curves,
+        "seconds": round(end.seconds, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_measured(run, end, torch.device(job.device)),
+        **environment,
+    }
+    if store.write(run, **content):
+        report(messages.Recorded(run.id))
+        if end.diverged is not None:
+            where = f"epoch {end.diverged} of stage {len(curves)}"
+            report(messages.Warned(f"run {run.id} diverged: no finite loss in {where}; recorded so"))
+    elif found := store.difference(run, end.diverged, curves):
+        report(messages.Warned(found))
 
 
 def _finite(value: float) -> float | None:
