@@ -292,9 +292,9 @@ def book(
     chosen = profiles.profile(profile, fields, seeds)
     device = ("none" if chosen.dataset in downloads.SOURCES else "auto") if device is None else device
     changed = profiles.changes(profiles.profile(profile, fields))
-    parameters = {"seeds": seeds, "device": device, "settings": changed}
+    parameters = {"profile": profile, "seeds": seeds, "device": device, "settings": changed}
     parameters = {name: value for name, value in parameters.items() if value not in (None, [])}
-    stems = {path.stem for path in pages.check(profile, asked, parameters, out, jobs, pdf=pdf)}
+    stems = {path.stem for path in pages.check(asked, parameters, out, jobs, pdf=pdf)}
     asked_of, status = [study for study in questions.studies() if study.chapter in stems], 0
     if device == "none":
         _count(chosen, asked_of)
