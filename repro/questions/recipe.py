@@ -78,10 +78,11 @@ def gaps(results: Results) -> Captioned | Words:
         return Words(f"The profile `{results.profile.name}` has no runs with the usual recipe.")
     warm = at_own_rates(results.table).query("condition == @WARM")
     steps = warm.assign(gap=warm.gap_longer, recipe=warm.recipe + ", as many steps")
-    found = pd.concat(part[part.recipe.str.startswith(name)] for name in PARTS for part in (warm, steps))
+    pairs = ((name, part) for name in PARTS for part in (warm, steps))
+    found = pd.concat(part[part.recipe.str.startswith(name)] for name, part in pairs)
     caption = (
         "The gap with augmentation, with weight decay, with both and with neither, in all stages: every seed "
-        "(dots), mean (diamond) and its 95 % interval (bar), to fresh networks of the same stage and to those "
+        "(dots), mean (diamond) and its 95 % interval (bar), to fresh networks of the stage and to those "
         "that had as many steps in all. Each has the learning rate that is best for it on held-out "
         "training images."
     )
