@@ -94,14 +94,10 @@ def read(store: Store, run: Run) -> Layout | None:
     return found if found.population >= 1 else None
 
 
-def keep(store: Store, run: Run, layout: Layout) -> Layout:
-    """Store a layout for all runs of one shape; returns the one stored, perhaps by another process."""
-    path, content = _path(store, run), json.dumps(asdict(layout)).encode()
-    if not files.create(path, content):
-        if (first := read(store, run)) is not None:
-            return first
-        files.replace(path, content)
-    return layout
+def keep(store: Store, run: Run, layout: Layout) -> None:
+    """Store a layout for all runs of one shape, unless there is one already."""
+    if read(store, run) is None:
+        files.replace(_path(store, run), json.dumps(asdict(layout)).encode())
 
 
 def _path(store: Store, run: Run) -> Path:
