@@ -219,10 +219,16 @@ def claims(
         typer.Option(metavar="FOLDER", help="beside other results: a folder of profiles, or published"),
     ] = None,
 ) -> None:
-    """Judge every claim of the paper, or of a question of one's own, by the records of a profile."""
+    """Judge every claim of the paper, or of a question of one's own, by the records of a profile.
+
+    With --profile published each claim by those of the largest scale that is whole, as the book has it.
+    """
     from repro import scorecard
 
-    chosen = profiles.profile(profile, settings or (), seeds)
+    whole = profile == profiles.PUBLISHED
+    if whole and (question or settings or seeds or against):
+        raise InputError("--profile published takes no question, --set, --seeds or --against")
+    chosen = None if whole else profiles.profile(profile, settings or (), seeds)
     if against is not None:
         if question or as_json:
             raise InputError("--against compares the paper's claims, in a table: leave the rest out")
@@ -232,14 +238,15 @@ def claims(
             table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
         terminal.show(table)
         return
-    found = list(scorecard.scorecard(chosen, question).values())
+    found = list((scorecard.best() if whole else scorecard.scorecard(chosen, question)).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return
-    table = _table("claim", "verdict", "effect", "unit", "#p", "paper", "words")
+    table = _table("claim", "verdict", "scale", "effect", "unit", "#p", "paper", "words")
     for v in found:
         effect = str(v.effect) if v.effect.n else ""
-        table.add_row(v.claim.id, v.verdict, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words)
+        told = v.claim.id, v.verdict, v.profile, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words
+        table.add_row(*told)
     terminal.show(table)
 
 
@@ -285,9 +292,9 @@ def book(
     chosen = profiles.profile(profile, fields, seeds)
     device = ("none" if chosen.dataset in downloads.SOURCES else "auto") if device is None else device
     changed = profiles.changes(profiles.profile(profile, fields))
-    parameters = {"seeds": seeds, "device": device, "settings": changed}
+    parameters = {"profile": profile, "seeds": seeds, "device": device, "settings": changed}
     parameters = {name: value for name, value in parameters.items() if value not in (None, [])}
-    stems = {path.stem for path in pages.check(profile, asked, parameters, out, jobs, pdf=pdf)}
+    stems = {path.stem for path in pages.check(asked, parameters, out, jobs, pdf=pdf)}
     asked_of, status = [study for study in questions.studies() if study.chapter in stems], 0
     if device == "none":
         _count(chosen, asked_of)

@@ -121,6 +121,18 @@ def test_committed_records_are_sound_and_their_page_says_whence_they_are(folder)
         )
 
 
+def test_the_gap_is_what_a_reader_computes_without_this_package(monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "results" / "README.md").read_text(), re.DOTALL)
+    assert "repro" not in code
+    monkeypatch.chdir(ROOT)
+    exec(code, computed := {})
+    folder = Store(ROOT / "results" / "cifar10")
+    [study] = studies(["warm_start"])
+    shown = recorded.results(study, profiles.profile("cifar10"), store=folder).gaps.set_index("seed").gap
+    assert len(shown) == 5
+    assert computed["gap"].to_dict() == pytest.approx(shown.to_dict(), abs=1e-9)
+
+
 def test_pretraining_compiled_and_not_differs_by_what_the_page_says():
     accuracies = {
         "585f4d61001a36512c5f2dbad6b9649ed8681eeb": {},

@@ -28,7 +28,7 @@ class Made(NamedTuple):
     precision: str
     torch: str
     commit: str
-    data: str
+    data: str  # fingerprint of the images, or how many samples of them
     records: int
     first: str
     last: str
@@ -90,11 +90,14 @@ def summary(rows: Iterable[Made]) -> list[Made]:
     """How many records each device, version and commit gave, in which days and training hours."""
     kinds: dict[tuple[str, ...], list[Made]] = {}
     for row in rows:
-        kinds.setdefault(row[:5], []).append(row)
+        kinds.setdefault(row[:4], []).append(row)
     made = []
     for kind, alike in kinds.items():
+        images = {row.data for row in alike}
+        data = min(images) if len(images) == 1 else f"{len(images)} samples"
         first, last = min(row.first for row in alike), max(row.last for row in alike)
-        made.append(Made(*kind, len(alike), first, last, round(math.fsum(row.hours for row in alike), 1)))
+        hours = round(math.fsum(row.hours for row in alike), 1)
+        made.append(Made(*kind, data, len(alike), first, last, hours))
     return made
 
 
