@@ -41,7 +41,7 @@ def sizes(plan):
 
 def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(store, monkeypatch):
     run = runs()[0]
-    layouts.keep(store, run, Layout(1, True, 300, 0.1, compiled=True))
+    layouts.keep(store, run, Layout(1, True, compiled=True))
     plan = plans.plan(runs())
     images = sum(group.steps for group in plan.groups) * run.batch_size
     for pays, compiled in ((images, True), (images + 1, False)):
@@ -75,14 +75,14 @@ def test_a_sweep_for_which_nothing_was_measured_follows_a_table(store):
     assert populations == sorted(populations, reverse=True) and populations[-1] == 1
 
 
-def test_a_layout_kept_before_there_were_compiled_ones_is_read(store):
+def test_a_layout_of_before_is_read(store):
     run = runs()[0]
-    layouts.keep(store, run, Layout(4, True, 10.0, 0.1))
+    layouts.keep(store, run, Layout(4, True))
     [path] = (store.folder / ".layouts").iterdir()
     content = json.loads(path.read_bytes())
-    del content["compiled"], content["layout"]
-    path.write_text(json.dumps(content))
-    assert layouts.read(store, run) == Layout(4, True, 10.0, 0.1, compiled=False)
+    del content["compiled"]
+    path.write_text(json.dumps(content | {"rate": 10.0, "evaluation": 0.1, "layout": "channels_last"}))
+    assert layouts.read(store, run) == Layout(4, True)
 
 
 @pytest.mark.slow
@@ -105,9 +105,9 @@ def test_where_what_was_measured_is_damaged_the_table_is_followed(store):
 
 def test_of_two_machines_that_measure_the_first_is_followed(store):
     run = runs()[0]
-    layouts.keep(store, run, Layout(4, True, 10.0, 0.1))
-    layouts.keep(store, run, Layout(8, False, 20.0, 0.1))
-    assert layouts.read(store, run) == Layout(4, True, 10.0, 0.1)
+    layouts.keep(store, run, Layout(4, True))
+    layouts.keep(store, run, Layout(8, False))
+    assert layouts.read(store, run) == Layout(4, True)
 
 
 def test_a_job_carries_the_layout_and_records_have_it(store):
@@ -118,13 +118,15 @@ def test_a_job_carries_the_layout_and_records_have_it(store):
         Progress(),
         "cpu",
         "float32",
-        lambda run: Layout(4, grouped=False, layout="contiguous"),
+        lambda run: Layout(4, grouped=False),
     )
     while (job := sweep.next()) is not None:
         sweep.settle(job, trainer.train_part(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
     names = ("population", "grouped", "compiled", "layout")
-    assert {tuple(record[name] for name in names) for record in records} == {(4, False, False, "contiguous")}
+    assert {tuple(record[name] for name in names) for record in records} == {
+        (4, False, False, "channels_last")
+    }
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
         "population": len(part.trajectories),
         "grouped": job.layout.grouped,
         "compiled": False,
-        "layout": job.layout.layout,
+        "layout": "contiguous" if first.model.code else "channels_last",  # of images and weights in memory
         "precision": job.precision,
         "device": device_name(torch.device(job.device)),
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
@@ -178,7 +178,6 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
                 job.precision,
                 grouped=job.layout.grouped,
                 compiled=job.layout.compiled,
-                layout=job.layout.layout,
                 checkpoint=checkpoint,
                 stop=stop,
                 on_begin=lambda population: environment.update(compiled=population.compiled),
