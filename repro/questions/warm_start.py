@@ -13,7 +13,7 @@ from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed, unrecorded
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LONGER, WARM, Arm, Study, crossed, pair, pretraining, tuning
+from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, pair, pretraining, tuning
 
 pd = Lazy("pandas")
 
@@ -32,8 +32,7 @@ def budget(profile: Profile) -> Iterator[Arm]:
     """Warm starts against fresh networks that are trained for as many steps in all."""
     yield from pair(profile)
     if profile.controls:
-        epochs = profile.arms_tuned + round(profile.pretraining_epochs / 2)  # half of the data
-        yield Arm(LONGER, (tuning(profile, epochs=epochs),), priority=1)
+        yield Arm(LONGER, (as_many_steps(profile),), priority=1)
 
 
 @claim(
