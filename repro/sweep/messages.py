@@ -54,16 +54,11 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    run: str
-
-
-@dataclass(frozen=True)
 class Warned:
     text: str
 
 
-Message = EpochDone | Recorded | Warned
+Message = EpochDone | Warned
 Report = Callable[[Message], None]
 
 

@@ -208,7 +208,6 @@ def _keep(run: Run, end: Snapshot, job: Job, store: Store, report: Report, envir
         **environment,
     }
     if store.write(run, **content):
-        report(messages.Recorded(run.id))
         if end.diverged is not None:
             where = f"epoch {end.diverged} of stage {len(curves)}"
             report(messages.Warned(f"run {run.id} diverged: no finite loss in {where}; recorded so"))
