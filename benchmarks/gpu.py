@@ -278,13 +278,12 @@ def _specs(bench: Bench) -> list[list[dict]]:
         spec = {"way": "ours", "width": width, "members": members, "grouped": False, **way}
         spec["name"] = (
             f"w{width} P={members} {'grouped' if spec['grouped'] else 'streams'}"
-            f"{', NCHW' * ('layout' in spec)}{', compiled' * ('compiled' in spec)}"
-            f"{', free' * ('free' in spec)}"
+            f"{', compiled' * ('compiled' in spec)}{', free' * ('free' in spec)}"
         )
         return spec
 
     grouped, fast = {"grouped": True}, {"compiled": True}
-    ways = (grouped, {}, grouped | {"layout": "contiguous"})
+    ways = (grouped, {})
     many, few = ((20, 10), (3, 6, 1, 2)) if cuda else ((2,), (2, 1))
     plain = [
         {"width": width, "members": 1, **way, "name": f"w{width} {plain_name(way)}"}
@@ -292,13 +291,12 @@ def _specs(bench: Bench) -> list[list[dict]]:
         for way in PLAIN
     ]
     best_wide = [ours(wide, n, **fast, tests=True) for n in few]
-    best = [ours(narrow, n, **way, **fast, tests=True) for way in ways[:2] for n in many]
+    best = [ours(narrow, n, **way, **fast, tests=True) for way in ways for n in many]
     eager = [ours(narrow, n, **way, tests=True) for n in many for way in ways]
     eager_wide = [ours(wide, n, tests=True) for n in few]
     large = [ours(narrow, 2 * many[0], **grouped, **fast)]
-    free = [ours(narrow, many[0], **way, **fast, free=True) for way in ways[:2]]
-    more = [ours(narrow, n, **ways[2], **fast) for n in many]
-    more += [
+    free = [ours(narrow, many[0], **way, **fast, free=True) for way in ways]
+    more = [
         ours(narrow, n, **way, **kind) for kind in (fast, {}) for n, way in ((5, grouped), (5, {}), (1, {}))
     ]
     same = [*eager[:2], eager_wide[0]]  # as compiled above
@@ -394,14 +392,12 @@ def summary(figures: dict) -> Iterator[str]:
 
 
 def best(rows: dict[str, dict], width: int) -> dict | None:
-    """The smallest population near the fastest, of those that a layout can name."""
-    able = {field.name for field in fields(Layout)}
+    """The smallest population near the fastest, of those that a sweep can train."""
     found = [
-        {"compiled": False, "layout": "channels_last", **row}
-        | {"population": row["members"], "evaluation": 1 / row.get("tests", 3 * row["rate"])}
+        {"compiled": False, "population": row["members"], **row}
         for row in rows.values()
         if row["way"] == "ours" and row["width"] == width and "rate" in row
-        if {key for key in ("compiled", "layout", "free") if row.get(key)} <= able
+        if not (row.get("layout") or row.get("free"))
     ]
     near = NEAR * max((row["rate"] for row in found), default=0.0)
     return min(

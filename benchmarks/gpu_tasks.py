@@ -48,7 +48,7 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 PRECISION = trainer.choose_precision(DEVICE.type, "auto")
 DEPTH, BATCH, STEPS, SECONDS = (2, 128, calibration.GPU_STEPS, 1.2) if CUDA else (1, 16, 4, 0.05)
 NARROW, MANY, TESTS, BATCHES = (16, 10, 10_000, (500, 2500)) if CUDA else (4, 2, 200, (50, 100))
-WAYS = ("grouped", "compiled", "layout")  # to train: what `Population` takes, and `Layout` keeps
+WAYS = ("grouped", "compiled")  # to train: what `Population` takes, and `Layout` keeps
 CLASSES = {  # of kernels, by the first pattern that their name holds
     "copies": "nchwtonhwc|nhwctonchw|memcpy|memset|copy|catarray|transpose",
     "optimiser": "multi_tensor|adam|foreach",

@@ -60,7 +60,7 @@ def test_a_mistake_in_what_to_plan_for_is_one_line(arguments, capsys):
 @pytest.mark.slow
 def test_measured_hours_tell_wide_networks_from_narrow_ones():
     runs = [replace(RUN, model=Model(width, 1)) for width in (2, 64)]
-    seconds = calibration.seconds_per_step(runs, seconds=0.3)
+    seconds = calibration.seconds_per_step(runs, Store.of("smoke"), seconds=0.3)
     narrow, wide = map(seconds, runs)
     assert 0 < 3 * narrow < wide < 60
     tests = replace(RUN.dataset, test=100 * datasets.counts(RUN.dataset)[1])

@@ -1,4 +1,4 @@
-"""Which populations a GPU trains, with a GPU whose speeds are made up."""
+"""Which populations a GPU trains, without one."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from repro.store.records import Store
 from repro.sweep import calibration, dispatch, layouts, machine, plans, processes, trainer
 from repro.sweep.calibration import Engine
 from repro.sweep.layouts import Layout
-from repro.sweep.messages import LAST, End, Ended, Speed
+from repro.sweep.messages import LAST, End, Ended
 from repro.sweep.progress import Progress
 from repro.training import loop
 
@@ -30,24 +30,6 @@ def runs(seeds=12, *settings):
     return [case.run for case in STUDIES["warm_start"].cases(chosen)]
 
 
-@pytest.fixture
-def measure(store):
-    """Lets a GPU of made-up speed be measured: by members, whether they are grouped, gained by compiling."""
-
-    def make(rate, gain=0.9):
-        asked = []
-
-        def reached(size, grouped, compiled):
-            asked.append((size, grouped))
-            found = rate(size, grouped)
-            return found and Speed(found * gain if compiled else found, 1.0, 0.1)
-
-        layouts.keep(store, runs()[0], calibration.fastest(reached))
-        return asked
-
-    return make
-
-
 def fitted(store):
     """The plan that a sweep then follows."""
     return layouts.fitted(plans.plan(runs()), store)[0]
@@ -57,25 +39,9 @@ def sizes(plan):
     return {len(group.trajectories) for group in plan.groups}
 
 
-def test_the_smallest_population_is_taken_that_is_near_the_fastest(measure, store):
-    asked = measure(lambda size, grouped: min(100 * size, 400 + size) * (1.0 if grouped else 0.5))
-    plan = fitted(store)
-    assert sizes(plan) == {4}
-    assert plan.wanted.keys() == {run.id for run in runs()}
-    assert layouts.read(store, runs()[0]) == Layout(4, True, 400, 0.1)
-    assert max(size for size, _ in asked) == 8, "it went on though it was no faster"
-
-
-def test_networks_side_by_side_are_taken_where_they_are_faster(measure, store):
-    measure(lambda size, grouped: 100 if grouped else 100 * min(size, 2))
-    assert sizes(fitted(store)) == {2}
-    assert not layouts.read(store, runs()[0]).grouped
-
-
-def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(measure, store, monkeypatch):
-    measure(lambda size, grouped: 100 if grouped else 50, gain=3)
+def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(store, monkeypatch):
     run = runs()[0]
-    assert layouts.read(store, run) == Layout(1, True, 300, 0.1, compiled=True)
+    layouts.keep(store, run, Layout(1, True, compiled=True))
     plan = plans.plan(runs())
     images = sum(group.steps for group in plan.groups) * run.batch_size
     for pays, compiled in ((images, True), (images + 1, False)):
@@ -98,16 +64,6 @@ def test_groups_are_compiled_size_by_size_and_networks_on_streams_together(
     assert {len(b.trajectories) for b in plan.groups for run in b.runs if layout(run).compiled} == compiled
 
 
-@pytest.mark.parametrize("fits", [4, 1])
-def test_memory_ends_the_search(measure, store, fits):
-    measure(lambda size, grouped: 100 * size if size <= fits else None)
-    assert sizes(fitted(store)) == {fits}
-
-
-def test_where_not_one_network_fits_nothing_is_fastest():
-    assert calibration.fastest(lambda size, grouped, compiled: None) is None
-
-
 def test_a_sweep_for_which_nothing_was_measured_follows_a_table(store):
     plan, layout = layouts.fitted(plans.plan(runs()), store)
     default = layouts.default(runs()[0])
@@ -119,14 +75,14 @@ def test_a_sweep_for_which_nothing_was_measured_follows_a_table(store):
     assert populations == sorted(populations, reverse=True) and populations[-1] == 1
 
 
-def test_a_layout_kept_before_there_were_compiled_ones_is_read(store):
+def test_a_layout_of_before_is_read(store):
     run = runs()[0]
-    layouts.keep(store, run, Layout(4, True, 10.0, 0.1))
+    layouts.keep(store, run, Layout(4, True))
     [path] = (store.folder / ".layouts").iterdir()
     content = json.loads(path.read_bytes())
-    del content["compiled"], content["layout"]
-    path.write_text(json.dumps(content))
-    assert layouts.read(store, run) == Layout(4, True, 10.0, 0.1, compiled=False)
+    del content["compiled"]
+    path.write_text(json.dumps(content | {"rate": 10.0, "evaluation": 0.1, "layout": "channels_last"}))
+    assert layouts.read(store, run) == Layout(4, True)
 
 
 @pytest.mark.slow
@@ -138,8 +94,8 @@ def test_a_slot_that_cannot_train_says_why_and_goes_on():
         assert calibration.speed(children, sound.trial(runs(1), 0.1)).rate > 0
 
 
-def test_where_what_was_measured_is_damaged_the_table_is_followed(measure, store):
-    measure(lambda size, grouped: 100)
+def test_where_what_was_measured_is_damaged_the_table_is_followed(store):
+    layouts.keep(store, runs()[0], Layout(1, True))
     assert sizes(fitted(store)) == {1}
     for path in (store.folder / ".layouts").iterdir():
         path.write_text("{")
@@ -149,8 +105,9 @@ def test_where_what_was_measured_is_damaged_the_table_is_followed(measure, store
 
 def test_of_two_machines_that_measure_the_first_is_followed(store):
     run = runs()[0]
-    assert layouts.keep(store, run, Layout(4, True, 10.0, 0.1)) == Layout(4, True, 10.0, 0.1)
-    assert layouts.keep(store, run, Layout(8, False, 20.0, 0.1)) == Layout(4, True, 10.0, 0.1)
+    layouts.keep(store, run, Layout(4, True))
+    layouts.keep(store, run, Layout(8, False))
+    assert layouts.read(store, run) == Layout(4, True)
 
 
 def test_a_job_carries_the_layout_and_records_have_it(store):
@@ -161,13 +118,15 @@ def test_a_job_carries_the_layout_and_records_have_it(store):
         Progress(),
         "cpu",
         "float32",
-        lambda run: Layout(4, grouped=False, layout="contiguous"),
+        lambda run: Layout(4, grouped=False),
     )
     while (job := sweep.next()) is not None:
         sweep.settle(job, trainer.train_part(job, sweep.hear, lambda: False))
     records = [store.read(run.id) for run in made]
     names = ("population", "grouped", "compiled", "layout")
-    assert {tuple(record[name] for name in names) for record in records} == {(4, False, False, "contiguous")}
+    assert {tuple(record[name] for name in names) for record in records} == {
+        (4, False, False, "channels_last")
+    }
 
 
 @pytest.mark.parametrize(

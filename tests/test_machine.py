@@ -239,7 +239,8 @@ def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path
 @pytest.mark.slow
 def test_a_script_from_standard_input_measures_speed():
     """Multiprocessing would import it anew in each process, as it does a file without a guard."""
-    script = SCRIPT + "print(calibration.seconds_per_step(runs, seconds=0.3)(runs[0]) > 0)\n"
+    script = SCRIPT + "store = Store.of('smoke')\n"
+    script += "print(calibration.seconds_per_step(runs, store, seconds=0.3)(runs[0]) > 0)\n"
     own = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable], input=script, env=own, capture_output=True, text=True, timeout=300

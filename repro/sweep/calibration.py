@@ -27,8 +27,6 @@ from repro.training.populations import Member, Population
 
 SECONDS = 2.0  # a measurement takes so long at least
 STEPS, GPU_STEPS = 4, 64  # in an epoch of a measurement; a GPU replays them
-MOST = 64  # members of a population that is tried
-NEAR = 0.95  # a population is taken that reaches this share of the highest speed with fewer members
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,6 @@ def _speed(trial: Trial) -> Speed:
     device = torch.device(trial.device)
     members = [Member(run) for run in trial.runs]
     population = Population(members, device, trial.precision, trial.grouped, trial.compiled)
-    if population.compiled != trial.compiled:
-        return Speed(0.0, _peak_memory(device), 0.0)
     epoch = population.batches.numel()
     population.train_epoch()  # the first one is slower
     rate = turn(lambda: population.train_epoch() and epoch, trial.seconds)
@@ -124,34 +120,28 @@ def noise(folder: str, images: int) -> Dataset:
     return datasets.npz_dataset(path)
 
 
-def seconds_per_step(
-    runs: Iterable[Run], store: Store | None = None, seconds: float = SECONDS
-) -> Callable[[Run], float]:
+def seconds_per_step(runs: list[Run], store: Store, seconds: float = SECONDS) -> Callable[[Run], float]:
     """Seconds of a slot for a step of one of these runs, and for its share of the tests after each epoch.
 
-    Each measurement takes so many seconds. On a GPU the fastest way to train is kept
-    in the store, whose next sweep follows it.
+    Each measurement takes so many seconds, in populations as a sweep of this store trains them.
     """
     made, found = engine(), {}  # by shape, seconds of a training image and of a test image
+    fitted = layouts.fitted(plans.plan(runs), store)[1] if made.device == "cuda" else None
     with tempfile.TemporaryDirectory() as folder, made.children() as children:
-
-        def reached(run: Run, size: int, **way: bool) -> Speed | None:
+        for key, run in {layouts.shape(run): run for run in runs}.items():
             dataset = run.dataset
             if dataset.name in downloads.SOURCES:  # no download for this
                 steps = GPU_STEPS if made.device == "cuda" else STEPS
                 dataset = noise(folder, steps * run.batch_size)
             one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
-            runs = [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
-            return speed(children, made.trial(runs, seconds, **way))
-
-        for key, run in {layouts.shape(run): run for run in runs}.items():
-            if made.device == "cuda":
-                best = fastest(lambda size, run=run, **way: reached(run, size, **way))
-                if store is not None and best is not None:
-                    layouts.keep(store, run, best)
-            else:
-                best = reached(run, plans.population_size(run))
-            if best is None or not best.rate:
+            layout = fitted(run) if fitted else Layout(plans.population_size(run), grouped=True)
+            size, best = 2 * layout.population, None
+            while best is None and size > 1:
+                size = -(-size // 2)  # from the second time on, as a sweep does where memory is short
+                alike = [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
+                trial = made.trial(alike, seconds, grouped=layout.grouped, compiled=layout.compiled)
+                best = speed(children, trial)
+            if best is None:
                 network = f"a network of width {run.model.width} with batches of {run.batch_size}"
                 raise InputError(f"no hours to tell: {network} needs more memory than there is")
             found[key] = made.slots / best.rate, best.evaluation
@@ -162,33 +152,3 @@ def seconds_per_step(
         return training * run.batch_size + testing * tests / steps_per_epoch(run)
 
     return step
-
-
-def fastest(reached: Callable[..., Speed | None]) -> Layout | None:
-    """The smallest population whose speed on a GPU is near the highest, grouped or side by side.
-
-    `reached` gives the speed of so many members, grouped or not, compiled or not.
-    Populations are doubled for as long as memory lasts and that makes them faster.
-    The one that is found is then tried compiled. None where not one network fits.
-    """
-
-    def tried(size: int, compiled: bool) -> list[Layout]:
-        found = []
-        for grouped in (True, False) if size > 1 else (True,):
-            if (speed := reached(size, grouped=grouped, compiled=compiled)) is not None:
-                found.append(Layout(size, grouped, speed.rate, speed.evaluation, compiled))
-        return found
-
-    every: list[Layout] = []
-    size = 1
-    while size <= MOST:
-        best = max((layout.rate for layout in every), default=0.0)
-        every += (found := tried(size, compiled=False))
-        if max((layout.rate for layout in found), default=0.0) * NEAR <= best:
-            break
-        size *= 2
-    if not every:
-        return None
-    near = NEAR * max(layout.rate for layout in every)
-    best = min((t for t in every if t.rate >= near), key=lambda t: (t.population, -t.rate))
-    return max([best, *tried(best.population, compiled=True)], key=lambda layout: layout.rate)

@@ -22,7 +22,7 @@ from repro.store import files
 from repro.store.records import Store
 from repro.sweep import cluster, costs, layouts, leases, machine, plans
 from repro.sweep.layouts import Layout
-from repro.sweep.messages import End, Ended, EpochDone, Job, Message, Recorded, Warned
+from repro.sweep.messages import End, Ended, EpochDone, Job, Message, Warned
 from repro.sweep.plans import Part, Plan
 from repro.sweep.processes import STOP_SIGNALS, Children, Here
 from repro.sweep.progress import Progress
@@ -74,17 +74,11 @@ class Sweep:
         progress.steps = sum(job.part.steps for job in self.left)
         progress.show(progress)
 
-    def count(self) -> None:
-        """Show how many runs are recorded by now, whichever sweep recorded them."""
-        there, before = self.store.ids(), self.progress.recorded
+    def look(self) -> None:
+        """Count what is recorded, whoever did it, and make jobs of the rest, what is in training included."""
+        there = self.store.ids()
         self.absent -= there
         self.progress.recorded = len(there & self.plan.wanted.keys())
-        if self.progress.recorded != before:
-            self.progress.show(self.progress)
-
-    def look(self) -> None:
-        """Make jobs of everything that is left by now, what is in training included."""
-        self.count()
         self.left: list[Job] = []
         for part, needed in plans.unfinished(self.plan, self.store, self.absent):
             # Cut into pieces where its group was found too large to train at once.
@@ -117,9 +111,9 @@ class Sweep:
         """Act on a message about a job in training."""
         match message:
             case EpochDone():
-                self.progress.update(message.steps, message.epoch, message.accuracy)
-            case Recorded():
-                self.count()
+                self.progress.steps_done += message.steps
+                self.progress.epoch, self.progress.accuracy = message.epoch, message.accuracy
+                self.progress.show(self.progress)
             case Warned():
                 warnings.warn(message.text, stacklevel=1)
             case _:
@@ -145,7 +139,10 @@ class Sweep:
                 self.done.clear()  # a network may be gone, or damaged
                 if self.tries[name] == TRIES:
                     self.fail(f"tried {TRIES} times: {said}", job.part)
+        before = self.progress.recorded
         self.look()
+        if self.progress.recorded != before:
+            self.progress.show(self.progress)
 
     def fail(self, line: str, part: Part) -> None:
         """Give up the runs of a part and all that start from them."""
@@ -269,7 +266,6 @@ def _prepare(plan: Plan, store: Store) -> None:
     for folder in (store.leases, store.folder, store.snapshot("").parent, store.checkpoint("").parent):
         files.try_out(folder)
         files.sweep_partials(folder)
-    leases.remove_abandoned(store.leases)
     store.set_damaged_aside(plan.wanted)
     plans.discard_checkpoints(plan.groups, store, plan.wanted, plan.parents)
 

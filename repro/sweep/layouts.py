@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from repro.config import Run, as_json
@@ -23,14 +23,11 @@ from repro.sweep.plans import Group, Plan
 
 @dataclass(frozen=True)
 class Layout:
-    """A population, as one grouped network or as networks side by side, and how fast it trained."""
+    """A population, as one grouped network or as networks side by side."""
 
     population: int
     grouped: bool
-    rate: float = 0.0  # training images a second, of all members; 0 where nothing was measured
-    evaluation: float = 0.0  # seconds to test one member on one image
     compiled: bool = False
-    layout: str = "channels_last"  # how images and weights lie in memory, see `compilation.LAYOUTS`
 
 
 # Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
@@ -53,7 +50,7 @@ COMPILING_PAYS = 16_000_000
 def default(run: Run) -> Layout:
     """How networks of this shape train on a GPU for which nothing was measured; one's own, alone."""
     if run.model.code is not None:
-        return Layout(1, grouped=True, layout="contiguous")
+        return Layout(1, grouped=True)
     return next(layout for width, layout in DEFAULTS if run.model.width <= width)
 
 
@@ -88,20 +85,17 @@ def shape(run: Run) -> tuple:
 def read(store: Store, run: Run) -> Layout | None:
     """What was measured for networks of this shape, if anything was."""
     try:
-        found = Layout(**json.loads(_path(store, run).read_bytes()))
+        content = json.loads(_path(store, run).read_bytes())
+        found = Layout(**{f.name: content[f.name] for f in fields(Layout) if f.name in content})
     except (OSError, ValueError, TypeError):  # not there, or damaged: it can be measured again
         return None
     return found if found.population >= 1 else None
 
 
-def keep(store: Store, run: Run, layout: Layout) -> Layout:
-    """Store a layout for all runs of one shape; returns the one stored, perhaps by another process."""
-    path, content = _path(store, run), json.dumps(asdict(layout)).encode()
-    if not files.create(path, content):
-        if (first := read(store, run)) is not None:
-            return first
-        files.replace(path, content)
-    return layout
+def keep(store: Store, run: Run, layout: Layout) -> None:
+    """Store a layout for all runs of one shape, unless there is one already."""
+    if read(store, run) is None:
+        files.replace(_path(store, run), json.dumps(asdict(layout)).encode())
 
 
 def _path(store: Store, run: Run) -> Path:

@@ -64,13 +64,6 @@ def held(folder: Path, names: Iterable[str]) -> Iterator[None]:
             os.close(handle)
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the leases of processes that are gone."""
-    for path in folder.glob("[!.]*"):
-        with contextlib.suppress(Busy, OSError):
-            _clear(path)
-
-
 def _beat(handles: dict[Path, int], done: threading.Event) -> None:
     while not done.wait(BEAT):
         for handle in handles.values():

@@ -41,7 +41,7 @@ class Trial:
 class Speed:
     """What populations of one shape reached, one in each slot."""
 
-    rate: float  # training images a second, of all members in all slots; 0 where it was not to be compiled
+    rate: float  # training images a second, of all members in all slots
     memory: float  # GiB that a slot took at most so far
     evaluation: float  # seconds to test one member on one image
 
@@ -54,16 +54,11 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    run: str
-
-
-@dataclass(frozen=True)
 class Warned:
     text: str
 
 
-Message = EpochDone | Recorded | Warned
+Message = EpochDone | Warned
 Report = Callable[[Message], None]
 
 

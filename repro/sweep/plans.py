@@ -255,7 +255,9 @@ def discard_checkpoints(
 def _checkpoints(group: Group, store: Store) -> dict[int, Path]:
     """The checkpoints that there are of parts of this group, by the mask of `Group.part`."""
     found = {}
-    for path in store.checkpoint(group.id).parent.glob(f"{group.id}-*.pt"):
+    for path in store.checkpoint(group.id).parent.glob("*.pt"):  # a pattern that need not be compiled anew
+        name, _, mask = path.stem.partition("-")
         with contextlib.suppress(ValueError):
-            found[int(path.stem.partition("-")[2], 16)] = path
+            if name == group.id:
+                found[int(mask, 16)] = path
     return found

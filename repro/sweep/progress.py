@@ -23,12 +23,6 @@ class Progress:
     accuracy: float = 0.0  # mean train accuracy of that population, fraction
     show: Callable[[Progress], None] = lambda progress: None
 
-    def update(self, steps: int, epoch: str, accuracy: float) -> None:
-        """Add the steps of an epoch that a population trained for, and show it."""
-        self.steps_done += steps
-        self.epoch, self.accuracy = epoch, accuracy
-        self.show(self)
-
     @property
     def line(self) -> str:
         return (

@@ -149,7 +149,7 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
         "population": len(part.trajectories),
         "grouped": job.layout.grouped,
         "compiled": False,
-        "layout": job.layout.layout,
+        "layout": "contiguous" if first.model.code else "channels_last",  # of images and weights in memory
         "precision": job.precision,
         "device": device_name(torch.device(job.device)),
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
@@ -178,7 +178,6 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
                 job.precision,
                 grouped=job.layout.grouped,
                 compiled=job.layout.compiled,
-                layout=job.layout.layout,
                 checkpoint=checkpoint,
                 stop=stop,
                 on_begin=lambda population: environment.update(compiled=population.compiled),
@@ -209,7 +208,6 @@ def _keep(run: Run, end: Snapshot, job: Job, store: Store, report: Report, envir
         **environment,
     }
     if store.write(run, **content):
-        report(messages.Recorded(run.id))
         if end.diverged is not None:
             where = f"epoch {end.diverged} of stage {len(curves)}"
             report(messages.Warned(f"run {run.id} diverged: no finite loss in {where}; recorded so"))

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from repro.training.network import ResNet
 
 SHAPES = 64  # of networks, batches and images that a process compiles for; PyTorch gives up after 8
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 def judged(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,20 +27,20 @@ def judged(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return losses, logits.detach().argmax(2) == y
 
 
-def _examine(network: ResNet, x: Tensor, y: Tensor, bf16: bool, layout: str) -> tuple[Tensor, Tensor]:
+def _examine(network: ResNet, x: Tensor, y: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-        logits = network(x.contiguous(memory_format=LAYOUTS[layout]))
+        logits = network(x.contiguous(memory_format=torch.channels_last))
     return judged(logits.to(x.dtype), y)
 
 
 @functools.cache
-def _compiler(layout: str, free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+def _compiler(free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
     from torch._dynamo import config
     from torch._inductor import config as inductor
 
     config.recompile_limit = SHAPES
     # By a rule of its own it turns images to channels last, but not where convolutions are grouped.
-    options = {"layout_optimization": layout == "channels_last", "force_layout_optimization": True}
+    options = {"layout_optimization": True, "force_layout_optimization": True}
     if hasattr(inductor, "deterministic"):
         # Else the clock says in what order numbers are summed, and may say otherwise in another process.
         options["deterministic"] = not free
@@ -49,7 +48,7 @@ def _compiler(layout: str, free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def compiled(
-    network: ResNet, x: Tensor, y: Tensor, bf16: bool, layout: str
+    network: ResNet, x: Tensor, y: Tensor, bf16: bool
 ) -> Callable[[ResNet, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """What gives losses and hits [P, B] in training of networks like this one on batches like this one.
 
@@ -60,12 +59,12 @@ def compiled(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to programmers, such as on precisions
-            examine = _compiler(layout, os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "0")
-            losses, _ = examine(trial, x, y, bf16, layout)
+            examine = _compiler(os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "0")
+            losses, _ = examine(trial, x, y, bf16)
             losses.mean(1).sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of many kinds: no compiler, none that works, an operation it does not know
         warnings.warn(f"not compiled, so slower: {' '.join(str(error).split())}"[:300], stacklevel=3)
         return None
-    return lambda network, x, y: examine(network, x, y, bf16, layout)
+    return lambda network, x, y: examine(network, x, y, bf16)

@@ -27,7 +27,6 @@ def train_population(
     *,
     grouped: bool = True,
     compiled: bool = False,
-    layout: str = "channels_last",
     checkpoint: Path | None = None,
     every: float = 120.0,
     stop: Callable[[], bool] = lambda: False,
@@ -42,7 +41,7 @@ def train_population(
     population, and `on_epoch` the epochs done and the members' train accuracy.
     Test accuracy is NaN where no test is due.
     """
-    population = Population(members, device, precision, grouped, compiled, layout)
+    population = Population(members, device, precision, grouped, compiled)
     resumed = checkpoint is not None and checkpoint.exists()
     started = saved = time.perf_counter()
     if resumed:
@@ -50,7 +49,7 @@ def train_population(
             started -= population.resume(checkpoint)
         except files.Damaged as damage:
             warnings.warn(f"{damage}; set aside as {files.set_aside(checkpoint)}", stacklevel=2)
-            population = Population(members, device, precision, grouped, compiled, layout)
+            population = Population(members, device, precision, grouped, compiled)
     on_begin(population)
     while True:
         seconds = time.perf_counter() - started

@@ -166,7 +166,6 @@ class Population:
         precision: str,
         grouped: bool = True,
         compiled: bool = False,
-        layout: str = "channels_last",  # of images and weights in memory: speed depends on it
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision {precision!r}: choose from {', '.join(PRECISIONS)}")
@@ -175,7 +174,8 @@ class Population:
         self.device, self.precision, self.epoch = device, precision, 0
         run = members[0].run
         self.own = run.model.code is not None
-        grouped, layout = grouped and not self.own, "contiguous" if self.own else layout
+        # How images and weights lie in memory: convolutions were faster with channels last, wherever tried.
+        self.memory_format = torch.contiguous_format if self.own else torch.channels_last
         images = datasets.images(run.dataset)
         self.labels = images.y_train
         self.subsets = [portions(self.labels, m.run.stages[-1].data, m.run.split_seed) for m in members]
@@ -186,7 +186,7 @@ class Population:
         self.shift, self.flip = run.stages[-1].shift, run.stages[-1].flip
         self.augmented = bool(self.shift or self.flip)
         self.padded = F.pad(self.x_train, [self.shift] * 4, "replicate") if self.shift else self.x_train
-        self.size = len(members) if grouped else 1  # of a network
+        self.size = len(members) if grouped and not self.own else 1  # of a network
         self.networks = []
         for first in range(0, len(members), self.size):
             shape = self.x_train.shape[1], images.classes, self.side
@@ -194,8 +194,7 @@ class Population:
             network.to(self.dtype)  # before snapshots are loaded, which are exact in it
             for p, member in enumerate(members[first : first + self.size]):
                 _begin(network, p, member)
-            self.networks.append(network.to(device, self.dtype, memory_format=compilation.LAYOUTS[layout]))
-        self.layout = layout
+            self.networks.append(network.to(device, self.dtype, memory_format=self.memory_format))
         self.optimizers = [_optimizer(run.stages[-1].optimizer, n, device) for n in self.networks]
         apart = device.type == "cuda" and len(self.networks) > 1
         self.streams = [torch.cuda.Stream(device) for _ in self.networks] if apart else []
@@ -213,7 +212,7 @@ class Population:
         self.fused = None
         if compiled and not self.own:
             x, y = self._batch(self.batches[0, : self.size].zero_(), self.moves[0, : self.size])
-            self.fused = compilation.compiled(self.networks[0], x, y, precision == "bf16", layout)
+            self.fused = compilation.compiled(self.networks[0], x, y, precision == "bf16")
         self.compiled = self.fused is not None
 
     def _logits(self, network: ResNet | Own, x: Tensor) -> Tensor:
@@ -222,7 +221,7 @@ class Population:
             if self.device.type == "cpu" and not self.own:
                 logits = cpu.forward(network, x)
             else:
-                logits = network(x.contiguous(memory_format=compilation.LAYOUTS[self.layout]))
+                logits = network(x.contiguous(memory_format=self.memory_format))
         return logits.to(self.dtype)
 
     def _batch(self, index: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
@@ -338,8 +337,8 @@ class Population:
     def _engine(self) -> str:
         """What a checkpoint has to agree with, besides its runs."""
         apart = ", apart" * (self.size < len(self.members))
-        layout = f", {self.layout}" * (self.layout != "channels_last")
-        return f"{self.precision} on {self.device.type}{apart}" + ", compiled" * self.compiled + layout
+        ways = ", compiled" * self.compiled + ", contiguous" * self.own
+        return f"{self.precision} on {self.device.type}{apart}{ways}"
 
     def checkpoint(self, path: Path, seconds: float) -> None:
         """Write all that going on from here takes."""
