@@ -216,7 +216,7 @@ def test_memory_that_is_too_small_is_not_hidden(monkeypatch):
 
 
 def test_a_population_is_freed_at_its_end_and_not_by_a_collection():
-    """So that the next one finds its memory free."""
+    """A graph that a later collection frees would spoil what is being captured then."""
     population = populations.Population(members(Optimizer()), torch.device("cpu"), "float32", grouped=False)
     population.train_epoch()
     population.test_accuracy()
@@ -228,3 +228,18 @@ def test_a_population_is_freed_at_its_end_and_not_by_a_collection():
         assert [reference() for reference in held] == [None] * 4
     finally:
         gc.enable()
+
+
+def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
+    collecting = []
+
+    def refuse():
+        collecting.append(gc.isenabled())
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", refuse)
+    captured = cuda_graphs.Captured(torch.device("cpu"))
+    captured.captures, captured.calls = True, cuda_graphs.WARM_UPS
+    with pytest.warns(UserWarning, match="not captured"):
+        captured(lambda: None)
+    assert collecting == [False] and gc.isenabled()

@@ -7,8 +7,10 @@ captured must do the same on the same memory every time and wait for nothing.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -47,9 +49,10 @@ class Captured:
 
     def _capture(self, call: Callable[[], None]) -> None:
         try:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream):  # records, carries nothing out
-                call()
+            with _uncollected():
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=self.stream):  # records, carries nothing out
+                    call()
         except RuntimeError as error:
             for cause in (error, error.__context__):  # leaving a capture that failed fails too
                 if isinstance(cause, torch.OutOfMemoryError):
@@ -58,3 +61,16 @@ class Captured:
             warnings.warn(f"not captured as a CUDA graph, so slower: {error}"[:300], stacklevel=3)
             return
         self.graph = graph
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Dead objects are freed before and none meanwhile: to free a graph's memory would spoil a capture."""
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
