@@ -178,9 +178,9 @@ def sample(claim: Claim, results: Results) -> Sample:
     Raises `NotFitted` where the claim is about networks that do not fit their data.
     """
     floor = (100 if claim.unit.startswith("points") else 1) / datasets.counts(results.profile.data())[1]
-    arms = Arms(results)
+    arms = None if claim.contrast is None else Arms(results)
     try:
-        found = claim.effect(results) if claim.contrast is None else claim.contrast(arms)
+        found = claim.effect(results) if arms is None else claim.contrast(arms)
     except KeyError:  # a condition of which nothing is recorded
         found = ()
     values = pd.DataFrame(found).dropna()
@@ -190,7 +190,7 @@ def sample(claim: Claim, results: Results) -> Sample:
         return Sample(means, np.full(len(means), np.nan), np.zeros(len(means)), n)
     own = np.maximum(values.std(ddof=1).to_numpy(float), floor)
     spread, freedom = own, n - 1
-    if claim.contrast is not None:
+    if arms is not None:
         spread, freedom = _pooled(claim.contrast, arms, values.index, floor) or (own, n - 1)
     return Sample(values.to_numpy(float).mean(0), spread / n**0.5, np.full(columns, float(freedom)), n)
 
