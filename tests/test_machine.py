@@ -235,7 +235,12 @@ def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path
     load = f"import importlib, sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport repro\ndel sys.path[0]\n"
     which = "import repro.sweep.dispatch\nprint(repro.sweep.dispatch.__file__, 'torch' in sys.modules)\n"
     said = python(load + SCRIPT + RUN_IN_CHILDREN + which, cwd=tmp_path, PYTHONPATH="")
-    assert said.split() == ["True", "[]", str(tmp_path / "repro" / "sweep" / "dispatch.py"), str(torch.cuda.is_available())]
+    assert said.split() == [
+        "True",
+        "[]",
+        str(tmp_path / "repro" / "sweep" / "dispatch.py"),
+        str(torch.cuda.is_available()),
+    ]
 
 
 @pytest.mark.slow

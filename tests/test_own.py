@@ -658,6 +658,7 @@ def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path):
     here.mkdir()
     said = {}
     page = PAGE.replace("--profile quick", "--profile smoke").replace('"quick"', '"smoke"')
+    page = page.replace("tuning_epochs=30", "tuning_epochs=3")
     for name, text, console in BLOCKS.findall(page):
         commands = console.replace("\\\n", "").replace("$ ", "").splitlines()
         if name:
