@@ -557,7 +557,7 @@ def test_a_question_and_a_network_outside_the_repository_survive_kills_children_
             time.sleep(0.05)
         sweep.kill()
     assert len(killed.ids()) < len(made.wanted)
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert dispatch.execute(made, killed, device="cpu", slots=1) == dispatch.Outcome()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
