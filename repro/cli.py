@@ -18,9 +18,10 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from repro import questions, terminal
+from repro import profiles, questions, terminal
 from repro.config import InputError, check_engine
-from repro.data.places import fix_environment
+from repro.data import downloads, places
+from repro.store.records import ROOT, Store
 from repro.study import only as chosen_cases
 
 STOPPED = 3
@@ -57,8 +58,6 @@ def _table(*columns: str, title: str | None = None) -> Table:
 @app.command()
 def studies(profile: ProfileName = "quick") -> None:
     """List the paper's questions: study, its figures in the paper, chapter, claims and runs."""
-    from repro import profiles
-
     chosen = profiles.profile(profile)
     table = _table("study", "paper", "chapter", "claims", f"#runs ({profile})", "question")
     for study in questions.studies():
@@ -86,7 +85,6 @@ def plan(
     price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in any currency")] = None,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
-    from repro import profiles
     from repro.sweep import costs, plans
 
     known = speed is not None
@@ -107,11 +105,10 @@ def plan(
     every = [run for runs in cases.values() for run in runs]
     slots, seconds = 1, lambda run: run.batch_size / (speed or 1)
     if measure:
-        from repro.store.records import Store
         from repro.sweep import calibration
 
-        store = Store.of(chosen.name)
-        slots, seconds = calibration.engine().slots, calibration.seconds_per_step(every, store)
+        slots = calibration.engine().slots
+        seconds = calibration.seconds_per_step(every, Store.of(chosen.name))
         print(f"hours on this machine, {slots} process{'es' * (slots > 1)} at once")
 
     for name, runs in [*cases.items(), ("all together", every)]:
@@ -150,11 +147,11 @@ def run(
 
     Without names all studies, what says most first.
     """
-    from repro import profiles
-
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
+    if wrong := [item for item in only or () if "=" not in item]:
+        raise InputError(f"--only takes FACTOR=VALUE, such as modules=456, not {wrong[0]!r}")
     if only or names:
-        factors = dict(_factor(item) for item in only or ())
+        factors = dict(item.split("=", 1) for item in only or ())
         runs = [case.run for study in asked for case in chosen_cases(study, study.cases(chosen), factors)]
     else:
         runs = questions.by_value(chosen)
@@ -165,25 +162,15 @@ def run(
         raise typer.Exit(status)
 
 
-def _factor(item: str) -> tuple[str, str]:
-    name, equals, value = item.partition("=")
-    if not equals:
-        raise InputError(f"--only takes FACTOR=VALUE, such as modules=456, not {item!r}")
-    return name, value
-
-
 def _sweep(chosen, runs, device: str, **settings) -> int:
     """Exit status of training what is missing of the runs."""
-    from repro.store.records import Store
-    from repro.sweep import dispatch, plans
-    from repro.sweep.progress import shown
+    from repro.sweep import dispatch, plans, progress
 
     store = Store.of(chosen.name)
-    made = plans.plan(runs)
-    with shown() as progress:
-        outcome = dispatch.execute(made, store, device=device, progress=progress, **settings)
-    print(f"{progress.recorded} of {progress.runs} runs recorded in {store.folder}")
-    for line in outcome.differences + outcome.failures:
+    with progress.shown() as shown:
+        outcome = dispatch.execute(plans.plan(runs), store, device=device, progress=shown, **settings)
+    print(f"{shown.recorded} of {shown.runs} runs recorded in {store.folder}")
+    for line in outcome.failures:
         _say(line)
     if not outcome.finished:
         print("stopped; the same command goes on from here")
@@ -193,10 +180,9 @@ def _sweep(chosen, runs, device: str, **settings) -> int:
 def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match:
-        raise InputError(f"--time-limit takes a number with s, m or h, such as 9m, not {text!r}")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text):
+        return float(match[1]) * {"m": 60, "h": 3600}.get(match[2], 1)
+    raise InputError(f"--time-limit takes a number with s, m or h, such as 9m, not {text!r}")
 
 
 @app.command()
@@ -204,14 +190,10 @@ def status(
     names: Names = None, profile: ProfileName = "quick", settings: Settings = None, seeds: Seeds = None
 ) -> None:
     """Count the recorded runs of each study."""
-    from repro import profiles
-
     _count(profiles.profile(profile, settings or (), seeds), questions.studies(names or ()))
 
 
 def _count(chosen, asked) -> None:
-    from repro.store.records import Store
-
     store = Store.of(chosen.name)
     there = store.ids()
     table = _table("study", "#recorded", "#of", "#missing")
@@ -241,20 +223,22 @@ def claims(
 
     With --profile published each claim by those of the largest scale that is whole, as the book has it.
     """
-    from repro import profiles
-    from repro.scorecard import best, scorecard
+    from repro import scorecard
 
+    whole = profile == profiles.PUBLISHED
+    if whole and (question or settings or seeds or against):
+        raise InputError("--profile published takes no question, --set, --seeds or --against")
+    chosen = None if whole else profiles.profile(profile, settings or (), seeds)
     if against is not None:
         if question or as_json:
             raise InputError("--against compares the paper's claims, in a table: leave the rest out")
-        _compare(profiles.profile(profile, settings or (), seeds), against)
+        folder = ROOT / "results" if against == "published" else places.given(against)
+        table = _table("claim", "here", "there", "#difference", "#tolerance", "unit", "agree")
+        for row in scorecard.against(chosen, folder / chosen.name).itertuples(index=False):
+            table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
+        terminal.show(table)
         return
-    if profile == profiles.PUBLISHED:
-        if question or settings or seeds:
-            raise InputError("--profile published takes no question, --set or --seeds")
-        found = list(best().values())
-    else:
-        found = list(scorecard(profiles.profile(profile, settings or (), seeds), question).values())
+    found = list((scorecard.best() if whole else scorecard.scorecard(chosen, question)).values())
     if as_json:
         sys.stdout.write(json.dumps([verdict.as_json() for verdict in found], indent=1) + "\n")
         return
@@ -263,20 +247,6 @@ def claims(
         effect = str(v.effect) if v.effect.n else ""
         told = v.claim.id, v.verdict, v.profile, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words
         table.add_row(*told)
-    terminal.show(table)
-
-
-def _compare(chosen, results: str) -> None:
-    """Show the numbers of the claims here beside those of other results."""
-    from repro.data.places import given
-    from repro.scorecard import against
-    from repro.store.records import ROOT
-
-    folder = ROOT / "results" if results == "published" else given(results)
-    frame = against(chosen, folder / chosen.name)
-    table = _table("claim", "here", "there", "#difference", "#tolerance", "unit", "agree")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
     terminal.show(table)
 
 
@@ -305,9 +275,7 @@ def book(
     trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
-    from repro import profiles
     from repro.book import execution as pages
-    from repro.data.downloads import SOURCES
 
     pages.require_tools()
     if device not in (None, "none"):
@@ -322,11 +290,11 @@ def book(
     if seeds is None and len(fields) < len(settings or ()):
         seeds = profiles.profile(profile, settings or ()).seeds
     chosen = profiles.profile(profile, fields, seeds)
-    device = ("none" if chosen.dataset in SOURCES else "auto") if device is None else device
+    device = ("none" if chosen.dataset in downloads.SOURCES else "auto") if device is None else device
     changed = profiles.changes(profiles.profile(profile, fields))
-    parameters = {"seeds": seeds, "device": device, "settings": changed}
+    parameters = {"profile": profile, "seeds": seeds, "device": device, "settings": changed}
     parameters = {name: value for name, value in parameters.items() if value not in (None, [])}
-    stems = {path.stem for path in pages.check(profile, asked, parameters, out, jobs, pdf=pdf)}
+    stems = {path.stem for path in pages.check(asked, parameters, out, jobs, pdf=pdf)}
     asked_of, status = [study for study in questions.studies() if study.chapter in stems], 0
     if device == "none":
         _count(chosen, asked_of)
@@ -367,7 +335,6 @@ def data(
 ) -> None:
     """List the data sets, or fetch one: by download, or from a copy in an .npz file."""
     from repro.data import datasets as sets
-    from repro.data import downloads
 
     if name is None and source is not None:
         raise InputError(f"--from needs the name of a data set: {', '.join(downloads.SOURCES)}")
@@ -388,7 +355,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(_say("standard output is closed: /dev/null throws away what is printed", 1))
     terminal.prepare()
     try:
-        fix_environment()
+        places.fix_environment()
         status = app(arguments, prog_name="repro", standalone_mode=False)
     except InputError as error:
         status = _say(str(error), 2)

@@ -31,9 +31,12 @@ def _require(condition: bool, message: str) -> None:
 
 def check_engine(device: str, precision: str) -> None:
     """Refuse the name of a device or of a precision that there is not; `auto` is one of both."""
-    allowed = {"device": DEVICES, "precision": ("auto", *PRECISIONS)}
-    for kind, name in (("device", device), ("precision", precision)):
-        _require(name in allowed[kind], f"unknown {kind} {name!r}: choose from {', '.join(allowed[kind])}")
+    _require_known("device", device, DEVICES)
+    _require_known("precision", precision, ("auto", *PRECISIONS))
+
+
+def _require_known(kind: str, name: str, known: tuple[str, ...]) -> None:
+    _require(name in known, f"unknown {kind} {name!r}: choose from {', '.join(known)}")
 
 
 def _require_whole(owner: object, least: int, *names: str) -> None:
@@ -102,20 +105,11 @@ class Optimizer:
     weight_decay: float = 0.0  # decoupled: a step first shrinks weights by the learning rate times this
 
     def __post_init__(self) -> None:
-        _require(
-            self.name in ("adam", "rmsprop", "sgd"),
-            f"unknown optimizer {self.name!r}: choose from adam, rmsprop, sgd",
-        )
-        _require(
-            0 < self.learning_rate < math.inf, f"learning_rate must be positive, not {self.learning_rate}"
-        )
-        _require(
-            self.schedule in ("constant", "cosine"),
-            f"unknown schedule {self.schedule!r}: choose from constant, cosine",
-        )
-        _require(
-            0 <= self.weight_decay < math.inf, f"weight_decay must not be negative, not {self.weight_decay}"
-        )
+        rate, decay = self.learning_rate, self.weight_decay
+        _require_known("optimizer", self.name, ("adam", "rmsprop", "sgd"))
+        _require(0 < rate < math.inf, f"learning_rate must be positive, not {rate}")
+        _require_known("schedule", self.schedule, ("constant", "cosine"))
+        _require(0 <= decay < math.inf, f"weight_decay must not be negative, not {decay}")
         _require(0 <= self.momentum < 1, f"momentum must lie in [0, 1), not {self.momentum}")
         _require(self.name == "sgd" or not self.momentum, f"momentum is for sgd, not for {self.name}")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -23,23 +22,23 @@ OWN = "own"  # name of all data of one's own
 
 @dataclass(frozen=True)
 class Profile:
-    """Data set, network, budget and seeds of every study; see `PROFILES` for the named ones."""
+    """Data set, network, budget and seeds of every study, the paper's by default."""
 
     name: str
-    dataset: str  # a name known to `repro.data.datasets`, or the path of an .npz file or of a folder
-    train: int | None  # images, None for all
-    test: int | None
-    noise: float  # standard deviation of the pixel noise, digits only
-    width: int
-    depth: int
-    batch_size: int
-    learning_rate: float  # of Adam; those of the other optimisers are tied to it (`optimizers`)
-    pretraining_epochs: int
-    tuning_epochs: int
-    window: int  # last epochs of the tuning stage that make the test accuracy
-    seeds: int  # of the first study
-    study_seeds: int  # of each other study
-    full_grids: bool  # the grids of the paper, and all 64 subsets of modules, or smaller ones
+    dataset: str = "cifar10"  # a name known to `repro.data.datasets`, or the path of an .npz file or a folder
+    train: int | None = None  # images, None for all
+    test: int | None = None
+    noise: float = 0.0  # standard deviation of the pixel noise, digits only
+    width: int = 64
+    depth: int = 2
+    batch_size: int = 128
+    learning_rate: float = 0.001  # of Adam; those of the other optimisers are tied to it (`optimizers`)
+    pretraining_epochs: int = 350
+    tuning_epochs: int = 500
+    window: int = 100  # last epochs of the tuning stage that make the test accuracy
+    seeds: int = 5  # of the first study
+    study_seeds: int = 5  # of each other study
+    full_grids: bool = True  # the grids of the paper, and all 64 subsets of modules, or smaller ones
     controls: bool = True  # the arms that the protocol added to the paper's, and the new probes
     least: bool = False  # the smallest grids of all, for a book in minutes
     base: str = "Adam"  # the optimiser of every study but those that compare optimisers
@@ -126,11 +125,11 @@ class Profile:
             found = datasets.npz_dataset(path, self.train, self.test, self.split)
             named = records.names_of(found.fingerprint, records.Store.of(self.name).folder)
             name = found.name if found.name in named else min(named, default=OWN)
-            found = dataclasses.replace(found, name=name)
+            found = replace(found, name=name)
         else:
             noise = self.noise if self.dataset == "digits" else 0.0
             found = Dataset(self.dataset, self.train, self.test, noise)
-        return dataclasses.replace(found, sample=seed) if self.own_samples else found
+        return replace(found, sample=seed) if self.own_samples else found
 
     def stage(self, epochs: int, data: Subset, **settings: object) -> Stage:
         """A stage with this profile's base optimiser, unless `settings` name another one."""
@@ -155,7 +154,7 @@ class Profile:
     def at_rate(self, factor: float, **changes: object) -> Optimizer:
         """The base optimiser at so many times its rate."""
         rate = factor * self.optimizer.learning_rate
-        return dataclasses.replace(self.optimizer, learning_rate=rate, **changes)
+        return replace(self.optimizer, learning_rate=rate, **changes)
 
 
 FIELDS = get_type_hints(Profile)
@@ -180,27 +179,21 @@ _DIGITS = Profile(
     least=True,
     first_seed=100,
 )
-_PAPER = Profile(
-    name="paper",
-    dataset="cifar10",
-    train=None,
-    test=None,
-    noise=0.0,
-    width=64,
-    depth=2,
-    batch_size=128,
-    learning_rate=0.001,
-    pretraining_epochs=350,
-    tuning_epochs=500,
-    window=100,
-    seeds=5,
-    study_seeds=5,
-    full_grids=True,
+_SMALL = Profile(
+    name="cifar10-small",
+    train=3000,
+    width=16,
+    depth=1,
+    batch_size=64,
+    pretraining_epochs=20,
+    tuning_epochs=20,
+    window=5,
+    full_grids=False,
 )
 PROFILES = {
     profile.name: profile
     for profile in (
-        dataclasses.replace(
+        replace(
             _DIGITS,
             name="smoke",
             noise=0.2,
@@ -211,65 +204,22 @@ PROFILES = {
             train=160,
             test=128,
             width=4,
-            depth=1,
             batch_size=16,
             pretraining_epochs=2,
             tuning_epochs=3,
             window=2,
             seeds=3,
-            study_seeds=3,
             controls=True,
             least=False,
         ),
-        dataclasses.replace(_DIGITS, name="minutes", seeds=5),
+        replace(_DIGITS, name="minutes", seeds=5),
         _DIGITS,
-        dataclasses.replace(_DIGITS, name="digits", study_seeds=8, controls=True, least=False),
-        dataclasses.replace(
-            _PAPER,
-            name="laptop",
-            train=3000,
-            test=2000,
-            width=16,
-            depth=1,
-            batch_size=64,
-            pretraining_epochs=20,
-            tuning_epochs=20,
-            window=5,
-            full_grids=False,
-            controls=False,
-            until=1.0,
-            exploratory=True,
-        ),
-        dataclasses.replace(
-            _PAPER,
-            name="cifar10-small",
-            train=3000,
-            width=16,
-            depth=1,
-            batch_size=64,
-            pretraining_epochs=20,
-            tuning_epochs=20,
-            window=5,
-            seeds=8,
-            full_grids=False,
-            first_seed=100,
-            own_samples=True,
-            sparse_tests=True,
-            median=True,
-        ),
-        dataclasses.replace(
-            _PAPER,
-            name="cifar10",
-            width=16,
-            pretraining_epochs=50,
-            tuning_epochs=75,
-            arm_epochs=45,
-            window=10,
-        ),
-        dataclasses.replace(
-            _PAPER, name="cifar10-wide", pretraining_epochs=25, tuning_epochs=35, window=5, full_grids=False
-        ),
-        _PAPER,
+        replace(_DIGITS, name="digits", study_seeds=8, controls=True, least=False),
+        replace(_SMALL, name="laptop", test=2000, controls=False, until=1.0, exploratory=True),
+        replace(_SMALL, seeds=8, first_seed=100, own_samples=True, sparse_tests=True, median=True),
+        Profile("cifar10", width=16, pretraining_epochs=50, tuning_epochs=75, arm_epochs=45, window=10),
+        Profile("cifar10-wide", pretraining_epochs=25, tuning_epochs=35, window=5, full_grids=False),
+        Profile("paper"),
     )
 }
 # A claim is told at the first that is whole.
@@ -288,7 +238,7 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
         changes["model_settings"] = tuple(map(_own_setting, owned))
     if seeds is not None:
         changes |= {"seeds": seeds, "study_seeds": seeds}
-    found = dataclasses.replace(PROFILES[name], **changes)
+    found = replace(PROFILES[name], **changes)
     if {"dataset", "train", "test"} & changes.keys():
         from repro.data import datasets
 
@@ -353,8 +303,8 @@ def _own_setting(text: str) -> tuple[str, object]:
 
 def changes(profile: Profile) -> list[str]:
     """The `field=value` settings that make this profile of the named one."""
-    base = dataclasses.asdict(PROFILES[profile.name])
-    values = {name: v for name, v in dataclasses.asdict(profile).items() if v != base[name]}
+    base = asdict(PROFILES[profile.name])
+    values = {name: v for name, v in asdict(profile).items() if v != base[name]}
     values |= {f"model.{name}": v for name, v in values.pop("model_settings", ())}
     words = {None: "all", True: "true", False: "false"}
     return [f"{name}={words[v] if v is None or isinstance(v, bool) else v}" for name, v in values.items()]

@@ -29,30 +29,24 @@ def scorecard(profile: Profile, question: str | None = None) -> dict[str, Verdic
     On the paper's claims, or on those of the question in a file, which are a family of their own.
     """
     if question is None:
-        return _judged(*_place(profile))
+        return _judged(profile)[1]
     known, claims = questions.question(question)
     made = {name: recorded.results(known[name], profile) for name in dict.fromkeys(c.study for c in claims)}
     return {v.claim.id: v for v in verdicts((claim, made[claim.study]) for claim in claims)}
 
 
-def _place(profile: Profile) -> tuple[Profile, Path, tuple]:
-    """The profile, the folder of its records, and their stamp."""
-    store = Store.of(profile.name)
-    return profile, store.folder, store.stamp()
+def _judged(profile: Profile, folder: Path | None = None) -> tuple[dict[str, Results], dict[str, Verdict]]:
+    """The results of all studies and the verdicts on all claims, from the records in a folder."""
+    store = Store.of(profile.name) if folder is None else Store(folder)
+    return _stamped(profile, store.folder, store.stamp())
 
 
 @lru_cache(maxsize=32)  # a chapter asks many times
-def _judged(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Verdict]:
-    """The scorecard of the records that a folder holds, by its stamp."""
-    results = _recorded(profile, folder, stamp)
-    return {v.claim.id: v for v in verdicts((claim, results.get(claim.study)) for claim in CLAIMS)}
-
-
-@lru_cache(maxsize=32)
-def _recorded(profile: Profile, folder: Path, stamp: tuple) -> dict[str, Results]:
-    """The results of all studies from the records that a folder holds, by its stamp; none from no record."""
+def _stamped(profile: Profile, folder: Path, stamp: tuple) -> tuple[dict[str, Results], dict[str, Verdict]]:
+    """The same, while the folder holds what it did at this stamp."""
     store = Store(folder)
-    return {name: recorded.results(study, profile, store=store) for name, study in STUDIES.items() if stamp}
+    made = {name: recorded.results(study, profile, store=store) for name, study in STUDIES.items() if stamp}
+    return made, {v.claim.id: v for v in verdicts((claim, made.get(claim.study)) for claim in CLAIMS)}
 
 
 def against(profile: Profile, folder: Path) -> pd.DataFrame:
@@ -60,8 +54,7 @@ def against(profile: Profile, folder: Path) -> pd.DataFrame:
 
     They agree where they differ by no more than two standard errors of the difference.
     """
-    other = Store(folder)
-    ours, theirs = scorecard(profile), _judged(profile, folder, other.stamp())
+    ours, theirs = scorecard(profile), _judged(profile, folder)[1]
     if not any(v.effect.n for v in theirs.values()):
         raise InputError(f"no records of the profile {profile.name} in {folder}")
     rows = []
@@ -75,28 +68,24 @@ def against(profile: Profile, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def at_each_scale() -> dict[str, dict[str, Verdict]]:
-    """The scorecard of every named profile of which something is recorded, the largest first."""
-    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
-    cards = {name: scorecard(PROFILES[name]) for name in names}
-    return {name: card for name, card in cards.items() if any(v.effect.n for v in card.values())}
-
-
 def best() -> dict[str, Verdict]:
     """The verdict on every claim at the largest scale of which all planned seeds are recorded.
 
     Which scale that is depends on what is recorded, never on what came out.
     """
-    places = {name: _place(PROFILES[name]) for name in LARGEST_FIRST}
-    cards = [_judged(*place) for place in places.values()]
+    judged = [_judged(PROFILES[name]) for name in LARGEST_FIRST]
     chosen = []
     for claim in CLAIMS:
-        found = [card[claim.id] for card in cards]
-        whole = [verdict for verdict in found if verdict.verdict in DECIDED]
-        begun = [verdict for verdict in found if verdict.effect.n or verdict.verdict == "not tested"]
-        profile = next(iter([*whole, *begun, *found])).profile
-        chosen.append((claim, _recorded(*places[profile]).get(claim.study) if profile else None))
+        found = [(card[claim.id], results.get(claim.study)) for results, card in judged]
+        whole = [results for verdict, results in found if verdict.verdict in DECIDED]
+        begun = [results for verdict, results in found if _known(verdict)]
+        chosen.append((claim, next(iter([*whole, *begun]), None)))
     return {v.claim.id: v for v in verdicts(chosen)}
+
+
+def _known(verdict: Verdict) -> bool:
+    """Whether anything is recorded that the claim is about."""
+    return verdict.effect.n > 0 or verdict.verdict == "not tested"
 
 
 def claims_table(*studies: str) -> Table:
@@ -104,27 +93,26 @@ def claims_table(*studies: str) -> Table:
 
     The first row of a claim is the one that is told (`best`).
     """
-    told, scales = best(), at_each_scale()
-    asked = [claim for claim in CLAIMS if not studies or claim.study in studies]
+    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
+    told, cards = best(), [scorecard(PROFILES[name]) for name in names]
     rows = []
-    for claim in asked:
-        first = told[claim.id]
-        others = [card[claim.id] for name, card in scales.items() if name != first.profile]
-        rows.append(row(first))
-        rows += [row(v) | {"claim": ""} for v in others if v.effect.n or v.verdict == "not tested"]
+    for claim in CLAIMS:
+        if not studies or claim.study in studies:
+            first, all_scales = told[claim.id], (card[claim.id] for card in cards)
+            rows.append(row(first))
+            rows += [row(v) | {"claim": ""} for v in all_scales if _known(v) and v.profile != first.profile]
     return Table(pd.DataFrame(rows))
 
 
 def row(verdict: Verdict) -> dict[str, str]:
     """A verdict in words, by the columns of a table."""
     v, effect = verdict, verdict.effect
-    interval = f"{between((effect.low, effect.high))}" if effect.n > 1 else ""
     return {
         "claim": v.claim.words,
         "verdict": v.verdict,
         "scale": v.profile,
         "effect": f"{signed(effect.mean, 2)} {v.claim.unit}" if effect.n else v.reason,
-        "95 % interval": interval,
+        "95 % interval": between((effect.low, effect.high)) if effect.n > 1 else "",
         "seeds": f"{effect.n} of {v.planned}" if effect.n else "",
         "p": v.p_text,
     }
@@ -153,10 +141,8 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
         "standard errors, to the right where it supports the claim. The upright mark is what one claim "
         "alone would have to pass at 5 %."
     )
-    counts = Counter(v.verdict for v in verdicts)
-    alt = (
-        f"A row for each of {len(verdicts)} claims: {', '.join(f'{n} {word}' for word, n in counts.items())}."
-    )
+    counts = ", ".join(f"{n} {word}" for word, n in Counter(v.verdict for v in verdicts).items())
+    alt = f"A row for each of {len(verdicts)} claims: {counts}."
     return Captioned(common.scorecard(verdicts), "fig-scorecard", caption, alt)
 
 
@@ -166,8 +152,7 @@ def strip() -> str:
     found, told = warm_start.found(published(STUDIES["warm_start"])), best()
     lines = [objection, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]
     for question in QUESTIONS:
-        claims = [claim for claim in question.CLAIMS if claim.figure != "control"]
-        for claim in claims[:1]:
+        for claim in [claim for claim in question.CLAIMS if claim.figure != "control"][:1]:
             said, page = row(told[claim.id]), question.STUDIES[0].chapter
             interval = f" ({said['95 % interval']})" * bool(said["95 % interval"])
             scale = f"; {said['seeds']} seeds, {said['scale']}" * bool(said["seeds"])

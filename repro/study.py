@@ -129,6 +129,11 @@ def tuning(profile: Profile, **settings: object) -> Stage:
     return profile.stage(settings.pop("epochs", profile.arms_tuned), ALL, **settings)
 
 
+def as_many_steps(profile: Profile, **settings: object) -> Stage:
+    """Tuning of a fresh network for as many steps as a warm start has in both stages, the first on half."""
+    return tuning(profile, epochs=profile.arms_tuned + round(profile.pretraining_epochs / 2), **settings)
+
+
 def pair(profile: Profile, factors: Mapping[str, object] | None = None, **settings: object) -> list[Arm]:
     """The fresh network and the warm start, as in Figure 1 but for settings of the arms or of all stages."""
     own = {name: settings.pop(name) for name in ("model", "priority", "held_out") if name in settings}

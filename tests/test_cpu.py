@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from repro import cpu
 from repro.config import MODULES, Model
-from repro.cpu import bf16, kernels, tiles, winograd
+from repro.cpu import kernels, tiles, winograd
 from repro.training.network import ResNet
 
 
@@ -124,12 +124,12 @@ def test_float32_in_multiples_of_sixteen_goes_in_tiles_and_all_else_through_pyto
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_bf16_is_that_of_the_processor_or_emulated(supported, monkeypatch):
-    monkeypatch.setattr(bf16, "SUPPORTED", supported)
+    monkeypatch.setattr(cpu, "HAS_BF16", supported)
     # So wide that the orders of sums differ, and with them some roundings.
     made, x = network(2, width=16).eval(), drawn(32, 2 * 3, 16, 16, dtype=torch.float32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found = cpu.forward(made, x)
-        with contextlib.nullcontext() if supported else bf16.Emulated():
+        with contextlib.nullcontext() if supported else cpu.EmulatedBf16():
             assert torch.equal(found, made(x.contiguous(memory_format=torch.channels_last)))
 
 
@@ -156,7 +156,7 @@ def test_a_processor_without_bf16_rounds_as_one_with_it(size, stride):
     """To one unit of bf16's last place of exact convolutions of rounded numbers, forward and backward."""
     layer = nn.Conv2d(2 * 6, 2 * 5, size, stride, padding=size // 2, groups=2, bias=False)
     x = drawn(5, 2 * 6, 8, 8, dtype=torch.float32).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16), bf16.Emulated():
+    with torch.autocast("cpu", torch.bfloat16), cpu.EmulatedBf16():
         y = layer(x)
     towards = drawn(*y.shape, seed=1).bfloat16()
     y.backward(towards)

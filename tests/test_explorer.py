@@ -52,7 +52,7 @@ def write(store, case, test, train, shift=0.0):
 
 def test_a_panel_holds_the_known_numbers_of_its_records():
     found, store = explorer.of("reset", SMOKE), Store.of("smoke")
-    assert found.panel(("456",)) is None
+    assert found.panels().get(("456",)) is None
     for case in found.cases:
         if case.condition == FRESH:
             write(store, case, [0.1, 0.5, 0.7], [0.4, 0.6, 1.0])
@@ -60,7 +60,7 @@ def test_a_panel_holds_the_known_numbers_of_its_records():
             write(store, case, [0.2, 0.5, 0.5], [0.6, 0.9, 1.0])
         if case.condition == "reset 4 5 6" and case.seed < 2:
             write(store, case, [0.1, 0.5, 0.5], [0.3, 0.4, 0.45], shift=0.02 * case.seed)
-    panel = found.panel(("456",))
+    panel = found.panels().get(("456",))
     assert panel.condition == "reset 4 5 6"
     assert panel.conditions == [FRESH, WARM, "reset 4 5 6"]
     assert panel.gaps.to_dict() == pytest.approx({0: -10.0, 1: -8.0})  # window 2: 50 and 52 against 60
@@ -72,7 +72,7 @@ def test_a_panel_holds_the_known_numbers_of_its_records():
     assert [panels.epochs(e, 3) for e in panel.reached[FRESH][:3]] == ["1.5", "2.5", "2.8"]
     assert [panels.epochs(e, 2) for e in panel.reached["reset 4 5 6"]] == ["never"] * 5
     assert "−9.0" in panels.panel_html(found, ("456",), panel)
-    assert found.panel(("",)).conditions == [FRESH, WARM]
+    assert found.panels().get(("",)).conditions == [FRESH, WARM]
 
 
 def test_factors_choose_runs_and_the_fresh_ones_they_pair_with():
@@ -108,7 +108,7 @@ def test_the_command_records_what_the_panel_lacks(study, choice, settings):
     program, command, *arguments = shlex.split(found.command(choice))
     assert (program, command) == ("repro", "run")
     assert run(*arguments) == 0
-    panel = found.panel(choice)
+    panel = found.panels().get(choice)
     assert panel.missing == 0
     assert len(Store.of("smoke").ids()) == len(found.runs(choice)) == 2
 
@@ -153,7 +153,9 @@ def test_a_question_of_ones_own_is_explored_by_its_factors_without_a_word_more(m
     page = panels.page(found, found.panels())
     assert "<strong>Kind white, first epochs 2</strong>" in page
     assert page.count('type="range"') == 2 and 'data-values="white|pink"' in page
-    assert "no run with these values" in panels.panel_html(found, ("pink", "2"), found.panel(("pink", "2")))
+    assert "no run with these values" in panels.panel_html(
+        found, ("pink", "2"), found.panels().get(("pink", "2"))
+    )
     assert found.runs(("pink", "2")) == []
     shown = found._repr_mimebundle_()
     assert "text/html" in shown and "application/vnd.jupyter.widget-view+json" in shown
@@ -180,8 +182,8 @@ def test_fresh_runs_are_compared_with_whatever_factors_they_do_not_pair_by():
     assert {case.condition for case in found.runs(choice)} == {FRESH, "stages"}
     for case in found.runs(choice):
         write(Store.of("smoke"), case, [0.5] * 3, [0.5] * 3)
-    assert found.panel(choice).conditions == [FRESH, "stages"]
-    assert found.panel(choice).missing == 0
+    assert found.panels().get(choice).conditions == [FRESH, "stages"]
+    assert found.panels().get(choice).missing == 0
 
 
 def test_settings_of_a_changed_profile_make_it_again():
@@ -195,7 +197,7 @@ def test_a_curve_of_many_epochs_is_drawn_with_few_points():
     rising = np.linspace(0.1, 0.9, 500).tolist()
     for case in found.cases:
         write(Store.of("smoke"), case, rising, rising)
-    html = panels.panel_html(found, ("0.5",), found.panel(("0.5",)))
+    html = panels.panel_html(found, ("0.5",), found.panels().get(("0.5",)))
     lines = [part.split('"')[0].split() for part in html.split('points="')[1:]]
     assert [len(points) for points in lines] == [panels.POINTS] * 6
 
@@ -312,7 +314,7 @@ def test_a_live_explorer_trains_an_unrecorded_depth_and_shows_it(kernel):
     assert live.state("FloatProgressModel")["value"] == 1.0
     assert live.state("ButtonModel", TRAIN)["disabled"]
     found = explorer.of("reset", SMOKE)
-    assert f"{found.panel(('56',)).gap}" in live.panel
+    assert f"{found.panels().get(('56',)).gap}" in live.panel
     results = recorded.results(STUDIES["reset"], SMOKE)
     assert set(results.table.condition) == {FRESH, "reset 5 6"}
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.sweep import calibration
 from repro.sweep.messages import Trial
-from repro.training import cuda_graphs, loop, populations, snapshots
+from repro.training import cuda_graphs, loop, populations
 from repro.training.loop import train_population
 from repro.training.populations import Member
 
@@ -243,15 +243,3 @@ def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
     with pytest.warns(UserWarning, match="not captured"):
         captured(lambda: None)
     assert collecting == [False] and gc.isenabled()
-
-
-def test_a_falling_rate_ends_where_it_did_as_a_number_in_old_checkpoints(tmp_path):
-    whole, epochs = ends(members(OPTIMIZERS["falling"])), []
-    settings = {"checkpoint": tmp_path / "a.pt", "stop": lambda: len(epochs) == 3}
-    with pytest.raises(loop.Stopped):
-        ends(members(OPTIMIZERS["falling"]), on_epoch=lambda *_: epochs.append(1), **settings)
-    content = snapshots.load(tmp_path / "a.pt")
-    for group in (g for optimizer in content["optimizers"] for g in optimizer["param_groups"]):
-        group["lr"] = float(group["lr"])
-    snapshots.save(content, tmp_path / "a.pt")
-    assert_same(ends(members(OPTIMIZERS["falling"]), checkpoint=tmp_path / "a.pt"), whole)

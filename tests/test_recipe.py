@@ -13,7 +13,7 @@ from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.data.sampling import moves
 from repro.questions import studies
 from repro.questions.recipe import PARTS, at_own_rates, gaps
-from repro.study import FRESH, WARM
+from repro.study import FRESH, LONGER, WARM
 from repro.training.loop import Stopped, train_population
 from repro.training.populations import Member, Population, moved
 
@@ -104,27 +104,36 @@ def test_the_recipe_leaves_ids_without_it_as_they_were():
         for name in ("recipe", "rates")
         for study in studies([name])
     }
-    plain = {case.run.id for case in cases["recipe"] if case.factors["recipe"] == "neither"}
-    assert plain == {case.run.id for case in cases["rates"]}
+    without = [case for case in cases["recipe"] if case.factors["recipe"] == "neither"]
+    pairs = {case.run.id for case in without if case.condition in (FRESH, WARM)}
+    assert pairs == {case.run.id for case in cases["rates"]}
+    plain = {case.run.id for case in without}
     assert len({case.run.id for case in cases["recipe"]}) == 4 * len(plain)
     assert studies(["recipe"])[0].cases(profiles.profile("quick")) == []
 
 
 def test_each_arm_is_compared_at_the_rate_that_held_out_images_choose():
-    best = {(name, c): 3 if (name == "both") == (c == WARM) else 10 for name in PARTS for c in (FRESH, WARM)}
+    """Warm starts are best at 3 with both parts and at 10 with others, fresh ones the reverse."""
+    conditions = (FRESH, LONGER, WARM)
+    best = {(name, c): (10, 3)[(name == "both") == (c == WARM)] for name in PARTS for c in conditions}
     rows = [
         {"recipe": name, "condition": c, "rate": k, "held_out": held, "seed": seed}
-        | {"test_accuracy": 0.5 + 0.01 * (k == rate) * held + 0.001 * k * (not held) - 0.02 * (c == WARM)}
+        | {"test_accuracy": 0.5 + 0.01 * (k == rate) * held + 0.001 * k * (not held) - 0.02 * (c != FRESH)}
         for (name, c), rate in best.items()
         for k in (1, 3, 10)
         for held in (True, False)
         for seed in range(3)
     ]
     found = at_own_rates(pd.DataFrame(rows))
-    assert found.condition.value_counts().to_dict() == dict.fromkeys(PARTS, 3)
-    for name, gap in found.groupby("condition").gap.mean().items():
+    assert len(found) == 3 * len(best)
+    assert {key: set(rows.rate) for key, rows in found.groupby(["recipe", "condition"])} == {
+        key: {rate} for key, rate in best.items()
+    }
+    assert found[found.condition != WARM].gap.isna().all()
+    for name, warm in found[found.condition == WARM].groupby("recipe"):
         expected = best[name, WARM] - best[name, FRESH]
-        assert gap == pytest.approx(100 * (0.001 * expected - 0.02))
+        assert warm.gap.tolist() == pytest.approx(3 * [100 * (0.001 * expected - 0.02)])
+        assert warm.gap_longer.tolist() == pytest.approx(3 * [0.1 * expected])
     assert at_own_rates(pd.DataFrame(rows)[:0]).empty
 
 

@@ -13,7 +13,6 @@ from IPython.core.formatters import DisplayFormatter
 
 from repro import profiles, scorecard
 from repro.analysis import recorded
-from repro.analysis.stats import mean_estimate
 from repro.figures import common, shown
 from repro.questions import QUESTIONS, STUDIES, reset, stages, two_phases
 from repro.running import run_study
@@ -36,8 +35,8 @@ def test_names_with_commas_are_told_apart_by_semicolons():
 
 
 def test_means_are_listed_seeds_before_runs():
-    found = {"Adam": mean_estimate([-3.0, -2.0]), "SGD": mean_estimate([4.0])}
-    assert shown.listed(found) == "−2.5 for Adam and +4.0 for SGD"
+    named = pd.DataFrame({"seed": [0, 1, 0], "by": ["Adam", "Adam", "SGD"], "gap": [-3.0, -2.0, 4.0]})
+    assert shown.listed(named, "by") == "−2.5 for Adam and +4.0 for SGD"
     gaps = pd.DataFrame({"seed": [0, 0, 1], "width": [4, 4, 4], "gap": [-1.0, -3.0, -6.0]})
     assert shown.listed(gaps, "width", "width {}") == "−4.0 for width 4"
     assert shown.listed(gaps, "depth") == "not recorded"

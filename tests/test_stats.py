@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from repro.analysis.stats import (
-    bootstrap_interval,
     generalisation_gap,
     mean_estimate,
     noncentrality,
@@ -78,11 +77,3 @@ def test_a_noncentrality_gives_the_power_it_was_asked_for():
 def test_one_seed_has_no_interval():
     assert str(mean_estimate([-3.0])) == "−3.0 (1 seed, no interval)"
     assert str(mean_estimate([])) == "(not recorded)"
-    assert all(np.isnan(bootstrap_interval([1.0])))
-
-
-def test_bootstrap_is_repeatable_and_lies_within_the_values():
-    values = [-12.0, -3.0, -8.0, -9.0, -4.0]
-    low, high = bootstrap_interval(values)
-    assert (low, high) == bootstrap_interval(values)
-    assert min(values) <= low < np.mean(values) < high <= max(values)

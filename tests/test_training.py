@@ -38,8 +38,11 @@ def run(*stages, seed=0, width=2, **changes):
 
 def train(members, precision="float32", **settings):
     """Snapshots by (member, epoch)."""
-    trained = train_population(members, CPU, precision, **settings)
-    return {(p, epoch): snapshot for p, epoch, snapshot in trained}
+    return by_epoch(train_population(members, CPU, precision, **settings))
+
+
+def by_epoch(trained):
+    return {(p, len(end.curves[-1]["train_loss"])): end for p, _, end in trained}
 
 
 def alone(made, start=None, precision="float32"):
@@ -162,7 +165,7 @@ def test_nothing_depends_on_the_state_of_global_generators():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_of_two_epochs_is_the_beginning_of_a_run_of_four(name):
     short, long = (run(Stage(epochs, optimizer=OPTIMIZERS[name]), seed=4) for epochs in (2, 4))
-    kept = train([Member(long, keep=frozenset({2}))])
+    kept = train([Member(long, others=(short,))])
     assert kept.keys() == {(0, 2), (0, 4)}
     assert_same(kept[0, 2], alone(short))
     for curve in CURVES:
@@ -185,6 +188,13 @@ def past():
     return alone(run(Stage(1, HALF)))
 
 
+def shorter(made):
+    """The runs that end before this one, and begin as it does."""
+    *before, last = made.stages
+    ends = (dataclasses.replace(last, epochs=epochs) for epochs in range(1, last.epochs))
+    return tuple(dataclasses.replace(made, stages=(*before, end)) for end in ends)
+
+
 def mixture(past, optimizer=OPTIMIZERS["adam"]):
     """Two fresh members and two warm ones, one of them with modules reset and epochs to keep."""
     tuning = Stage(3, optimizer=optimizer)
@@ -192,7 +202,7 @@ def mixture(past, optimizer=OPTIMIZERS["adam"]):
     return [
         Member(run(tuning)),
         Member(run(Stage(1, HALF), tuning), past),
-        Member(run(Stage(1, HALF), reset), past, frozenset({1, 2})),
+        Member(run(Stage(1, HALF), reset), past, shorter(run(Stage(1, HALF), reset))),
         Member(run(tuning, seed=1)),
     ]
 
@@ -212,8 +222,8 @@ def train_in_pieces(make, checkpoint, stops):
         if stop == 0:
             settings["stop"] = lambda: True
         try:
-            for p, epoch, snapshot in train_population(members, CPU, "float32", **settings):
-                found[p, epoch] = snapshot
+            for trained in train_population(members, CPU, "float32", **settings):
+                found |= by_epoch([trained])
         except Stopped:
             assert stop is not None
             assert checkpoint.exists()
@@ -256,12 +266,12 @@ def test_what_is_lost_behind_a_yield_comes_again(lost, past, tmp_path):
 
     undisturbed = train(mixture(past))
     before = trained()
-    found = {(p, epoch): snapshot for p, epoch, snapshot in itertools.islice(before, lost)}
-    p, epoch, _ = next(before)
+    found = by_epoch(itertools.islice(before, lost))
+    [unwritten] = by_epoch([next(before)])
     before.close()  # as a process does that is killed before it has written the snapshot down
-    again = {(p, epoch): snapshot for p, epoch, snapshot in trained()}
-    assert (p, epoch) not in found
-    assert (p, epoch) in again
+    again = by_epoch(trained())
+    assert unwritten not in found
+    assert unwritten in again
     assert found.keys() | again.keys() == undisturbed.keys()
     for key, snapshot in [*found.items(), *again.items()]:
         assert_same(snapshot, undisturbed[key])
@@ -313,7 +323,8 @@ def test_a_snapshot_comes_back_from_its_file(past, tmp_path):
 
 def test_until_ends_a_stage_with_the_network_of_that_epoch():
     adam = Optimizer("adam", 0.01)
-    whole = train([Member(run(Stage(8, optimizer=adam)), keep=frozenset(range(9)))])
+    made = run(Stage(8, optimizer=adam))
+    whole = train([Member(made, others=shorter(made))])
     accuracies = whole[0, 8].curves[0]["train_accuracy"]
     reached = next(epoch for epoch, accuracy in enumerate(accuracies, 1) if accuracy >= 0.5)
     assert 1 < reached < 8
@@ -530,9 +541,9 @@ def test_a_run_cut_from_a_longer_one_has_its_own_tests_only():
     """Runs of 4 and 8 epochs are one training, tested for both; each record is that of the run alone."""
     long = run(Stage(8), test_window=1)
     short = run(Stage(4), test_window=1)
-    both = train([Member(long, None, frozenset({4}), short.tested | long.tested)])
+    both = train([Member(long, others=(short,))])
     for epochs, made in ((4, short), (8, long)):
-        found, expected = both[0, epochs].of(made).curves, alone(made).curves
+        found, expected = both[0, epochs].curves, alone(made).curves
         for name in CURVES:
             assert found[0][name] == pytest.approx(expected[0][name], nan_ok=True), name
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from repro.analysis.recorded import Results
@@ -22,6 +23,8 @@ UNLIKE = 2.0  # times the spread of the others that an arm may have for all to b
 SMALLEST_P = 0.0001  # smaller p values print as < 0.0001
 LESS, MORE, SAME = "less", "more", "same"
 DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts from all planned seeds
+NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+OPEN = (1.0, 1.0)  # p values for and against a claim that is not decided
 VERDICTS = (*DECIDED, "not tested", "exploratory", "incomplete", "not run")
 
 
@@ -108,6 +111,13 @@ class Claim:
     exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this rule was made
 
 
+def claim(
+    words: str, figure: str, study: str, kind: str = "contrast", **settings: object
+) -> Callable[[Callable], Claim]:
+    """Makes a claim of a function: its `contrast`, or its `effect`, under the function's name."""
+    return lambda measure: Claim(measure.__name__, words, figure, study, **{kind: measure}, **settings)
+
+
 @dataclass(frozen=True)
 class Sample:
     """The number, or numbers, of a claim: means over seeds with their standard errors, [conditions]."""
@@ -129,8 +139,8 @@ class Verdict:
 
     claim: Claim
     verdict: str
-    effect: Estimate
-    p: float  # of the test that gave the verdict, adjusted for all claims; NaN where there is none
+    effect: Estimate = NOTHING
+    p: float = math.nan  # of the test that gave the verdict, adjusted for all claims
     profile: str = ""
     planned: int = 0  # seeds
     reason: str = ""  # why a claim is not tested
@@ -139,37 +149,32 @@ class Verdict:
         """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
         if not self.effect.n:
             return self.verdict + (f" ({self.reason})" if self.reason else "")
-        p = self.p_text
-        if p:
-            p = f", p {p}" if p[0] == "<" else f", p = {p}"
+        p = f", p = {self.p_text}".replace("= <", "<") if self.p_text else ""
         return f"{self.verdict}: {self.effect} {self.claim.unit}{p}"
 
     @property
     def p_text(self) -> str:
         """As in `0.003`; `< 0.0001` where it is smaller than that, empty where there is none."""
-        if np.isnan(self.p):
+        if math.isnan(self.p):
             return ""
         return f"{self.p:.2g}" if self.p >= SMALLEST_P else f"< {SMALLEST_P:g}"
 
     def as_json(self) -> dict:
-        numbers = {"effect": self.effect.mean, "interval": [self.effect.low, self.effect.high], "p": self.p}
+        numbers = (self.effect.mean, self.effect.low, self.effect.high, self.p)
+        mean, low, high, p = (float(v) if math.isfinite(v) else None for v in numbers)
         return {
             "id": self.claim.id,
             "claim": self.claim.words,
             "figure": self.claim.figure,
             "profile": self.profile,
             "verdict": self.verdict,
-            **{k: _finite(v) for k, v in numbers.items()},
+            "effect": mean,
+            "interval": [low, high],
+            "p": p,
             "unit": self.claim.unit,
             "n": self.effect.n,
             "planned": self.planned,
         }
-
-
-def _finite(value):
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return float(value) if np.isfinite(value) else None
 
 
 def sample(claim: Claim, results: Results) -> Sample:
@@ -245,53 +250,44 @@ def verdicts(asked: Iterable[tuple[Claim, Results | None]]) -> list[Verdict]:
     A claim that is not decided here stays in the family with a p value of 1, so
     that no verdict hangs on what else is recorded.
     """
-    made, p = [], []
-    for claim, results in asked:
-        verdict, pair = _undecided(claim, results)
-        made.append(verdict)
-        p.append(pair or (1.0, 1.0))
+    undecided = [_undecided(claim, results) for claim, results in asked]
+    adjusted = [holm(side) for side in zip(*(pair for _, pair in undecided), strict=True)]
     decided = []
-    for verdict, support, against in zip(made, *(holm(side) for side in zip(*p, strict=True)), strict=True):
+    for (verdict, _), support, against in zip(undecided, *adjusted, strict=True):
         if verdict.verdict == "inconclusive":
-            if against < ALPHA <= support:
-                verdict = _with(verdict, "contradicted", against)
-            else:
-                verdict = _with(verdict, "reproduced" if support < ALPHA else "inconclusive", support)
+            word = "reproduced" if support < ALPHA else "contradicted" if against < ALPHA else "inconclusive"
+            p = float(against if word == "contradicted" else support)
+            verdict = replace(verdict, verdict=word, p=p)
         decided.append(verdict)
     return decided
 
 
-def _with(verdict: Verdict, word: str, p: float) -> Verdict:
-    return Verdict(verdict.claim, word, verdict.effect, float(p), verdict.profile, verdict.planned)
-
-
-def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[float, float] | None]:
-    """The verdict before p values are adjusted, with those for and against the claim where they count."""
-    nothing = Estimate(np.nan, np.nan, np.nan, np.nan, 0)
+def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[float, float]]:
+    """The verdict, and p values for and against the claim, before these are adjusted."""
     if results is None or results.table.empty:
-        return Verdict(claim, "not run", nothing, np.nan), None
-    name, planned = results.profile.name, results.planned_seeds
+        return Verdict(claim, "not run"), OPEN
+    made = Verdict(claim, "not run", profile=results.profile.name, planned=results.planned_seeds)
     try:
         found = sample(claim, results)
     except NotFitted as reason:
-        return Verdict(claim, "not tested", nothing, np.nan, name, planned, str(reason)), None
+        return replace(made, verdict="not tested", reason=str(reason)), OPEN
     if not found.seeds:
-        return Verdict(claim, "not run", nothing, np.nan, name, planned), None
-    effect = _weakest(claim, found)
-    if results.profile.exploratory or name in claim.exploratory:
-        return Verdict(claim, "exploratory", effect, np.nan, name, planned), None
-    if found.seeds < max(planned, FEWEST_SEEDS):
-        return Verdict(claim, "incomplete", effect, np.nan, name, planned), None
-    return Verdict(claim, "inconclusive", effect, np.nan, name, planned), p_values(claim, found)
+        return made, OPEN
+    made = replace(made, effect=_weakest(claim, found))
+    if results.profile.exploratory or made.profile in claim.exploratory:
+        return replace(made, verdict="exploratory"), OPEN
+    if found.seeds < max(made.planned, FEWEST_SEEDS):
+        return replace(made, verdict="incomplete"), OPEN
+    return replace(made, verdict="inconclusive"), p_values(claim, found)
 
 
-def _weakest(claim: Claim, found: Sample, level: float = 0.95) -> Estimate:
+def _weakest(claim: Claim, found: Sample) -> Estimate:
     """The condition that speaks least for the claim, with its t interval."""
     towards = {LESS: found.means, MORE: -found.means, SAME: np.abs(found.means)}[claim.direction]
     i = int(np.argmax(towards))
     mean, error, freedom = (float(x[i]) for x in (found.means, found.errors, found.freedom))
-    reach = float(special.stdtrit(freedom, (1 + level) / 2)) * error if freedom else np.nan
-    return Estimate(mean, mean - reach, mean + reach, error * found.seeds**0.5, found.seeds, level)
+    reach = float(special.stdtrit(freedom, 0.975)) * error if freedom else np.nan
+    return Estimate(mean, mean - reach, mean + reach, error * found.seeds**0.5, found.seeds)
 
 
 def gap(arm: Arms, **factors: object) -> pd.Series:

@@ -8,6 +8,8 @@ published (Kireev et al.), else that of a difference of independent means.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from repro.analysis.recorded import Results
-from repro.analysis.stats import Estimate, mean_estimate, signed
+from repro.analysis.stats import mean_estimate, signed
 from repro.study import WARM
 
 
@@ -31,10 +33,9 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A publication and its protocol, as far as it is known."""
+    """A publication, or this book at one scale, and its protocol, as far as it is known."""
 
-    name: str
-    link: str
+    name: str  # HTML
     network: str
     training: str
     uncertainty: str
@@ -44,8 +45,7 @@ class Source:
 
 SOURCES = (
     Source(
-        "Ash &amp; Adams 2020",
-        "https://arxiv.org/abs/1910.08475",
+        '<a href="https://arxiv.org/abs/1910.08475">Ash &amp; Adams 2020</a>',
         "width 16, depth 2",
         "each stage to 99 % training accuracy, with a new optimiser",
         "standard deviation, 5 runs",
@@ -53,8 +53,7 @@ SOURCES = (
         {"SGD": Pair(56.2, 1.0, 51.7, 0.9, 0.60), "Adam": Pair(78.0, 0.6, 74.4, 0.9, 0.48)},
     ),
     Source(
-        "Kireev et al. 2021",
-        "https://doi.org/10.5281/zenodo.4834856",
+        '<a href="https://doi.org/10.5281/zenodo.4834856">Kireev et al. 2021</a>',
         "width 64, depth 2",
         "each stage to 99 % training accuracy, or to a standard deviation of it below 0.2 points over "
         "three epochs; rate 0.001; the optimiser goes on",
@@ -78,67 +77,51 @@ def beside(*results: Results) -> pd.DataFrame:
     networks are recorded, with standard errors, of a gap in pairs of one seed; a
     scale without any has no row.
     """
-    rows = [_row(_linked(s), s.network, *found) for s in SOURCES for found in s.accuracies.items()]
-    for r in _recorded(results):
-        for optimizer, pairs in _pairs(r).groupby("optimizer", sort=False):
-            columns = 100 * pairs.fresh_accuracy, 100 * pairs.test_accuracy, pairs.gap
-            fresh, warm, gap = map(mean_estimate, columns)
-            found = Pair(fresh.mean, _error(fresh), warm.mean, _error(warm), _error(gap))
-            rows.append(_row(_ours(r), _network(r), optimizer, found))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {
+            "source": source.name,
+            "network": source.network,
+            "optimiser": optimizer,
+            "fresh, %": _with_error(f"{pair.fresh:.1f}", pair.fresh_error),
+            "warm start, %": _with_error(f"{pair.warm:.1f}", pair.warm_error),
+            "gap, points": _with_error(signed(pair.warm - pair.fresh), pair.gap_error),
+        }
+        for source in (*SOURCES, *_ours(results))
+        for optimizer, pair in source.accuracies.items()
+    )
 
 
 def protocols(*results: Results) -> pd.DataFrame:
     """A row for each source, ours last: network, training, what stands in parentheses, and what to know."""
-    rows = [(_linked(s), s.network, s.training, s.uncertainty, s.note) for s in SOURCES]
-    for r in _recorded(results):
-        profile, n = r.profile, _pairs(r).seed.nunique()
+    columns = ["source", "network", "training", "in parentheses", "note"]
+    rows = [dataclasses.astuple(source)[: len(columns)] for source in (*SOURCES, *_ours(results))]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ours(results: Iterable[Results]) -> Iterator[Source]:
+    """This book at each scale of which a gap is recorded."""
+    for profile, r in {r.profile: r for r in results}.items():
+        pairs = r.gaps[r.gaps.condition == WARM]
+        if pairs.empty:
+            continue
         images = "all" if profile.train is None else f"{profile.train:,}"
-        training = f"{profile.pretraining_epochs} + {profile.tuning_epochs} epochs"
-        note = f"{images} training images of {profile.dataset}"
-        seeds = f"standard error, {n} seed{'s' * (n != 1)}"
-        rows.append((_ours(r), _network(r), training, seeds, note))
-    return pd.DataFrame(rows, columns=["source", "network", "training", "in parentheses", "note"])
+        n = pairs.seed.nunique()
+        yield Source(
+            f"this book, {profile.name}",
+            f"width {profile.width}, depth {profile.depth}",
+            f"{profile.pretraining_epochs} + {profile.tuning_epochs} epochs",
+            f"standard error, {n} seed{'s' * (n != 1)}",
+            f"{images} training images of {profile.dataset}",
+            {name: _pair(part) for name, part in pairs.groupby("optimizer", sort=False)},
+        )
 
 
-def _recorded(results: tuple[Results, ...]) -> list[Results]:
-    """Those of which a gap is recorded, one for each scale."""
-    return list({r.profile: r for r in results if len(_pairs(r))}.values())
-
-
-def _pairs(results: Results) -> pd.DataFrame:
-    """A row for each warm start beside the fresh network of its seed."""
-    return results.gaps[results.gaps.condition == WARM]
-
-
-def _linked(source: Source) -> str:
-    return f'<a href="{source.link}">{source.name}</a>'
-
-
-def _ours(results: Results) -> str:
-    return f"this book, {results.profile.name}"
-
-
-def _network(results: Results) -> str:
-    return f"width {results.profile.width}, depth {results.profile.depth}"
-
-
-def _error(estimate: Estimate) -> float:
-    """Standard error of a mean over seeds; NaN for one seed."""
-    return estimate.sd / estimate.n**0.5
-
-
-def _row(source: str, network: str, optimizer: str, found: Pair) -> dict[str, str]:
-    """A row for a pair of test accuracies in percent, each with its uncertainty; the gap is warm minus "
-    "fresh."""
-    return {
-        "source": source,
-        "network": network,
-        "optimiser": optimizer,
-        "fresh, %": _with_error(f"{found.fresh:.1f}", found.fresh_error),
-        "warm start, %": _with_error(f"{found.warm:.1f}", found.warm_error),
-        "gap, points": _with_error(signed(found.warm - found.fresh), found.gap_error),
-    }
+def _pair(pairs: pd.DataFrame) -> Pair:
+    """Means over seeds; the errors of one seed are NaN."""
+    columns = 100 * pairs.fresh_accuracy, 100 * pairs.test_accuracy, pairs.gap
+    fresh, warm, gap = map(mean_estimate, columns)
+    of_fresh, of_warm, of_gap = (found.sd / found.n**0.5 for found in (fresh, warm, gap))
+    return Pair(fresh.mean, of_fresh, warm.mean, of_warm, of_gap)
 
 
 def _with_error(value: str, error: float) -> str:

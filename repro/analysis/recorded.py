@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from repro.analysis import tables
 from repro.analysis.stats import generalisation_gap
+from repro.lazy import Lazy
 from repro.profiles import LARGEST_FIRST, PROFILES, Profile
 from repro.store.records import Store
 from repro.study import LAST, Case, Study
 
-if TYPE_CHECKING:
-    import pandas as pd
+pd = Lazy("pandas")
 
 
 @dataclass(frozen=True)

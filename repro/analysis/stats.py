@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from repro.lazy import Lazy
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 # Together half a second, and claims are listed without them; scipy.stats would take another second.
-np, special = Lazy("numpy"), Lazy("scipy.special")
+np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")
 
 FRESH = "fresh"
 
@@ -40,11 +36,9 @@ class Estimate:
 
 def signed(value: float, digits: int = 1) -> str:
     """The number with its sign, minus as the typographic character."""
-    return (
-        "not known"
-        if np.isnan(value)
-        else f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-    )
+    if np.isnan(value):
+        return "not known"
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def between(interval: tuple[float, float]) -> str:
@@ -118,21 +112,3 @@ def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     sd = float(x.std(ddof=1))
     reach = t_quantile((1 + level) / 2, len(x)) * sd / len(x) ** 0.5
     return Estimate(mean, mean - reach, mean + reach, sd, len(x), level)
-
-
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, resamples: int = 9999
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean; always the same for the same values.
-
-    With a handful of seeds it is too narrow: read it beside the t interval.
-    """
-    from scipy import stats  # here alone, for its time to import
-
-    x = np.asarray(values, dtype=float)
-    if len(x) < 2:
-        return np.nan, np.nan
-    found = stats.bootstrap(
-        (x,), np.mean, confidence_level=level, n_resamples=resamples, method="percentile", rng=0
-    )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -80,14 +80,12 @@ def select(root: Path, names: Iterable[str] | None) -> list[Path]:
     paths = rendering.chapters(root)
     if names is None:
         return paths
-    by_name = {path.stem: path for path in paths} | {re.sub(r"^\d+_", "", p.stem): p for p in paths}
-    names = list(names)
-    for name in names:
-        if name not in by_name:
-            allowed = ", ".join(re.sub(r"^\d+_", "", path.stem) for path in paths)
-            raise InputError(f"unknown chapter {name!r}: choose from {allowed}")
-    wanted = {by_name[name] for name in names}
-    return [path for path in paths if path in wanted]
+    short = {re.sub(r"^\d+_", "", path.stem): path for path in paths}
+    by_name = short | {path.stem: path for path in paths}
+    names = set(names)
+    if unknown := sorted(names - by_name.keys()):
+        raise InputError(f"unknown chapter {unknown[0]!r}: choose from {', '.join(short)}")
+    return sorted({by_name[name] for name in names})
 
 
 def check_parameters(chapter: Path, parameters: dict) -> None:
@@ -220,7 +218,6 @@ def _first_error(notebook: Path) -> str | None:
 
 
 def check(
-    profile: str | None,
     chapters: Iterable[str] | None,
     parameters: dict,
     out: Path | None = None,
@@ -236,15 +233,10 @@ def check(
         raise InputError("no Chromium here to make PDFs with: install it, or leave out --pdf")
     notebooks = select(root or project_root(), chapters)
     for notebook in notebooks:
-        check_parameters(notebook, _named(profile) | parameters)
+        check_parameters(notebook, parameters)
     for part in ("executed", "stage", "html"):
         _require_writable(_work(out, root) / part)
     return notebooks
-
-
-def _named(profile: str | None) -> dict:
-    """The profile as a parameter; where none is named, each chapter keeps its own."""
-    return {} if profile is None else {"profile": profile}
 
 
 def _work(out: Path | None, root: Path | None) -> Path:
@@ -278,17 +270,20 @@ def make_book(
     The pages are in `out/_build/html`, `out` being the project's root unless
     given. Raises `InputError` before anything runs.
     """
-    parameters = parameters or {}
-    notebooks = check(profile, chapters, parameters, out, jobs, root, pdf)
+    # Where no profile is named, each chapter keeps its own.
+    parameters = ({} if profile is None else {"profile": profile}) | (parameters or {})
+    notebooks = check(chapters, parameters, out, jobs, root, pdf)
     work, root = _work(out, root), root or project_root()
-    parameters = _named(profile) | parameters
     state = _state()
     stale = [path for path in notebooks if not _is_kept(path, work / "executed", parameters, state)]
     results = execute(stale, parameters, work / "executed", jobs, state)
     kept = [ChapterResult(path.stem, 0.0, kept=True) for path in notebooks if path not in stale]
     results = sorted([*kept, *results], key=lambda result: result.name)
     without = rendering.assemble(root, work / "executed", work / "stage", parameters, pdf)
-    terminal.show(results_table(results))
+    table = Table("chapter", "seconds", "status", Column("error", overflow="fold"))
+    for result in results:
+        table.add_row(result.name, f"{result.seconds:.1f}", result.status, result.error or "")
+    terminal.show(table)
     if without:
         print(f"pages without results: {', '.join(without)}")
     try:
@@ -299,10 +294,3 @@ def make_book(
         print(f"the pages could not be rendered:\n{error}")
         return 1
     return int(any(result.error for result in results))
-
-
-def results_table(results: list[ChapterResult]) -> Table:
-    table = Table("chapter", "seconds", "status", Column("error", overflow="fold"))
-    for result in results:
-        table.add_row(result.name, f"{result.seconds:.1f}", result.status, result.error or "")
-    return table

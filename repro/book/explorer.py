@@ -142,17 +142,9 @@ class Explorer:
             words += ["--only", f"{name}={value}"]
         return shlex.join(words)
 
-    def panel(self, choice: Choice) -> Panel | None:
-        """What is recorded of a choice, None where no seed of it, with its fresh run, is."""
-        runs = {case.run.id for case in self.runs(choice)}
-        cases = [case for case in self.cases if case.run.id in runs or case.condition == WARM]
-        return self.panels([choice], cases)[choice]
-
-    def panels(
-        self, choices: Iterable[Choice] | None = None, cases: list[Case] | None = None
-    ) -> dict[Choice, Panel | None]:
-        """The panel of all choices, or of those that these cases are enough for."""
-        results = recorded.results(self.study, self.profile, cases or self.cases)
+    def panels(self) -> dict[Choice, Panel | None]:
+        """What is recorded of each choice, None where no seed of it, with its fresh run, is."""
+        results = recorded.results(self.study, self.profile, self.cases)
         table, curves, gaps = map(self._with_text, (results.table, results.curves, results.gaps))
         alike = ["condition", *self.factors]
         run = [*alike, "seed"]
@@ -183,7 +175,7 @@ class Explorer:
                 missing=len({case.run.id for case in self.runs(choice)} - ids),
             )
 
-        return {choice: panel(choice) for choice in choices or self.choices}
+        return {choice: panel(choice) for choice in self.choices}
 
     def _with_text(self, frame: pd.DataFrame) -> pd.DataFrame:
         """The frame with values of factors as text, empty where there are none, or fresh runs need none."""

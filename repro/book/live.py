@@ -86,7 +86,7 @@ class Live:
 
     def show(self, _: object = None) -> None:
         """Show the panel of the choice, read anew from the records."""
-        found = self.explorer.panel(self.choice)
+        found = self.explorer.panels().get(self.choice)
         self.panel.value = panels.panel_html(self.explorer, self.choice, found)
         lacking = found.missing if found else len(self.explorer.runs(self.choice))
         self.train.disabled = self.thread is not None or not lacking

@@ -94,8 +94,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
     """Names of the chapters without results, after making `stage` the sources to render.
 
     A chapter has results if its present source was executed with `parameters`.
-    Its records as CSV and its first figure as PNG go with it. Files keep their
-    time unless their content changes.
+    Its records as CSV and its first figure as PNG go with it.
     """
     import yaml  # part of the book's tools, which only this command needs
 
@@ -118,14 +117,11 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
         else:
             without.append(source.stem)
             files[f"{name}.ipynb"] = json.dumps(_without_results(read(source))).encode()
-    for path in sorted(stage.rglob("*"), reverse=True):
-        if path.is_file() and path.relative_to(stage).as_posix() not in files:
-            path.unlink()
+    shutil.rmtree(stage, ignore_errors=True)
     for name, content in files.items():
         path = stage / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() or path.read_bytes() != content:
-            path.write_bytes(content)
+        path.write_bytes(content)
     return without
 
 
@@ -174,7 +170,7 @@ def _records(chapter: str, parameters: dict) -> bytes:
         return b""
     given = parameters.get("seeds"), "none", parameters.get("settings", "")
     found = (run_study(study.name, profile, *given) for study in asked)
-    tables = [r.table.assign(study=r.study.name, profile=r.profile.name) for r in found]
+    tables = (r.table.assign(study=r.study.name, profile=r.profile.name) for r in found)
     return pd.concat(tables).to_csv(index=False).encode()
 
 

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from repro.config import Dataset, InputError
-from repro.data.downloads import SIDE, SOURCES, cache, named
+from repro.data.downloads import SIDE, SOURCES, cache, download
 from repro.data.npz import Images, pack, read, stamp
 from repro.data.places import given
 from repro.lazy import Lazy
@@ -31,13 +31,13 @@ MOST_DIGITS = 100_000
 STRATA, PLACE, NOISE, SPLIT = range(4)
 
 
-def _random(*stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=stream)))
+def generator(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)))
 
 
 def _stratified(y: np.ndarray, sample: int = 0, stream: int = STRATA) -> np.ndarray:
     """All indices, shuffled such that every beginning and end of them holds the classes in proportion."""
-    shuffled = _random(stream, *_sampled(sample)).permutation(len(y))
+    shuffled = generator(0, stream, *_sampled(sample)).permutation(len(y))
     place = np.empty(len(y))
     for label in np.unique(y):
         members = shuffled[y[shuffled] == label]
@@ -65,7 +65,7 @@ def images(dataset: Dataset) -> Images:
         return pack([array for split in splits for array in split], classes=10)
     if dataset.noise:
         raise InputError(f"noise is for the built-in digits only, not for {dataset.name}")
-    return _sample(_own(dataset) if from_file else named(dataset.name), dataset)
+    return _sample(_own(dataset) if from_file else download(dataset.name), dataset)
 
 
 def _sample(full: Images, dataset: Dataset) -> Images:
@@ -114,13 +114,13 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     # One split must not change with the size of the other, nor the test images with the sample.
     stream = ("train", "test").index(split), *(_sampled(dataset.sample) if split == "train" else ())
     if stream[1:]:
-        bases = _random(STRATA, *stream).permutation(bases)
+        bases = generator(0, STRATA, *stream).permutation(bases)
     chosen = np.resize(bases, n)
-    corner = _random(PLACE, *stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
+    corner = generator(0, PLACE, *stream).integers(0, CANVAS - DIGIT, size=(n, 2), endpoint=True)
     rows, columns = (corner[:, axis, None] + np.arange(DIGIT) for axis in (0, 1))
     x = np.zeros((n, CANVAS, CANVAS))
     x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = digits[chosen] / 16
-    x += dataset.noise * _random(NOISE, *stream).standard_normal(x.shape)
+    x += dataset.noise * generator(0, NOISE, *stream).standard_normal(x.shape)
     # Bytes for -0.5 to 1.5: rounding hides differences of mathematics libraries in the last bit.
     x = np.rint(255 * (x + 0.5) / 2).clip(0, 255).astype(np.uint8)
     return x[..., None], labels[chosen]
@@ -200,18 +200,17 @@ def describe() -> list[dict[str, object]]:
 
     The state is `built in`, `here`, `unusable`, or `not here`; what is here has been read and checked.
     """
+    columns = ("name", "state", "train", "test", "fingerprint", "path")
     rows = [("digits", "built in", DIGITS, DIGITS, images(Dataset("digits")).fingerprint, None)]
     for name, source in SOURCES.items():
         state, fingerprint = "not here", source.fingerprint
         if cache(name).exists():
             try:
-                state, fingerprint = "here", named(name).fingerprint
+                state, fingerprint = "here", download(name).fingerprint
             except InputError:
                 state = "unusable"
         rows.append((name, state, source.train, source.test, fingerprint, str(cache(name))))
-    return [
-        dict(zip(("name", "state", "train", "test", "fingerprint", "path"), row, strict=True)) for row in rows
-    ]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def counts(dataset: Dataset) -> tuple[int, int, int]:

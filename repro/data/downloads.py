@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from repro.config import InputError
-from repro.data.npz import ARRAYS, Images, one_line, pack, read
+from repro.data.npz import ARRAYS, Images, one_line, pack, read, write
 from repro.data.places import given
 from repro.lazy import Lazy
 
@@ -55,11 +55,6 @@ def source_of(name: str) -> Source:
             f"unknown data set {name!r}: choose from digits, {', '.join(SOURCES)}, an .npz file or a folder"
         )
     return SOURCES[name]
-
-
-def named(name: str) -> Images:
-    source_of(name)
-    return _kept(name) if cache(name).exists() else download(name)
 
 
 def _kept(name: str) -> Images:
@@ -107,7 +102,13 @@ def _checked(name: str, found: Images, origin: str) -> Images:
     """The images in canonical order; raises `InputError` where they are not that data set."""
     source = SOURCES[name]
     full = found if found.fingerprint == source.fingerprint else _canonical(found)
-    if not _faithful(name, full):
+    shapes = [array.shape for array in (full.x_train, full.x_test)]
+    if (
+        full.x_train.dtype != np.uint8
+        or shapes != [(n, SIDE, SIDE, 3) for n in (source.train, source.test)]
+        or full.classes != source.classes
+        or source.fingerprint not in (None, full.fingerprint)
+    ):
         raise InputError(
             f"{origin} is not {name}: expected its {source.train} training and {source.test} test images, "
             f"uint8 [n, {SIDE}, {SIDE}, 3], with labels 0 to {source.classes - 1}"
@@ -131,30 +132,8 @@ def _canonical(full: Images) -> Images:
 def _keep(name: str, found: Images, origin: str) -> Images:
     """The images in canonical order, checked, and in the cache; what lies there is never replaced."""
     full, path = _checked(name, found, origin), cache(name)
-    if path.exists():
-        if _kept(name).fingerprint != full.fingerprint:
-            raise InputError(f"{path} holds other images than {origin}: move it elsewhere first")
-        return full
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch, path.name)
-            np.savez(whole, **{array: getattr(full, array) for array in ARRAYS})
-            whole.replace(path)  # at once, so that a half-written file is never read
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {one_line(error)}; REPRO_DATA names another folder"
-        ) from error
+    if not path.exists():
+        write([getattr(full, array) for array in ARRAYS], path)
+    elif _kept(name).fingerprint != full.fingerprint:
+        raise InputError(f"{path} holds other images than {origin}: move it elsewhere first")
     return full
-
-
-def _faithful(name: str, full: Images) -> bool:
-    """Whether these are all images of a named data set, as far as its `Source` tells."""
-    source = SOURCES[name]
-    shapes = [full.x_train.shape, full.x_test.shape]
-    return (
-        full.x_train.dtype == np.uint8
-        and shapes == [(source.train, SIDE, SIDE, 3), (source.test, SIDE, SIDE, 3)]
-        and full.classes == source.classes
-        and source.fingerprint in (None, full.fingerprint)
-    )

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import Sized
 from pathlib import Path
 
 from repro.config import InputError
 from repro.data.downloads import cache
-from repro.data.npz import one_line, pack
+from repro.data.npz import one_line, pack, write
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # as in `repro.data.datasets`
@@ -63,7 +62,7 @@ def _of_files(folder: Path, side: int, files: tuple[Path, ...], stamps: object, 
             arrays = [array for found in sets for array in _arrays(found)]
         except Exception as error:  # the library raises many kinds for a picture that is broken
             raise InputError(f"{folder} is no folder of images: {one_line(error)}") from error
-        _write(arrays, made)
+        write(arrays, made)
     return made
 
 
@@ -76,7 +75,7 @@ def of_torch(train: Sized, test: Sized | None = None) -> Path:
     arrays = [array for found in (train, test) if found is not None for array in _arrays(found)]
     made = cache(f"own-{pack(arrays, 0).fingerprint}")
     if not made.exists():
-        _write(arrays, made)
+        write(arrays, made)
     return made
 
 
@@ -93,18 +92,3 @@ def _pixels(image: object) -> np.ndarray:
     """An image as an array, channels last."""
     channels_first = hasattr(image, "movedim") and image.ndim == 3
     return np.asarray(image.movedim(0, -1) if channels_first else image)
-
-
-def _write(arrays: list[np.ndarray], path: Path) -> None:
-    """Write the file at once, so that a half-written one is never read."""
-    names = ("x_train", "y_train", "x_test", "y_test")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            whole = Path(scratch, path.name)
-            np.savez(whole, **dict(zip(names, arrays, strict=False)))
-            whole.replace(path)
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {one_line(error)}; REPRO_DATA names another folder"
-        ) from error

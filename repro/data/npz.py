@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,6 +139,20 @@ def _checked(split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
         if not np.isfinite(x).all():
             raise InputError(f"x_{split} has NaN, infinite or too large pixels; all must be finite float32")
     return x, y.reshape(-1)
+
+
+def write(arrays: Iterable[np.ndarray], path: Path) -> None:
+    """Write `ARRAYS`, or the first two of them, to a file at once: a half-written one is never read."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            whole = Path(scratch, path.name)
+            np.savez(whole, **dict(zip(ARRAYS, arrays, strict=False)))
+            whole.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {one_line(error)}; REPRO_DATA names another folder"
+        ) from error
 
 
 def one_line(error: Exception) -> str:

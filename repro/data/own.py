@@ -16,19 +16,11 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
 from repro.config import Code, InputError
 from repro.data.places import given
-
-
-class _Loader(SourceFileLoader):
-    """Compiles the file as it is: what Python keeps of it may be of an edit within the same second."""
-
-    def get_code(self, fullname: str) -> object:
-        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def code(what: str | Callable, **settings: object) -> Code:
@@ -47,36 +39,30 @@ def function(known: Code) -> Callable:
     """The function itself; raises `InputError` where its source is not the one that the run knows."""
     if known.path is None or code(f"{known.path}:{known.name}").source != known.source:
         raise InputError(f"{known.name} is not what it was when its runs were planned: {known.path} changed")
-    found = module(known.path) if known.path.endswith(".py") else _imported(known.path)
-    if not callable(made := getattr(found, known.name)):
+    if not callable(made := getattr(module(known.path), known.name)):
         raise InputError(f"{known.path}: {known.name} is no function")
     return functools.partial(made, **dict(known.settings))
 
 
-def module(path: str | Path) -> ModuleType:
-    """The module in a file; one line of `InputError` where the file is missing or raises an error."""
-    path = _file(str(path))
-    return _loaded(path, (path.stat().st_mtime_ns, path.stat().st_size))
+def module(where: str) -> ModuleType:
+    """The module in a file or of a name; one line of `InputError` where it is missing or raises an error."""
+    path = _file(where)
+    try:
+        if where.endswith(".py"):
+            return _loaded(path, (path.stat().st_mtime_ns, path.stat().st_size))
+        return importlib.import_module(where)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{path}: {said(error)}") from error
 
 
 @functools.lru_cache(maxsize=64)
 def _loaded(path: Path, stamp: object) -> ModuleType:
     name = f"{path.stem}_{hashlib.sha256(f'{path}{stamp}'.encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
-    made = sys.modules[name] = importlib.util.module_from_spec(spec)  # where data classes look it up
-    try:
-        spec.loader.exec_module(made)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise InputError(f"{path}: {said(error)}") from error
+    made = sys.modules[name] = ModuleType(name)  # where data classes look it up
+    made.__file__ = str(path)
+    # Not by an import: what that keeps of a file may be of an edit within the same second.
+    exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(made))
     return made
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise InputError(f"{name}: {said(error)}") from error
 
 
 def said(error: Exception) -> str:

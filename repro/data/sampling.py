@@ -13,10 +13,6 @@ CLASSES, DEAL = range(2)
 MOVES = 1  # of an epoch, beside the order of its examples
 
 
-def _random(seed: int, *stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stream)))
-
-
 def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
     """Sorted indices, int64, of images labelled `y` in a subset (paper, appendix A.3).
 
@@ -27,8 +23,8 @@ def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
     kind, most = ("classes", len(classes)) if subset.ratio < 1 else ("images", len(y))
     if subset.parts > most:
         raise InputError(f"{most} {kind} make at most {most} parts, not {subset.parts}")
-    groups = np.array_split(_random(seed, CLASSES).permutation(classes), subset.parts)
-    deal = _random(seed, DEAL).permutation(len(y))
+    groups = np.array_split(datasets.generator(seed, CLASSES).permutation(classes), subset.parts)
+    deal = datasets.generator(seed, DEAL).permutation(len(y))
     uniform, by_class = np.split(deal, [round(subset.ratio * len(y))])
     first = np.concatenate(np.array_split(uniform, subset.parts)[: subset.part])
     seen = np.concatenate(groups[: subset.part])
@@ -73,7 +69,7 @@ def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None
     Figure 3). `subset` is what `portions` gives, where it is known already.
     """
     stage, number = run.stages[-1], len(run.stages)
-    random = _random(run.order_seed, number, epoch)
+    random = datasets.generator(run.order_seed, number, epoch)
     if subset is None:
         subset = portions(labels, stage.data, run.split_seed)
     steps = steps_per_epoch(run)
@@ -90,7 +86,7 @@ def moves(run: Run, epoch: int, shift: int, flip: bool) -> np.ndarray:
 
     Row and column of a corner, from 0 to twice `shift`, and 1 where an image is mirrored.
     """
-    random = _random(run.order_seed, len(run.stages), epoch, MOVES)
+    random = datasets.generator(run.order_seed, len(run.stages), epoch, MOVES)
     shape = (steps_per_epoch(run), run.batch_size)
     corners = random.integers(0, 2 * shift, size=(*shape, 2), endpoint=True)
     return np.concatenate([corners, random.integers(0, 2, size=(*shape, 1)) * flip], axis=2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from repro.analysis.claims import MORE, SAME, Verdict
 from repro.analysis.curves import in_last_stage
@@ -18,14 +17,11 @@ from repro.figures.style import GAP, GREY, blank, colour, estimate, known, line,
 from repro.lazy import Lazy
 from repro.study import WARM
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 np, pd = Lazy("numpy"), Lazy("pandas")
 
 
 @styled
-def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
+def learning_curves(curves: pd.DataFrame, window: int) -> style.mpl.Figure:
     """Train and test accuracy of all stages, a thin line per seed and a thick one for their mean.
 
     Epoch 0 is the start of the last stage; the window over which test accuracy
@@ -67,7 +63,7 @@ def learning_curves(curves: pd.DataFrame, window: int) -> Figure:
 
 
 @styled
-def pictures(x: np.ndarray, y: np.ndarray, rows: int = 2, columns: int = 10) -> Figure:
+def pictures(x: np.ndarray, y: np.ndarray, rows: int = 2, columns: int = 10) -> style.mpl.Figure:
     """The first images of x [N, H, W, C] with their labels y [N]."""
     figure, axes = blank(rows, columns, height=0.85)
     for ax, image, label in zip(axes.flat, x, y, strict=False):
@@ -82,7 +78,7 @@ def gap_strip(
     gap: pd.DataFrame,
     by: str = "condition",
     xlabel: str = "Generalisation gap, points\n(left of 0: pretraining hurt)",
-) -> Figure:
+) -> style.mpl.Figure:
     """Generalisation gap of each seed, with the mean of each condition (or factor) and its interval.
 
     Takes `Results.gaps`.
@@ -103,7 +99,7 @@ def gap_strip(
 @styled
 def gap_lines(
     gap: pd.DataFrame, x: str, lines: str | None = None, xlabel: str = "", log: bool = False
-) -> Figure:
+) -> style.mpl.Figure:
     """Generalisation gap along a factor, a line for each value of another one.
 
     Takes `Results.gaps`. Warm starts without the factor make a dashed line and a
@@ -163,7 +159,7 @@ def t_value(verdict: Verdict) -> float:
 
 
 @styled
-def scorecard(verdicts: Iterable[Verdict]) -> Figure:
+def scorecard(verdicts: Iterable[Verdict]) -> style.mpl.Figure:
     """A row per claim: its verdict, and how many standard errors the effect lies on the claim's side.
 
     A small upright mark is where one claim alone would be significant at 5 %

@@ -10,22 +10,18 @@ import base64
 import io
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from repro.analysis.recorded import Results
 from repro.analysis.stats import Estimate, mean_estimate, signed
 from repro.figures import style
 from repro.lazy import Lazy
+from repro.study import factor_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-pandas = Lazy("pandas")
+pd = Lazy("pandas")
 MARK = "repro"  # names the metadata of an output that a page shows in its own way
 NOTHING = {"Date": None, "Creator": None}  # metadata of a picture: the same bytes for the same records
 
@@ -45,7 +41,7 @@ class Table:
     escape: bool = True  # signs that HTML has a meaning for
 
     def _repr_html_(self) -> str:
-        with pandas.option_context("display.max_colwidth", None):
+        with pd.option_context("display.max_colwidth", None):
             return self.frame.to_html(
                 index=False, escape=self.escape, border=0, justify="left", classes="claims"
             )
@@ -55,7 +51,7 @@ class Table:
 class Captioned:
     """A figure with a caption in Markdown, and an alternative text that says what is to be seen."""
 
-    figure: Figure
+    figure: style.mpl.Figure
     name: str  # by which text refers to it, such as `fig-gap`
     caption: str
     alt: str
@@ -81,7 +77,9 @@ class Captioned:
         display(shown, raw=True, metadata={MARK: {}})
 
 
-def captioned(figure: Figure, results: Results, name: str, caption: str, alt: str) -> Captioned | Words:
+def captioned(
+    figure: style.mpl.Figure, results: Results, name: str, caption: str, alt: str
+) -> Captioned | Words:
     """The figure with its provenance in the caption; one line instead where nothing of it is recorded."""
     if results.table.empty:
         return Words(unrecorded(results))
@@ -133,19 +131,14 @@ def budget(results: Results) -> Words:
     )
 
 
-def listed(values: Mapping[object, Estimate] | pd.DataFrame, by: str = "", words: str = "{}") -> str:
-    """The mean of each: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`; of gaps, grouped by a factor."""
-    if by:
-        known = style.known(values, by, "gap")
-        if known.empty:
-            return enumerated([])
-        groups = known.groupby(by, sort=not any(isinstance(v, str) for v in known[by]))
-        values = {_factor(key): mean_estimate(part.groupby("seed").gap.mean()) for key, part in groups}
-    return enumerated([f"{signed(e.mean)} for {words.format(name)}" for name, e in values.items()])
-
-
-def _factor(value: object) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+def listed(gaps: pd.DataFrame, by: str, words: str = "{}") -> str:
+    """The mean gap at each value of a factor: `−9.8 for Adam, −7.1 for RMSprop and +0.3 for SGD`."""
+    known = style.known(gaps, by, "gap")
+    if known.empty:
+        return enumerated([])
+    groups = known.groupby(by, sort=not any(isinstance(v, str) for v in known[by]))
+    means = {words.format(factor_text(key)): part.groupby("seed").gap.mean().mean() for key, part in groups}
+    return enumerated([f"{signed(mean)} for {name}" for name, mean in means.items()])
 
 
 def enumerated(items: Iterable[str]) -> str:

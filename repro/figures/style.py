@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import TYPE_CHECKING
 
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.lazy import Lazy
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 # Questions are listed without these.
-np, mpl_style, ticker = Lazy("numpy"), Lazy("matplotlib.style"), Lazy("matplotlib.ticker")
-colors, mpl_figure = Lazy("matplotlib.colors"), Lazy("matplotlib.figure")
+np, pd, mpl_style, ticker = map(Lazy, ("numpy", "pandas", "matplotlib.style", "matplotlib.ticker"))
+axes, colors, mpl = map(Lazy, ("matplotlib.axes", "matplotlib.colors", "matplotlib.figure"))
 
 GREY = "#595959"
 LOOKS = {  # colour and marker
@@ -81,7 +75,7 @@ def styled(draw: Callable) -> Callable:
     """The function, drawing in the project's style."""
 
     @wraps(draw)
-    def drawn(*args: object, **settings: object) -> Figure:
+    def drawn(*args: object, **settings: object) -> mpl.Figure:
         with drawing():
             return draw(*args, **settings)
 
@@ -118,19 +112,19 @@ def looks(values: Sequence) -> list[tuple[str, str]]:
 
 def blank(rows: int = 1, columns: int = 1, height: float = 3.6, **settings: object):
     """A figure 7.2 inches wide, `height` for each row of axes, and its axes."""
-    figure = mpl_figure.Figure(figsize=(7.2, height * rows), layout="constrained")
+    figure = mpl.Figure(figsize=(7.2, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, **settings)
 
 
 @styled
-def message(words: str = "Nothing recorded yet") -> Figure:
+def message(words: str = "Nothing recorded yet") -> mpl.Figure:
     """A figure that says why there is nothing to draw."""
     figure, ax = blank(height=1.8)
     notice(ax, words)
     return figure
 
 
-def notice(ax: Axes, words: str = "Nothing recorded yet") -> None:
+def notice(ax: axes.Axes, words: str = "Nothing recorded yet") -> None:
     """The words in the middle of axes that are otherwise empty."""
     ax.set_axis_off()
     ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=GREY, linespacing=1.5)
@@ -150,14 +144,14 @@ def estimate(values: Iterable[float], log: bool = False) -> Estimate:
     return Estimate(*np.exp([found.mean, found.low, found.high]), found.sd, found.n)
 
 
-def bar(ax: Axes, x: float, found: Estimate, shade: str, **settings: object) -> None:
+def bar(ax: axes.Axes, x: float, found: Estimate, shade: str, **settings: object) -> None:
     """The upright interval of a mean; nothing where one seed gives none."""
     if found.n > 1:
         ax.plot([x, x], [found.low, found.high], color=shade, solid_capstyle="butt", **settings)
 
 
 def line(
-    ax: Axes,
+    ax: axes.Axes,
     frame: pd.DataFrame,
     x: str,
     y: str,
@@ -182,16 +176,16 @@ def line(
     ax.plot(list(found), means, color=shade, marker=symbol, ms=8, mec="white", label=label)
 
 
-def strip(ax: Axes, y: float, values: pd.Series, shade: str, log: bool = False) -> None:
+def strip(ax: axes.Axes, y: float, values: pd.Series, shade: str) -> None:
     """A row of dots, one per seed, with mean and interval below them."""
-    found = estimate(values, log)
+    found = estimate(values)
     ax.plot(values, [y - 0.12] * len(values), "o", color=shade, alpha=0.55, ms=7, mec="white")
     if found.n > 1:
         ax.plot([found.low, found.high], [y + 0.12] * 2, color=shade, lw=3, solid_capstyle="butt")
     ax.plot([found.mean], [y + 0.12], "D", color=shade, ms=8, mec="white")
 
 
-def rows(ax: Axes, names: Sequence[str]) -> None:
+def rows(ax: axes.Axes, names: Sequence[str]) -> None:
     """Names the rows of a strip from the top."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
@@ -206,7 +200,7 @@ def spread(i: int, n: int, x: pd.Series, log: bool = False) -> pd.Series:
     return x * (high / low) ** step if log else x + (high - low) * step
 
 
-def ticks(ax: Axes, values: Iterable[float], log: bool = False) -> None:
+def ticks(ax: axes.Axes, values: Iterable[float], log: bool = False) -> None:
     """Ticks of the x axis at the values that were tried, and nowhere else."""
     values = sorted(set(values))
     if log:
@@ -215,7 +209,7 @@ def ticks(ax: Axes, values: Iterable[float], log: bool = False) -> None:
     ax.xaxis.set_minor_locator(ticker.NullLocator())
 
 
-def logarithmic(ax: Axes, which: str) -> None:
+def logarithmic(ax: axes.Axes, which: str) -> None:
     """Makes the x or y axis logarithmic, with plain numbers, few enough not to touch; after drawing."""
     ax.set(**{f"{which}scale": "log"})
     axis = getattr(ax, f"{which}axis")
@@ -228,9 +222,9 @@ def logarithmic(ax: Axes, which: str) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def legend(figure: Figure, ax: Axes, columns: int = 0) -> None:
+def legend(figure: mpl.Figure, ax: axes.Axes) -> None:
     """A legend below the axes, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
     widest = max((len(label) for label in labels), default=0)
     fit = max(1, 66 // (widest + 6))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns or min(fit, len(labels)) or 1)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(fit, len(labels)) or 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from repro.analysis.curves import epochs_to_reach
 from repro.analysis.recorded import Results
@@ -14,9 +13,6 @@ from repro.figures.style import bar, blank, colour, estimate, known, marker, mes
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import Arm, Study, crossed, pair, pretraining, reset_condition, tuning
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -36,7 +32,7 @@ def beyond(profile: Profile) -> Iterator[Arm]:
 
 
 @styled
-def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: float = 0.95) -> Figure:
+def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: float = 0.95) -> style.mpl.Figure:
     """Test accuracy against the epochs of the last stage until train accuracy reaches `level`.
 
     Pretraining is not in the cost, nor any stage but the last. A hollow marker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from repro.analysis.claims import Arms, Claim, NotFitted, gap
+from repro.analysis.claims import Arms, NotFitted, claim, gap
 from repro.analysis.recorded import Results
 from repro.config import Model
 from repro.figures import common
@@ -30,7 +30,8 @@ def capacity(profile: Profile) -> Iterator[Arm]:
         yield from pair(profile, factors, model=model, priority=8)
 
 
-def _gap_at_capacities(arm: Arms) -> dict[object, pd.Series]:
+@claim("The gap persists at every width and depth.", "Figure 5", "capacity")
+def every_capacity(arm: Arms) -> dict[object, pd.Series]:
     """The gap at each width and depth at which the networks fit."""
     found, unfitted = {}, None
     for width, depth in sorted({(factors["width"], factors["depth"]) for factors in arm.planned}):
@@ -69,14 +70,4 @@ STUDIES = (
         ("width", "depth"),
     ),
 )
-
-
-CLAIMS = (
-    Claim(
-        "every_capacity",
-        "The gap persists at every width and depth.",
-        "Figure 5",
-        "capacity",
-        _gap_at_capacities,
-    ),
-)
+CLAIMS = (every_capacity,)

@@ -53,13 +53,11 @@ STUDIES = (
 )
 
 
-CLAIMS = (
-    *(
-        Claim(id, f"The gap is there with {name}.", figure, "optimizers", partial(gap, optimizer=name))
-        for id, name, figure in (
-            ("gap_rmsprop", "RMSprop", "Figure 8"),
-            ("gap_sgd", "SGD", "Figure 9"),
-            ("gap_momentum", "SGD with momentum", "Figure 10"),
-        )
-    ),
+CLAIMS = tuple(
+    Claim(id, f"The gap is there with {name}.", figure, "optimizers", partial(gap, optimizer=name))
+    for id, name, figure in (
+        ("gap_rmsprop", "RMSprop", "Figure 8"),
+        ("gap_sgd", "SGD", "Figure 9"),
+        ("gap_momentum", "SGD with momentum", "Figure 10"),
+    )
 )

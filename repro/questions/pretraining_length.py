@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from repro.analysis.claims import Arms, Claim, slope
+from repro.analysis.claims import Arms, claim, slope
 from repro.analysis.recorded import Results
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
@@ -38,12 +38,19 @@ def pretraining_length(profile: Profile) -> Iterator[Arm]:
             yield Arm(WARM, (half, tuned), factors, priority=7 if early else LAST)
 
 
-def _growth_with_pretraining(arm: Arms) -> pd.Series:
+@claim(
+    "The gap grows with the length of pretraining.",
+    "Figure 2",
+    "pretraining_length",
+    unit="points per doubling",
+)
+def grows_with_pretraining(arm: Arms) -> pd.Series:
     tuned = [arm(WARM, optimizer="Adam", pretraining_epochs=n) for n in LENGTHS]
     return slope(tuned, np.log2(LENGTHS))
 
 
-def _early_gap(arm: Arms) -> pd.Series:
+@claim("With Adam, five to ten epochs of pretraining suffice for a gap.", "Figure 2", "pretraining_length")
+def appears_early(arm: Arms) -> pd.Series:
     tuned = [arm(WARM, optimizer="Adam", pretraining_epochs=n) for n in EARLY]
     return sum(tuned) / len(EARLY) - arm(FRESH, optimizer="Adam")
 
@@ -88,22 +95,4 @@ STUDIES = (
         ),
     ),
 )
-
-
-CLAIMS = (
-    Claim(
-        "grows_with_pretraining",
-        "The gap grows with the length of pretraining.",
-        "Figure 2",
-        "pretraining_length",
-        _growth_with_pretraining,
-        unit="points per doubling",
-    ),
-    Claim(
-        "appears_early",
-        "With Adam, five to ten epochs of pretraining suffice for a gap.",
-        "Figure 2",
-        "pretraining_length",
-        _early_gap,
-    ),
-)
+CLAIMS = (grows_with_pretraining, appears_early)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from repro.analysis.recorded import Results
+from repro.analysis.stats import mean_estimate
 from repro.data import datasets
 from repro.figures import common
-from repro.figures.shown import Captioned, Words, captioned, listed
+from repro.figures.shown import Captioned, Table, Words, captioned, listed
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, WARM, Arm, Study, crossed, own_rate_factors, pair
+from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, own_rate_factors, pair
 
 pd = Lazy("pandas")
 
@@ -33,56 +34,74 @@ def augmentation(profile: Profile) -> dict[str, object]:
 
 @crossed
 def recipe(profile: Profile) -> Iterator[Arm]:
-    """Fresh and warm networks with parts of the recipe in all stages, at rates chosen on held-out images."""
+    """Fresh and warm networks with parts of the recipe in all stages, at rates chosen on held-out images.
+
+    Augmented images are not fitted within a stage, and a warm start has had more
+    steps: beside it stands a fresh network that is trained for as many in all.
+    """
     decay = SHRINKING / profile.optimizer.learning_rate
     for name, (augmented, decayed) in PARTS.items() if profile.controls else ():
         moved = augmentation(profile) if augmented else {}
         for k in own_rate_factors(profile):
-            optimizer = profile.at_rate(k, weight_decay=decay if decayed else 0.0)
+            settings = {"optimizer": profile.at_rate(k, weight_decay=decay if decayed else 0.0), **moved}
+            longer = as_many_steps(profile, **settings)
             for held_out in (False, True):
                 factors = {"recipe": name, "rate": k, "held_out": held_out}
-                yield from pair(profile, factors, optimizer=optimizer, held_out=held_out, **moved)
+                yield from pair(profile, factors, held_out=held_out, **settings)
+                yield Arm(LONGER, (longer,), factors, held_out=held_out)
 
 
 def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """The warm runs of the study with the `gap` of each, in points, and the rates of the two, by recipe.
+    """A row for each run of the study that is at the best rate of its recipe and condition.
 
-    Fresh and warm networks each have the rate at which the mean accuracy on
-    held-out training images is highest. Recipes of which none is recorded are left out.
+    That is the rate at which the mean accuracy on held-out training images is
+    highest. Warm starts have their `gap` to fresh networks, in points, and
+    `gap_longer` to those with as many steps, each where both are recorded.
     """
     if table.empty:
-        return pd.DataFrame(columns=[*table, "gap", "fresh_rate"])
+        return pd.DataFrame(columns=[*table, "gap", "gap_longer"])
     held_out = table.held_out.astype(bool)
-    means = table[held_out].groupby(["recipe", "condition", "rate"]).test_accuracy.mean().dropna()
-    rows = []
-    for name in PARTS:
-        with_it = table[~held_out & (table.recipe == name)]
-        known = [c for c in (FRESH, WARM) if (name, c) in means.index.droplevel("rate")]
-        if len(known) < 2:
-            continue
-        rates = {c: means[name, c].idxmax() for c in known}
-        fresh, warm = (with_it[(with_it.condition == c) & (with_it.rate == rates[c])] for c in known)
-        paired = warm.assign(
-            gap=100 * (warm.test_accuracy - warm.seed.map(fresh.set_index("seed").test_accuracy)),
-            fresh_rate=rates[FRESH],
-            condition=name,
-        )
-        rows.append(paired.dropna(subset="gap"))
-    return pd.concat(rows) if rows else at_own_rates(table.iloc[:0])
+    arm = ["recipe", "condition"]
+    means = table[held_out].groupby([*arm, "rate"], as_index=False).test_accuracy.mean().dropna()
+    best = means.loc[means.groupby(arm).test_accuracy.idxmax(), [*arm, "rate"]]
+    found = table[~held_out].merge(best)
+    at = found.pivot_table(index=["recipe", "seed"], columns="condition", values="test_accuracy")
+    at = at.reindex(columns=[FRESH, LONGER, WARM])
+    gaps = pd.DataFrame({"gap": at[WARM] - at[FRESH], "gap_longer": at[WARM] - at[LONGER]}) * 100
+    gaps = gaps.reset_index().assign(condition=WARM)
+    return found.merge(gaps, "left", ["recipe", "seed", "condition"])
 
 
 def gaps(results: Results) -> Captioned | Words:
     """The gap with each part of the recipe."""
     if not results.planned_seeds:
         return Words(f"The profile `{results.profile.name}` has no runs with the usual recipe.")
-    found = at_own_rates(results.table)
+    warm = at_own_rates(results.table).query("condition == @WARM")
+    steps = warm.assign(gap=warm.gap_longer, recipe=warm.recipe + ", as many steps")
+    pairs = ((name, part) for name in PARTS for part in (warm, steps))
+    found = pd.concat(part[part.recipe.str.startswith(name)] for name, part in pairs)
     caption = (
         "The gap with augmentation, with weight decay, with both and with neither, in all stages: every seed "
-        "(dots), mean (diamond) and its 95 % interval (bar). Fresh and warm networks each have the learning "
-        "rate that is best on held-out training images."
+        "(dots), mean (diamond) and its 95 % interval (bar), to fresh networks of the stage and to those "
+        "that had as many steps in all. Each has the learning rate that is best for it on held-out "
+        "training images."
     )
-    drawn = common.gap_strip(found)
-    return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'condition')}.")
+    drawn = common.gap_strip(found, by="recipe")
+    return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'recipe')}.")
+
+
+def levels(results: Results) -> Table:
+    """What each network reaches with each part of the recipe, at its own rate, and the gaps."""
+    rows = []
+    for (name, condition), runs in at_own_rates(results.table).groupby(["recipe", "condition"], sort=False):
+        test, train = (f"{100 * runs[kind].mean():.1f} %" for kind in ("test_accuracy", "train_accuracy"))
+        row = {"recipe": name, "condition": condition, "rate": f"{runs.rate.iloc[0]:g}x", "train": train}
+        row |= {"test": test, "gap": "", "gap at as many steps": ""}
+        if condition == WARM:
+            row |= {"gap": str(mean_estimate(runs.gap.dropna()))}
+            row |= {"gap at as many steps": str(mean_estimate(runs.gap_longer.dropna()))}
+        rows.append(row)
+    return Table(pd.DataFrame(rows))
 
 
 STUDIES = (

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
-from repro.analysis.claims import MORE, SAME, Arms, Claim
+from repro.analysis.claims import MORE, SAME, Arms, claim
 from repro.analysis.curves import LEVELS, epochs_to_reach
 from repro.analysis.recorded import Results
-from repro.analysis.stats import mean_estimate
 from repro.config import MODULES
 from repro.figures import style
 from repro.figures.shown import Captioned, Words, captioned, enumerated, listed
@@ -19,15 +17,13 @@ from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, reset_condition, tuning
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 np, pd = Lazy("numpy"), Lazy("pandas")
 
 SPEED_AT = 0.9  # train accuracy whose epoch is compared where modules are kept
 SPEED_LEVELS = (0.8, 0.9, 0.95)  # train accuracies at which the claim on speed is tested
 RECOVERED = 0.8  # share of the gap that a reset has to close to count as recovery
 SUBSETS = tuple("".join(map(str, s)) for k in range(7) for s in itertools.combinations(MODULES, k))
+LAST_RESET = [reset_condition(MODULES[6 - k :]) for k in range(7)]  # conditions by the number of last modules
 _REST = len(MODULES) - 1  # modules besides the one in question
 
 
@@ -55,29 +51,43 @@ def reset(profile: Profile) -> Iterator[Arm]:
         yield Arm(reset_condition(modules), stages, factors, priority=priority)
 
 
-def last(k: int) -> str:
-    """Condition in which the last k modules are re-initialised."""
-    return reset_condition(MODULES[6 - k :])
+@claim("Re-initialising the last one or two modules is not enough.", "Figure 6", "reset")
+def small_reset(arm: Arms) -> dict[object, pd.Series]:
+    return {k: arm(LAST_RESET[k]) - arm(FRESH) for k in (1, 2)}
 
 
-def _gap_after_reset(arm: Arms) -> dict[object, pd.Series]:
-    return {k: arm(last(k)) - arm(FRESH) for k in (1, 2)}
-
-
-def _beyond_recovery(arm: Arms) -> dict[object, pd.Series]:
+@claim(
+    "Re-initialising the last four or five modules recovers, closing four fifths of the gap or more.",
+    "Figure 6",
+    "reset",
+    direction=MORE,
+    exploratory=("cifar10",),
+)
+def deep_reset(arm: Arms) -> dict[object, pd.Series]:
     needed = RECOVERED * (arm(FRESH) - arm(WARM))
-    return {k: arm(last(k)) - arm(WARM) - needed for k in (4, 5)}
+    return {k: arm(LAST_RESET[k]) - arm(WARM) - needed for k in (4, 5)}
 
 
-def _speed_with_first_modules(results: Results) -> pd.DataFrame:
+@claim(
+    "Keeping the first one or two modules brings no speed, within 10 %.",
+    "Figure 11",
+    "reset",
+    "effect",
+    direction=SAME,
+    margin=math.log(1.1),
+    unit="log ratio of epochs",
+)
+def no_speed(results: Results) -> pd.DataFrame:
     """Logarithm of epochs over a fresh network's, averaged over levels, with one and two modules kept."""
-    kept = {k: reset_condition(MODULES[k:]) for k in (1, 2)}
-    found = []
+    found = 0.0
     for level in SPEED_LEVELS:
-        epochs = epochs_to_reach(results.curves, level)
-        epochs = epochs.pivot(index="seed", columns="condition", values="epochs")
-        found.append(pd.DataFrame({f"{k} kept": np.log(epochs[kept[k]] / epochs[FRESH]) for k in kept}))
-    return sum(found) / len(found)
+        epochs = epochs_to_reach(results.curves, level).pivot(
+            index="seed", columns="condition", values="epochs"
+        )
+        found += pd.DataFrame(
+            {f"{6 - k} kept": np.log(epochs[LAST_RESET[k]] / epochs[FRESH]) for k in (5, 4)}
+        )
+    return found / len(SPEED_LEVELS)
 
 
 def subsets_recorded(gaps: pd.DataFrame) -> int:
@@ -85,39 +95,34 @@ def subsets_recorded(gaps: pd.DataFrame) -> int:
     return int(_games(gaps).notna().sum(axis=1).max()) if len(gaps) else 0
 
 
-def main_effects(gaps: pd.DataFrame, column: str = "gap") -> pd.DataFrame:
-    """Columns seed, module and `value`: mean of `column` with the module re-initialised, less that without.
+def main_effects(gaps: pd.DataFrame) -> pd.DataFrame:
+    """Columns seed, module and `value`: mean gap with the module re-initialised, less that without.
 
-    Takes `Results.gaps` of the reset study. In the unit of `column`, so positive
-    where re-initialising the module helps. Seeds with fewer than all 64 subsets
-    are left out.
+    Takes `Results.gaps` of the reset study. In points, positive where re-initialising the
+    module helps. Seeds with fewer than all 64 subsets are left out.
     """
-    return _averaged(gaps, column, lambda size: 1 / 2**_REST)
+    return _averaged(gaps, lambda size: 1 / 2**_REST)
 
 
-def shapley(gaps: pd.DataFrame, column: str = "gap") -> pd.DataFrame:
+def shapley(gaps: pd.DataFrame) -> pd.DataFrame:
     """Columns seed, module and `value`: what each module contributes on average over all orders of six.
 
-    As `main_effects`, but the six values of a seed sum to the change of `column`
+    As `main_effects`, but the six values of a seed sum to the change of the gap
     from none re-initialised to all.
     """
-    return _averaged(gaps, column, lambda size: 1 / (len(MODULES) * math.comb(_REST, size)))
+    return _averaged(gaps, lambda size: 1 / (len(MODULES) * math.comb(_REST, size)))
 
 
-def _games(gaps: pd.DataFrame, column: str = "gap") -> pd.DataFrame:
-    """The column by seed (rows) and subset (64 columns), NaN where not recorded."""
-    if missing := {"seed", "modules", column} - set(gaps.columns):
-        if len(gaps):
-            raise ValueError(
-                f"no column {sorted(missing)[0]!r}: the contributions take gaps of the reset study"
-            )
+def _games(gaps: pd.DataFrame) -> pd.DataFrame:
+    """The gap by seed (rows) and subset (64 columns), NaN where not recorded."""
+    if gaps.empty:
         return pd.DataFrame(columns=SUBSETS, dtype=float)
-    return gaps.pivot(index="seed", columns="modules", values=column).reindex(columns=SUBSETS)
+    return gaps.pivot(index="seed", columns="modules", values="gap").reindex(columns=SUBSETS)
 
 
-def _averaged(gaps: pd.DataFrame, column: str, weight: Callable[[int], float]) -> pd.DataFrame:
+def _averaged(gaps: pd.DataFrame, weight: Callable[[int], float]) -> pd.DataFrame:
     """Average of v(S + module) - v(S) by seed and module, `weight` given the size of S."""
-    games = _games(gaps, column).dropna()
+    games = _games(gaps).dropna()
     weights = np.array(
         [[weight(len(s) - 1) if str(m) in s else -weight(len(s)) for m in MODULES] for s in SUBSETS]
     )
@@ -127,7 +132,7 @@ def _averaged(gaps: pd.DataFrame, column: str, weight: Callable[[int], float]) -
 
 
 @styled
-def reset_gaps(gap: pd.DataFrame) -> Figure:
+def reset_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
     """Gap after re-initialising the first k, the last k, and single modules (Figure 6).
 
     With none it is the warm start's; its mean is the dashed line beside single modules.
@@ -167,7 +172,7 @@ def reset_gaps(gap: pd.DataFrame) -> Figure:
 
 
 @styled
-def contributions(gap: pd.DataFrame) -> Figure:
+def contributions(gap: pd.DataFrame) -> style.mpl.Figure:
     """Main effect and Shapley value of re-initialising each module, in points."""
     gap = known(gap, "modules", "gap")
     accounts = {"main effect": main_effects(gap), "Shapley value": shapley(gap)}
@@ -195,7 +200,9 @@ def contributions(gap: pd.DataFrame) -> Figure:
 
 
 @styled
-def speed(curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS) -> Figure:
+def speed(
+    curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS
+) -> style.mpl.Figure:
     """Epochs of the last stage until train accuracy first reaches each level (Figure 11).
 
     A hollow marker is the mean of those seeds that got there, where some did not.
@@ -203,11 +210,11 @@ def speed(curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[floa
     if curves.empty:
         return message()
     conditions = [name for name in conditions if name in set(curves.condition)]
-    curves = curves[curves.condition.isin(conditions)]
-    if curves.empty:
+    if not conditions:
         return message()
-    found = pd.concat([epochs_to_reach(curves, level).assign(level=i) for i, level in enumerate(levels)])
-    found = found.reset_index(drop=True)
+    curves = curves[curves.condition.isin(conditions)]
+    reached = (epochs_to_reach(curves, level).assign(level=i) for i, level in enumerate(levels))
+    found = pd.concat(reached, ignore_index=True)
     if found.epochs.isna().all():
         return message(f"No run reached a train accuracy of {100 * min(levels):g} %")
     figure, ax = blank(height=4.4)
@@ -236,14 +243,13 @@ def speed(curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[floa
 
 def last_reset(results: Results) -> pd.DataFrame:
     """The gaps of runs with the last k modules re-initialised, by `last` = k, from none to all six."""
-    order = {reset_condition(MODULES[6 - k :]): k for k in range(7)}
-    chosen = results.gaps[results.gaps.condition.isin(order)]
-    return chosen.assign(last=chosen.condition.map(order)).sort_values(["last", "seed"])
+    chosen = results.gaps[results.gaps.condition.isin(LAST_RESET)]
+    return chosen.assign(last=chosen.condition.map(LAST_RESET.index)).sort_values(["last", "seed"])
 
 
 def first_kept(results: Results) -> list[str]:
     """Fresh, the first one to five modules kept, and the warm start, as far as they are recorded."""
-    names = [FRESH, *(reset_condition(MODULES[k:]) for k in range(1, 6)), WARM]
+    names = [FRESH, *LAST_RESET[5:0:-1], WARM]
     return [name for name in names if name in set(results.table.condition)]
 
 
@@ -275,10 +281,8 @@ def shares(results: Results) -> Captioned | Words:
         "What re-initialising each module adds to the gap, averaged over all subsets of the others (main "
         "effect) and over all orders in which the six can be re-initialised (Shapley value)."
     )
-    said = {f"module {m}": mean_estimate(part.value) for m, part in effects.groupby("module")}
-    return captioned(
-        contributions(results.gaps), results, "fig-shares", caption, f"Main effect: {listed(said)}."
-    )
+    said = listed(effects.rename(columns={"value": "gap"}), "module", "module {}")
+    return captioned(contributions(results.gaps), results, "fig-shares", caption, f"Main effect: {said}.")
 
 
 def speeds(results: Results) -> Captioned | Words:
@@ -322,33 +326,4 @@ STUDIES = (
         ),
     ),
 )
-
-
-CLAIMS = (
-    Claim(
-        "small_reset",
-        "Re-initialising the last one or two modules is not enough.",
-        "Figure 6",
-        "reset",
-        _gap_after_reset,
-    ),
-    Claim(
-        "deep_reset",
-        "Re-initialising the last four or five modules recovers, closing four fifths of the gap or more.",
-        "Figure 6",
-        "reset",
-        _beyond_recovery,
-        MORE,
-        exploratory=("cifar10",),
-    ),
-    Claim(
-        "no_speed",
-        "Keeping the first one or two modules brings no speed, within 10 %.",
-        "Figure 11",
-        "reset",
-        direction=SAME,
-        margin=math.log(1.1),
-        unit="log ratio of epochs",
-        effect=_speed_with_first_modules,
-    ),
-)
+CLAIMS = (small_reset, deep_reset, no_speed)

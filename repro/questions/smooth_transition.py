@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
 
-from repro.analysis.claims import Arms, Claim
+from repro.analysis.claims import Arms, claim
 from repro.analysis.recorded import Results
 from repro.config import ALL, HALF
 from repro.data.sampling import p_full
@@ -17,9 +15,6 @@ from repro.figures.style import blank, message, styled
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Explored, Study, crossed, pair
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -44,11 +39,17 @@ def smooth_transition(profile: Profile) -> Iterator[Arm]:
         yield Arm(REPLACED, (stage,), priority=3)
 
 
-def _smooth_gap(arm: Arms, gammas: Sequence[float] = GAMMAS) -> pd.Series:
-    return sum(arm("smooth", gamma=g) for g in gammas) / len(gammas) - arm(REPLACED)
+@claim("The gap survives a smooth transition.", "Figure 3", "smooth_transition")
+def survives_smoothness(arm: Arms) -> pd.Series:
+    return sum(arm("smooth", gamma=g) for g in GAMMAS) / len(GAMMAS) - arm(REPLACED)
 
 
-def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> Figure:
+@claim("Even a short smooth transition leaves a gap.", "Figure 3", "smooth_transition")
+def survives_short_transition(arm: Arms) -> pd.Series:
+    return arm("smooth", gamma=GAMMAS[0]) - arm(REPLACED)
+
+
+def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> style.mpl.Figure:
     """Gap after smooth transitions to fresh networks and to those that draw with replacement (Figure 3)."""
     there = [gap.assign(to=np.where(gap.gamma.notna(), FRESH, None))]
     there += [to_control[to_control.condition == "smooth"].assign(to=REPLACED)] if len(to_control) else []
@@ -57,7 +58,7 @@ def transition_gaps(gap: pd.DataFrame, to_control: pd.DataFrame) -> Figure:
 
 
 @styled
-def transition(gammas: Iterable[float], epochs: int) -> Figure:
+def transition(gammas: Iterable[float], epochs: int) -> style.mpl.Figure:
     """Probability with which an example comes from all of the data, along the single stage (Figure 3)."""
     if not (gammas := sorted(gammas)):
         return message()
@@ -122,21 +123,4 @@ STUDIES = (
         explored=(Explored("gamma", "γ", "γ = {}".format),),
     ),
 )
-
-
-CLAIMS = (
-    Claim(
-        "survives_smoothness",
-        "The gap survives a smooth transition.",
-        "Figure 3",
-        "smooth_transition",
-        _smooth_gap,
-    ),
-    Claim(
-        "survives_short_transition",
-        "Even a short smooth transition leaves a gap.",
-        "Figure 3",
-        "smooth_transition",
-        partial(_smooth_gap, gammas=GAMMAS[:1]),
-    ),
-)
+CLAIMS = (survives_smoothness, survives_short_transition)

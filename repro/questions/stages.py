@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from repro.analysis.claims import Arms, Claim, slope
+from repro.analysis.claims import Arms, claim, slope
 from repro.analysis.curves import in_last_stage
 from repro.analysis.recorded import Results
 from repro.config import Stage, Subset
@@ -15,9 +14,6 @@ from repro.figures.style import GAP, GREY, blank, colour, known, line, marker, m
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, Arm, Study, crossed, tuning
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 pd = Lazy("pandas")
 
@@ -50,17 +46,19 @@ def stages(profile: Profile) -> Iterator[Arm]:
         yield Arm("stages", staged(profile, parts, ratio), factors, priority=4 if first else LAST)
 
 
-def _growth_with_stages(arm: Arms) -> pd.Series:
+@claim("The gap grows with the number of stages.", "Figure 4", "stages", unit="points per stage")
+def grows_with_stages(arm: Arms) -> pd.Series:
     return slope([arm("stages", parts=n, ratio=1.0) for n in PARTS], PARTS)
 
 
-def _effect_of_imbalance(arm: Arms) -> pd.Series:
+@claim("The gap grows with the imbalance of classes.", "Figure 4", "stages", unit="points, uniform to pure")
+def grows_with_imbalance(arm: Arms) -> pd.Series:
     by_class = (arm("stages", parts=n, ratio=0.0) - arm("stages", parts=n, ratio=1.0) for n in UNEVEN)
     return sum(by_class) / len(UNEVEN)
 
 
 @styled
-def stage_gaps(gap: pd.DataFrame) -> Figure:
+def stage_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
     """Gap against the number of portions, dealt at random or by class, and the share of two (Figure 4)."""
     gap = known(gap, "parts", "ratio", "gap")
     if gap.empty:
@@ -124,23 +122,4 @@ def gaps(results: Results) -> Captioned | Words:
 STUDIES = (
     Study("stages", "Do more stages, or uneven classes, widen the gap?", "Figure 4", "05_stages", stages),
 )
-
-
-CLAIMS = (
-    Claim(
-        "grows_with_stages",
-        "The gap grows with the number of stages.",
-        "Figure 4",
-        "stages",
-        _growth_with_stages,
-        unit="points per stage",
-    ),
-    Claim(
-        "grows_with_imbalance",
-        "The gap grows with the imbalance of classes.",
-        "Figure 4",
-        "stages",
-        _effect_of_imbalance,
-        unit="points, uniform to pure",
-    ),
-)
+CLAIMS = (grows_with_stages, grows_with_imbalance)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
-from repro.analysis.claims import MORE, Arms, Claim
+from repro.analysis.claims import MORE, Arms, claim
 from repro.analysis.recorded import Results
 from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed, unrecorded
@@ -13,9 +12,6 @@ from repro.figures.style import blank, colour, known, line, marker, message, sty
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, own_rate_factors, pair, pretraining, tuning
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -76,15 +72,22 @@ def probes(profile: Profile) -> Iterator[Arm]:
             yield Arm(condition, stages, {"tuning_epochs": n}, probes=names, priority=7)
 
 
-def _gap_at_best_rates(arm: Arms) -> pd.Series:
+@claim(
+    "Warm starts generalise worse where each has its own best rate on held-out images, too.",
+    "control",
+    "rates",
+)
+def gap_best_rates(arm: Arms) -> pd.Series:
     return arm(WARM, rate=arm.best_rate(WARM)) - arm(FRESH, rate=arm.best_rate(FRESH))
 
 
-def _rate_effect(arm: Arms) -> pd.Series:
+@claim("A ten times larger rate in tuning shrinks the gap.", "Figure 7", "two_phases", direction=MORE)
+def rate_shrinks(arm: Arms) -> pd.Series:
     return arm("warm start, 10x") - arm(WARM)
 
 
-def _gap_at_a_larger_rate(arm: Arms) -> pd.Series:
+@claim("A larger rate alone does not close the gap.", "Figure 7", "two_phases")
+def rate_not_enough(arm: Arms) -> pd.Series:
     return arm("warm start, 10x") - arm(FRESH)
 
 
@@ -95,7 +98,14 @@ def probe_ratio(results: Results, probe: str, epochs: Iterable[int]) -> pd.Serie
     return np.log(by[WARM] / by[FRESH]).groupby("seed").mean()
 
 
-def _early_noise(results: Results) -> pd.Series:
+@claim(
+    "Early in tuning, a warm start has less gradient noise than a fresh network.",
+    "section 3",
+    "probes",
+    "effect",
+    unit="log ratio",
+)
+def less_noise(results: Results) -> pd.Series:
     return probe_ratio(results, "noise_trace", noise_epochs(results.profile)[:3])
 
 
@@ -121,7 +131,15 @@ def sharpness_at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=[FRESH, WARM])
 
 
-def _sharpness(results: Results) -> pd.Series:
+@claim(
+    "At equal training loss, the minimum that a warm start ends in is sharper.",
+    "section 3",
+    "probes",
+    "effect",
+    direction=MORE,
+    unit="log ratio",
+)
+def sharper(results: Results) -> pd.Series:
     found = sharpness_at_equal_loss(results.table)
     return np.log(found[WARM] / found[FRESH])
 
@@ -131,7 +149,7 @@ NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # of records made before
 
 
 @styled
-def noise(table: pd.DataFrame) -> Figure:
+def noise(table: pd.DataFrame) -> style.mpl.Figure:
     """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric means."""
     asked = NOISES if NOISES.keys() <= set(table.columns) else NOISE_BEFORE
     panels = [(c, label, known(table, "tuning_epochs", c)) for c, label in asked.items()]
@@ -155,7 +173,7 @@ def noise(table: pd.DataFrame) -> Figure:
 
 
 @styled
-def curvature(table: pd.DataFrame) -> Figure:
+def curvature(table: pd.DataFrame) -> style.mpl.Figure:
     """Sharpness against training loss along tuning, a line per seed, on logarithmic scales.
 
     Where lines lie on each other, networks are as sharp at the same loss.
@@ -272,46 +290,4 @@ STUDIES = (
         ("tuning_epochs",),
     ),
 )
-
-
-CLAIMS = (
-    Claim(
-        "gap_best_rates",
-        "Warm starts generalise worse where each has its own best rate on held-out images, too.",
-        "control",
-        "rates",
-        _gap_at_best_rates,
-    ),
-    Claim(
-        "rate_shrinks",
-        "A ten times larger rate in tuning shrinks the gap.",
-        "Figure 7",
-        "two_phases",
-        _rate_effect,
-        MORE,
-    ),
-    Claim(
-        "rate_not_enough",
-        "A larger rate alone does not close the gap.",
-        "Figure 7",
-        "two_phases",
-        _gap_at_a_larger_rate,
-    ),
-    Claim(
-        "less_noise",
-        "Early in tuning, a warm start has less gradient noise than a fresh network.",
-        "section 3",
-        "probes",
-        unit="log ratio",
-        effect=_early_noise,
-    ),
-    Claim(
-        "sharper",
-        "At equal training loss, the minimum that a warm start ends in is sharper.",
-        "section 3",
-        "probes",
-        direction=MORE,
-        unit="log ratio",
-        effect=_sharpness,
-    ),
-)
+CLAIMS = (gap_best_rates, rate_shrinks, rate_not_enough, less_noise, sharper)

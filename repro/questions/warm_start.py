@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from repro.analysis.claims import SAME, Arms, Claim, gap
+from repro.analysis.claims import SAME, Arms, claim, gap
 from repro.analysis.recorded import Results
 from repro.analysis.stats import mean_estimate
 from repro.data.npz import Images
@@ -13,7 +13,7 @@ from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed, unrecorded
 from repro.lazy import Lazy
 from repro.profiles import Profile
-from repro.study import FRESH, LONGER, WARM, Arm, Study, crossed, pair, pretraining, tuning
+from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, pair, pretraining, tuning
 
 pd = Lazy("pandas")
 
@@ -32,15 +32,23 @@ def budget(profile: Profile) -> Iterator[Arm]:
     """Warm starts against fresh networks that are trained for as many steps in all."""
     yield from pair(profile)
     if profile.controls:
-        epochs = profile.arms_tuned + round(profile.pretraining_epochs / 2)  # half of the data
-        yield Arm(LONGER, (tuning(profile, epochs=epochs),), priority=1)
+        yield Arm(LONGER, (as_many_steps(profile),), priority=1)
 
 
-def _gap_in_as_many_steps(arm: Arms) -> pd.Series:
+@claim(
+    "Warm starts generalise worse than fresh networks trained for as many steps in all, too.",
+    "control",
+    "budget",
+    exploratory=("cifar10",),
+)
+def gap_as_many_steps(arm: Arms) -> pd.Series:
     return arm(WARM) - arm(LONGER)
 
 
-def _train_difference(results: Results) -> pd.Series:
+@claim(
+    "Both fit the training data equally well.", "Figure 1", "warm_start", "effect", direction=SAME, margin=1.0
+)
+def fits_equally(results: Results) -> pd.Series:
     by = results.table.pivot_table(index="seed", columns="condition", values="train_accuracy")
     return 100 * (by[WARM] - by[FRESH])
 
@@ -111,31 +119,7 @@ STUDIES = (
     ),
     Study("budget", "Is it the warm start's longer training?", "control", "01_warm_start", budget),
 )
-
-
-CLAIMS = (
-    Claim(
-        "gap",
-        "Networks pretrained on half of the data generalise worse than fresh ones.",
-        "Figure 1",
-        "warm_start",
-        gap,
-    ),
-    Claim(
-        "gap_as_many_steps",
-        "Warm starts generalise worse than fresh networks trained for as many steps in all, too.",
-        "control",
-        "budget",
-        _gap_in_as_many_steps,
-        exploratory=("cifar10",),
-    ),
-    Claim(
-        "fits_equally",
-        "Both fit the training data equally well.",
-        "Figure 1",
-        "warm_start",
-        direction=SAME,
-        margin=1.0,
-        effect=_train_difference,
-    ),
-)
+THE_GAP = claim(
+    "Networks pretrained on half of the data generalise worse than fresh ones.", "Figure 1", "warm_start"
+)(gap)
+CLAIMS = (THE_GAP, gap_as_many_steps, fits_equally)

@@ -14,26 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from repro.config import Dataset, InputError, run_from_json
+from repro.data import datasets, downloads
 from repro.store.files import Damaged
 from repro.store.records import Store, git, results_folder
 
 REWRITTEN = "rewritten.json"  # in the folder of results: commits as records name them, and as they landed
 
 
-class Row(NamedTuple):
-    """A sound record: what a summary tells apart, then what it adds up."""
-
-    device: str
-    precision: str
-    torch: str
-    commit: str
-    data: str
-    seconds: float
-    finished: str
-
-
 class Made(NamedTuple):
-    """The records of one kind: how many, from which day to which, in how many hours of training."""
+    """Records of one kind: how many, from which day to which, in how many hours of training."""
 
     device: str
     precision: str
@@ -55,7 +44,7 @@ def folders(names: list[str]) -> list[Path]:
     return [path for path in there if not names or path.name in names]
 
 
-def verify(folder: Path) -> tuple[list[Row], list[str]]:
+def verify(folder: Path) -> tuple[list[Made], list[str]]:
     """A row per sound record of a folder, and a line for all that is wrong with it.
 
     A record has to be a whole one of the run it is named after, with plausible
@@ -91,23 +80,24 @@ def verify(folder: Path) -> tuple[list[Row], list[str]]:
             problems.append(f"{path}: malformed ({type(error).__name__}: {error})")
             continue
         problems += [f"{path}: {reason}" for reason in found]
-        own = {name: record[name] for name in ("device", "precision", "data", "seconds", "finished")}
-        commit = str(landed.get(record["commit"], record["commit"]))[:10]
-        rows.append(Row(**own, torch=record["versions"]["torch"], commit=commit))
+        kind = record["device"], record["precision"], record["versions"]["torch"]
+        commit, day = str(landed.get(record["commit"], record["commit"]))[:10], record["finished"][:10]
+        rows.append(Made(*kind, commit, record["data"], 1, day, day, record["seconds"] / 3600))
     return rows, problems
 
 
-def summary(rows: Iterable[Row]) -> list[Made]:
+def summary(rows: Iterable[Made]) -> list[Made]:
     """How many records each device, version and commit gave, in which days and training hours."""
-    kinds: dict[tuple[str, ...], list[Row]] = {}
+    kinds: dict[tuple[str, ...], list[Made]] = {}
     for row in rows:
-        kinds.setdefault(row[:-3], []).append(row)
+        kinds.setdefault(row[:4], []).append(row)
     made = []
     for kind, alike in kinds.items():
-        days, hours = [row.finished[:10] for row in alike], math.fsum(row.seconds for row in alike) / 3600
         images = {row.data for row in alike}
         data = min(images) if len(images) == 1 else f"{len(images)} samples"
-        made.append(Made(*kind, data, len(alike), min(days), max(days), round(hours, 1)))
+        first, last = min(row.first for row in alike), max(row.last for row in alike)
+        hours = round(math.fsum(row.hours for row in alike), 1)
+        made.append(Made(*kind, data, len(alike), first, last, hours))
     return made
 
 
@@ -124,8 +114,6 @@ def _implausible(record: dict) -> list[str]:
 
 def _fingerprint(dataset: Dataset) -> str | None:
     """That of the images, where they need no download."""
-    from repro.data import datasets, downloads
-
     if dataset.fingerprint or (
         dataset.name in downloads.SOURCES and not downloads.cache(dataset.name).exists()
     ):

@@ -78,11 +78,10 @@ def _partial(path: Path, *contents: bytes | memoryview) -> Path:
             file.writelines(contents)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None  # which a full disk does not name
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a full disk does not name the file
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return partial
 
@@ -130,15 +129,10 @@ def set_aside(path: Path) -> str:
 
 def sweep_partials(folder: Path) -> None:
     """Delete what writers that were killed have left half-written."""
-    partials = list(folder.glob(f".*{PARTIAL}"))
-    if not partials:
-        return
-    with contextlib.suppress(OSError):
-        now = time_here(folder)
-        for partial in partials:
-            with contextlib.suppress(OSError):
-                if now - partial.stat().st_mtime > ABANDONED:
-                    partial.unlink()
+    for partial in folder.glob(f".*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time_here(folder) - partial.stat().st_mtime > ABANDONED:
+                partial.unlink()
 
 
 def time_here(folder: Path) -> float:

@@ -54,9 +54,8 @@ def commit() -> str | None:
 
 def git(*command: str) -> str | None:
     """What git says in the repository of this code; None where there is none, or no git."""
-    own = {
-        name: v for name, v in os.environ.items() if not name.startswith("GIT_")
-    }  # hooks name another repository
+    # Hooks of git name another repository.
+    own = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}
 
     def said(*words: str) -> str:
         call = ["git", "-C", str(ROOT), *words]
@@ -152,17 +151,7 @@ class Store:
         first = self.read(run_id(run))
         if (first["diverged"], first["curves"]) == (diverged, curves):
             return None
-        places = (
-            f"{name.replace('_', ' ')} from epoch {epoch} of stage {stage} on"
-            for stage, (a, b) in enumerate(zip(first["curves"], curves, strict=False), start=1)
-            for name in CURVES
-            for epoch, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=1)
-            if x != y
-        )
-        differs = next(places, "the number of epochs")
-        return (
-            f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
-        )
+        return f"run {run_id(run)} was trained twice and its curves differ: the first record stands"
 
     def trouble(self, run_id: str) -> Damaged | OSError | None:
         """Why a run's record cannot be used, one of `NOT_THERE` where there is none; None where it can."""
@@ -179,9 +168,7 @@ class Store:
     def unreadable(self, run_ids: Iterable[str]) -> list[str]:
         """A line for each of these runs whose record is there and cannot be read."""
         found = ((name, self.trouble(name)) for name in run_ids if self.recorded(name))
-        return [
-            f"run {name}: {self.path(name)}: {error.strerror}" for name, error in found if error is not None
-        ]
+        return [f"run {name}: {self.path(name)}: {error.strerror}" for name, error in found if error]
 
     def set_damaged_aside(self, run_ids: Iterable[str]) -> None:
         """Rename those records of these runs that are damaged, with a warning for each."""

@@ -66,8 +66,8 @@ def speed(children: Children, trial: Trial) -> Speed | None:
     ends: list[Ended] = []
     while len(ends) < children.slots:
         ends += [ended for _, ended in children.listen(lambda message: None)]
-    if spoilt := [ended for ended in ends if ended.end is End.SPOILT]:
-        raise InputError(f"not to be trained here: {spoilt[0].said}")
+    if failed := [ended for ended in ends if ended.end is End.FAILED]:
+        raise InputError(f"not to be trained here: {failed[0].said}")
     found = [ended.speed for ended in ends if ended.speed is not None]
     if len(found) < len(ends):
         return None
@@ -79,7 +79,7 @@ def measured(trial: Trial) -> Ended:
     try:
         return Ended(End.DONE, speed=_speed(trial))
     except Exception as error:
-        return Ended(End.SPLIT) if trainer.out_of_memory(error) else Ended(End.SPOILT, trainer.line(error))
+        return Ended(End.SPLIT) if trainer.out_of_memory(error) else Ended(End.FAILED, trainer.line(error))
 
 
 def _speed(trial: Trial) -> Speed:
@@ -124,15 +124,6 @@ def noise(folder: str, images: int) -> Dataset:
     return datasets.npz_dataset(path)
 
 
-def _members(folder: str, run: Run, size: int, steps: int) -> list[Run]:
-    """So many runs of a network of this shape, of which data are at hand."""
-    dataset = run.dataset
-    if dataset.name in downloads.SOURCES:  # no download for this
-        dataset = noise(folder, steps * run.batch_size)
-    one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
-    return [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
-
-
 def seconds_per_step(
     runs: Iterable[Run], store: Store | None = None, seconds: float = SECONDS
 ) -> Callable[[Run], float]:
@@ -145,8 +136,13 @@ def seconds_per_step(
     with tempfile.TemporaryDirectory() as folder, made.children() as children:
 
         def reached(run: Run, size: int, **way: bool) -> Speed | None:
-            steps = GPU_STEPS if made.device == "cuda" else STEPS
-            return speed(children, made.trial(_members(folder, run, size, steps), seconds, **way))
+            dataset = run.dataset
+            if dataset.name in downloads.SOURCES:  # no download for this
+                steps = GPU_STEPS if made.device == "cuda" else STEPS
+                dataset = noise(folder, steps * run.batch_size)
+            one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
+            runs = [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
+            return speed(children, made.trial(runs, seconds, **way))
 
         for key, run in {layouts.shape(run): run for run in runs}.items():
             if made.device == "cuda":
@@ -156,10 +152,8 @@ def seconds_per_step(
             else:
                 best = reached(run, plans.population_size(run))
             if best is None or not best.rate:
-                raise InputError(
-                    f"no hours to tell: a network of width {run.model.width} with batches of "
-                    f"{run.batch_size} needs more memory than there is"
-                )
+                network = f"a network of width {run.model.width} with batches of {run.batch_size}"
+                raise InputError(f"no hours to tell: {network} needs more memory than there is")
             found[key] = made.slots / best.rate, best.evaluation
 
     def step(run: Run) -> float:

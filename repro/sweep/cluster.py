@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -60,12 +59,12 @@ def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
         if on == "slurm":
             cluster = stack.enter_context(_slurm())
             cluster.adapt(minimum_jobs=0, maximum_jobs=jobs or JOBS)
-            yield Cluster(stack.enter_context(distributed.Client(cluster, security=cluster.security)))
-            return
-        try:
-            client = distributed.Client(on, timeout=PATIENCE)
-        except (OSError, ValueError) as error:
-            raise InputError(f"no Dask scheduler answers at {on} ({type(error).__name__})") from error
+            client = distributed.Client(cluster, security=cluster.security)
+        else:
+            try:
+                client = distributed.Client(on, timeout=PATIENCE)
+            except (OSError, ValueError) as error:
+                raise InputError(f"no Dask scheduler answers at {on} ({type(error).__name__})") from error
         yield Cluster(stack.enter_context(client))
 
 
@@ -104,12 +103,10 @@ def _slurm():
         job_script_prologue=[paths, *(setting.get("job-script-prologue") or ())],
         python=sys.executable,
     )
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", suffix=".sh"
-    ) as script:  # adapting hides refusals
-        script.write(cluster.job_script())
-        script.flush()
-        asked = subprocess.run(["sbatch", "--test-only", script.name], capture_output=True, text=True)
+    # Adapting hides refusals.
+    asked = subprocess.run(
+        ["sbatch", "--test-only"], input=cluster.job_script(), capture_output=True, text=True
+    )
     if asked.returncode:
         cluster.close()
         said = " ".join(asked.stderr.split())[:300]
@@ -169,9 +166,8 @@ def train(job: Job, token: str) -> Ended:
         return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
     if not hasattr(_own, "children"):
         place, threads = next(_places), worker.state.nthreads
-        gpus = (
-            machine.gpus("auto") if threads > 1 and job.device != "cpu" else 0
-        )  # one thread takes the first
+        # The child of a thread that is alone finds the first GPU by itself.
+        gpus = machine.gpus("auto") if threads > 1 and job.device != "cpu" else 0
         own = [place % gpus] if gpus else ()
         _own.children = Children(1, max(1, machine.cores() // threads), own)
     _own.children.start(job)

@@ -36,6 +36,11 @@ def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -
     return total
 
 
+def _numbers(run: Run) -> int:
+    side, channels, classes = datasets.shape(run.dataset)
+    return network_numbers(run.model, channels, classes, side)
+
+
 def training_bytes(run: Run, device: str = "cpu") -> int:
     """Memory that a network takes in training: weights, gradients, two moments of Adam.
 
@@ -43,11 +48,10 @@ def training_bytes(run: Run, device: str = "cpu") -> int:
     checkpoint in the making, and the outputs of a ResNet's layers three times each, as
     it was measured. A GPU says by itself, and in time, what it has no room for.
     """
-    model, (side, channels, classes) = run.model, datasets.shape(run.dataset)
-    numbers = (12 if device == "cpu" else 4) * network_numbers(model, channels, classes, side)
+    model, numbers = run.model, (12 if device == "cpu" else 4) * _numbers(run)
     if device == "cpu" and model.code is None:
         layers = 1 + 2 * model.depth * (1 + 1 / 2 + 1 / 4 + 1 / 8)  # as large as the first layer's output
-        numbers += int(3 * layers * run.batch_size * model.width * side**2)
+        numbers += int(3 * layers * run.batch_size * model.width * datasets.side(run.dataset) ** 2)
     return NUMBER * numbers
 
 
@@ -66,7 +70,7 @@ class Forecast:
     bytes: int  # records, networks that others start from, and checkpoints
 
 
-def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int, classes: int = 10) -> Forecast:
+def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int) -> Forecast:
     """What the plan takes, nothing recorded yet, where a step of a run's network takes so many seconds.
 
     The hours are those of perfect sharing, or of the longest chain of stages where
@@ -78,12 +82,8 @@ def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int, classes: in
         total += own
         end = own + max((ends[name] for name in group.starts), default=0.0)
         ends |= {run.id: end for run in group.runs}
-    return Forecast(max(total / gpus, *ends.values(), 0.0), total, _bytes(plan, gpus, classes))
-
-
-def _bytes(plan: Plan, gpus: int, classes: int) -> int:
-    records = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
-    every = {run.id: (run.model, datasets.side(run.dataset)) for g in plan.groups for run in g.runs}
-    sizes = {key: NUMBER * network_numbers(key[0], 3, classes, key[1]) for key in set(every.values())}
-    checkpoints = 3 * gpus * max(sizes.values(), default=0)  # weights and two moments of Adam
-    return records + sum(sizes[every[name]] for name in plan.parents) + checkpoints
+    storage = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
+    sizes = {run.id: NUMBER * _numbers(run) for group in plan.groups for run in group.runs}
+    storage += 3 * gpus * max(sizes.values(), default=0)  # checkpoints: weights and two moments of Adam
+    storage += sum(sizes[name] for name in plan.parents)
+    return Forecast(max(total / gpus, *ends.values(), 0.0), total, storage)

@@ -6,14 +6,13 @@ A group whose process was killed is tried again.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import signal
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -23,8 +22,8 @@ from repro.store import files
 from repro.store.records import Store
 from repro.sweep import cluster, costs, layouts, leases, machine, plans
 from repro.sweep.layouts import Layout
-from repro.sweep.messages import Differs, End, Ended, EpochDone, Failed, Job, Message, Recorded, Warned
-from repro.sweep.plans import Plan
+from repro.sweep.messages import End, Ended, EpochDone, Job, Message, Recorded, Warned
+from repro.sweep.plans import Part, Plan
 from repro.sweep.processes import STOP_SIGNALS, Children, Here
 from repro.sweep.progress import Progress
 
@@ -39,7 +38,6 @@ class Outcome:
 
     finished: bool = True  # every missing run was trained, or failed
     failures: list[str] = field(default_factory=list)  # a line for what could not be trained
-    differences: list[str] = field(default_factory=list)  # a line for a run that came out in two ways
 
 
 def _by_batch(run: Run) -> Layout:
@@ -64,63 +62,54 @@ class Sweep:
     ) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.device, self.precision, self.layout = device, precision, layout
-        self.most: dict[str, int] = {}  # how many trajectories of a planned group can train at once
         self.outcome = Outcome(failures=store.unreadable(plan.wanted))
+        self.absent = plans.missing(plan, store)  # ids of wanted runs that are not recorded, nor given up
+        self.done: set[str] = set()  # ids of runs that were trained, though a shared folder may show it late
         self.training: list[Job] = []
+        self.most: dict[str, int] = {}  # how many trajectories of a planned group can train at once
         self.tries: Counter[str] = Counter()  # by planned group
         self.rests: dict[str, float] = {}  # when to look again at groups that other sweeps train
-        self.lost: set[str] = set()  # ids of runs that failed, or start from one that did
-        self.left: list[Job] = []
+        progress.runs = len(plan.wanted)
         self.look()
-        progress.runs, progress.steps = len(plan.wanted), sum(job.part.steps for job in self.left)
-        self.count()
+        progress.steps = sum(job.part.steps for job in self.left)
         progress.show(progress)
-
-    def look(self) -> None:
-        """Make a job for everything that the store shows to be left."""
-        absent = plans.missing(self.plan, self.store)
-        busy = {job.part.whole.id for job in self.training}
-        self.left = [job for job in self.left if job.part.whole.id in busy]
-        for part, needed in plans.unfinished(self.plan, self.store, absent):
-            if part.whole.id in busy:
-                continue
-            job = Job(
-                part=part,
-                needed=needed,
-                wanted=needed & absent,
-                parents=self.plan.parents & {run.id for run in part.whole.runs},
-                folder=str(self.store.folder),
-                device=self.device,
-                precision=self.precision,
-                layout=self.layout(part.trajectories[0].longest),
-            )
-            self.left += self._pieces(job)
-        self._drop_lost()
-
-    def _pieces(self, job: Job) -> list[Job]:
-        """The job, cut into several where its group was found too large to train at once."""
-        size = self.most.get(job.part.whole.id, len(job.part.trajectories))
-        return [
-            dataclasses.replace(job, part=part, needed=needed)
-            for part in job.part.pieces(size)
-            if (needed := job.needed & {run.id for run in part.runs})
-        ]
 
     def count(self) -> None:
         """Show how many runs are recorded by now, whichever sweep recorded them."""
-        before = self.progress.recorded
-        self.progress.recorded = len(self.store.ids() & self.plan.wanted.keys())
+        there, before = self.store.ids(), self.progress.recorded
+        self.absent -= there
+        self.progress.recorded = len(there & self.plan.wanted.keys())
         if self.progress.recorded != before:
             self.progress.show(self.progress)
 
+    def look(self) -> None:
+        """Make jobs of everything that is left by now, what is in training included."""
+        self.count()
+        self.left: list[Job] = []
+        for part, needed in plans.unfinished(self.plan, self.store, self.absent):
+            # Cut into pieces where its group was found too large to train at once.
+            for piece in part.pieces(self.most.get(part.whole.id, len(part.trajectories))):
+                if own := (needed - self.done) & {run.id for run in piece.runs}:
+                    job = Job(
+                        part=piece,
+                        needed=own,
+                        wanted=needed & self.absent,
+                        parents=self.plan.parents & {run.id for run in part.whole.runs},
+                        folder=str(self.store.folder),
+                        device=self.device,
+                        precision=self.precision,
+                        layout=self.layout(part.trajectories[0].longest),
+                    )
+                    self.left.append(job)
+
     def next(self) -> Job | None:
-        """Take the first job whose parents are trained; None where there is none yet."""
-        awaited = {name for job in [*self.training, *self.left] for name in job.needed}
+        """The first job whose parents are trained, now in training; None where there is none yet."""
+        awaited = {name for job in self.left for name in job.needed}
         busy = {job.part.whole.id for job in self.training}
-        for i, job in enumerate(self.left):
+        for job in self.left:
             rested = self.rests.get(job.part.whole.id, 0) <= time.monotonic()
             if rested and job.part.whole.id not in busy and not job.part.starts & awaited:
-                self.training.append(self.left.pop(i))
+                self.training.append(job)
                 return job
         return None
 
@@ -133,53 +122,41 @@ class Sweep:
                 self.count()
             case Warned():
                 warnings.warn(message.text, stacklevel=1)
-            case Differs():
-                self.outcome.differences.append(message.line)
-            case Failed():
-                self.fail(message.line, message.runs)
             case _:
                 assert_never(message)
-
-    def fail(self, line: str, runs: Sequence[str]) -> None:
-        """Give up runs and all that start from them."""
-        some = f"run {runs[0]}" + (f" and {len(runs) - 1} that train with it" if runs[1:] else "")
-        self.outcome.failures.append(f"{some}: {line}")
-        self.lost.update(runs)
-        for group in self.plan.groups:
-            for t in group.trajectories:
-                if t.longest.parent is not None and t.longest.parent.id in self.lost:
-                    self.lost.update(run.id for run in t.runs)
-        self._drop_lost()
-
-    def _drop_lost(self) -> None:
-        """Keep of what is left only what does not start from a run that failed."""
-        kept = [(job, job.needed - self.lost) for job in self.left]
-        self.left = [dataclasses.replace(job, needed=needed) for job, needed in kept if needed]
 
     def settle(self, job: Job, ended: Ended) -> None:
         """Act on how the training of a job ended."""
         self.training.remove(job)
-        name, end = job.part.whole.id, ended.end
-        if end in (End.STOPPED, End.BUSY, End.KILLED):
-            self.left.insert(0, job)
-        elif end is End.EAGER:
-            layout = dataclasses.replace(job.layout, compiled=False)
-            self.left.insert(0, dataclasses.replace(job, layout=layout))
-        elif end is End.SPLIT:
-            self.most[name] = ended.size
-            self.left = [piece for other in [job, *self.left] for piece in self._pieces(other)]
-        if end is End.BUSY:
-            if name not in self.rests:
-                warnings.warn(f"group {name} is in training by {ended.said}: waiting for it", stacklevel=1)
-            self.rests[name] = time.monotonic() + PAUSE
-        if end in (End.KILLED, End.LACKING):
-            self.tries[name] += 1
-            if self.tries[name] == TRIES:
-                self.left = [other for other in self.left if other is not job]
-                self.fail(f"tried {TRIES} times: {ended.said}", [run.id for run in job.part.runs])
-            elif end is End.LACKING:
-                self.look()
-        self.count()
+        name, said = job.part.whole.id, ended.said
+        match ended.end:
+            case End.DONE:
+                self.done |= job.needed
+            case End.FAILED:
+                self.fail(said, job.part)
+            case End.SPLIT:
+                self.most[name] = ended.size
+            case End.BUSY:
+                if name not in self.rests:
+                    warnings.warn(f"group {name} is in training by {said}: waiting for it", stacklevel=1)
+                self.rests[name] = time.monotonic() + PAUSE
+            case End.KILLED | End.LACKING:
+                self.tries[name] += 1
+                self.done.clear()  # a network may be gone, or damaged
+                if self.tries[name] == TRIES:
+                    self.fail(f"tried {TRIES} times: {said}", job.part)
+        self.look()
+
+    def fail(self, line: str, part: Part) -> None:
+        """Give up the runs of a part and all that start from them."""
+        runs = [run.id for run in part.runs]
+        some = f"run {runs[0]}" + (f" and {len(runs) - 1} that train with it" if runs[1:] else "")
+        self.outcome.failures.append(f"{some}: {line}")
+        lost = set(runs)
+        for trajectory in (t for group in self.plan.groups for t in group.trajectories):
+            if trajectory.longest.parent is not None and trajectory.longest.parent.id in lost:
+                lost.update(run.id for run in trajectory.runs)
+        self.absent -= lost
 
 
 def execute(
@@ -218,7 +195,7 @@ def execute(
             device = "cuda" if gpus else "cpu"
     else:
         with contextlib.suppress(OSError):  # a store that is whole may be read-only
-            _discard_checkpoints(plan, store)
+            plans.discard_checkpoints(plan.groups, store, plan.wanted, plan.parents)
     sweep = Sweep(plan, store, progress, device, precision, layout)
     if not sweep.left:
         return sweep.outcome
@@ -294,10 +271,6 @@ def _prepare(plan: Plan, store: Store) -> None:
         files.sweep_partials(folder)
     leases.remove_abandoned(store.leases)
     store.set_damaged_aside(plan.wanted)
-    _discard_checkpoints(plan, store)
-
-
-def _discard_checkpoints(plan: Plan, store: Store) -> None:
     plans.discard_checkpoints(plan.groups, store, plan.wanted, plan.parents)
 
 

@@ -63,18 +63,7 @@ class Warned:
     text: str
 
 
-@dataclass(frozen=True)
-class Differs:
-    line: str  # which run was trained a second time, and how its curves are not those of its record
-
-
-@dataclass(frozen=True)
-class Failed:
-    line: str
-    runs: tuple[str, ...]  # ids of the runs that are given up
-
-
-Message = EpochDone | Recorded | Warned | Differs | Failed
+Message = EpochDone | Recorded | Warned
 Report = Callable[[Message], None]
 
 
@@ -82,23 +71,21 @@ class End(Enum):
     """How a job or a trial ended."""
 
     DONE = auto()
-    FAILED = auto()  # as `Failed` told, by no fault of the process
+    FAILED = auto()  # it cannot be done
     STOPPED = auto()  # it was told to; a checkpoint is left
     BUSY = auto()  # another process trains some of its runs
     LACKING = auto()  # a network that it starts from is not there
     KILLED = auto()  # its process died
     SPLIT = auto()  # so many networks do not train together
-    EAGER = auto()  # they do not train compiled
-    SPOILT = auto()  # its only network does not train, as `Failed` told
 
 
 # With these its process ends, too: after an error a GPU may do nothing right in it.
-LAST = frozenset({End.STOPPED, End.KILLED, End.SPLIT, End.EAGER, End.SPOILT})
+LAST = frozenset({End.FAILED, End.STOPPED, End.KILLED, End.SPLIT})
 
 
 @dataclass(frozen=True)
 class Ended:
     end: End
-    said: str = ""  # who trains its runs, what is lacking, what failed, or how its process died
+    said: str = ""  # why it failed, who trains its runs, what is lacking, or how its process died
     size: int = 0  # how many networks to train at once, where it is to be split
     speed: Speed | None = None  # what a trial found

@@ -1,4 +1,4 @@
-"""Where jobs are done: in this process or in children (`repro.sweep.child`).
+"""Where jobs are done: in this process or in children, processes of our own on pipes.
 
 Each such place has a number of `slots`. It can `start` a job in a free one,
 `listen` for a beat to messages and to the ends of jobs, and `stop` all jobs at
@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 
+from repro.config import InputError
 from repro.store.records import ROOT
 from repro.sweep import machine
-from repro.sweep.messages import LAST, End, Ended, Job, Message, Report, Trial
+from repro.sweep.messages import LAST, End, Ended, Job, Message, Report, Trial, Warned
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BEAT = 0.2  # seconds between looks at the clock and at signals
@@ -85,7 +87,7 @@ import importlib, sys
 sys.path.insert(0, sys.argv[1])
 import repro
 del sys.path[0]
-from repro.sweep.child import serve
+from repro.sweep.processes import serve
 serve(int(sys.argv[2]))
 """
 
@@ -141,7 +143,11 @@ class Child:
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
-            message = Ended(End.KILLED, _death(self.process.wait()))
+            said = f"its process ended with status {(status := self.process.wait())}"
+            if status == -signal.SIGKILL:
+                said = "its process was killed (SIGKILL), as systems do that run out of memory: "
+                said += "a smaller width or batch_size needs less"
+            message = Ended(End.KILLED, said)
         if isinstance(message, Ended) and message.end in LAST:
             self.close()
         return message
@@ -155,10 +161,29 @@ class Child:
         self.process.wait()
 
 
-def _death(status: int) -> str:
-    if status != -signal.SIGKILL:
-        return f"its process ended with status {status}"
-    return (
-        "its process was killed (SIGKILL), as systems do that run out of memory: "
-        "a smaller width or batch_size needs less"
-    )
+def serve(descriptor: int) -> None:
+    """Do in a child what comes along its pipe until that closes; stop where told to, or with the parent."""
+    import torch  # which takes seconds, and memory that the parent need not have
+
+    from repro.sweep import calibration, trainer
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # they reach the parent too, which says when to stop
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    pipe = Connection(descriptor)
+
+    def tell(message: Message) -> None:
+        with contextlib.suppress(OSError):  # the parent is gone: `poll` says so at the end of the epoch
+            pipe.send(message)
+
+    warnings.showwarning = lambda message, *_, **__: tell(Warned(str(message)))
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        while (job := pipe.recv()) is not None:
+            try:
+                trial = isinstance(job, Trial)
+                ended = calibration.measured(job) if trial else trainer.train_part(job, tell, pipe.poll)
+            except InputError as error:
+                ended = Ended(End.FAILED, str(error))
+            pipe.send(ended)
+            if ended.end in LAST:
+                return

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from repro import terminal
+
 
 @dataclass
 class Progress:
@@ -36,39 +38,35 @@ class Progress:
 
 
 @contextlib.contextmanager
-def shown(every: float = 10.0) -> Iterator[Progress]:
+def shown() -> Iterator[Progress]:
     """A progress that shows itself on standard error while the block lasts."""
     from rich import progress as bars
-    from rich.console import Console
 
-    console = Console(stderr=True)
+    console = terminal.console(sys.stderr)
     if not console.is_terminal or console.is_jupyter:
-        yield _plain(every)
+        yield Progress(show=_plain())
         return
     columns = (bars.TextColumn("{task.description}"), bars.BarColumn(None), bars.TaskProgressColumn())
     times = (bars.TextColumn("left"), bars.TimeRemainingColumn())
     with bars.Progress(*columns, *times, console=console, expand=True) as bar:
         task = bar.add_task("", total=None)
-
-        def show(progress: Progress) -> None:
-            bar.update(
-                task, description=progress.line, total=max(1, progress.steps), completed=progress.steps_done
+        yield Progress(
+            show=lambda now: bar.update(
+                task, description=now.line, total=max(1, now.steps), completed=now.steps_done
             )
+        )
 
-        yield Progress(show=show)
 
-
-def _plain(every: float) -> Progress:
+def _plain() -> Callable[[Progress], None]:
+    """Prints a line every ten seconds, and one at the end."""
     started = last = time.monotonic()
 
     def show(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
-        finished = progress.recorded == progress.runs
-        if not progress.steps_done or (now - last < every and not finished):
-            return
-        last = now
-        left = (now - started) * max(0, progress.steps / progress.steps_done - 1)  # some are done twice
-        print(f"{progress.line}, {left:.0f} s left", file=sys.stderr, flush=True)
+        if progress.steps_done and (now - last >= 10 or progress.recorded == progress.runs):
+            last = now
+            left = (now - started) * max(0, progress.steps / progress.steps_done - 1)  # some are done twice
+            print(f"{progress.line}, {left:.0f} s left", file=sys.stderr, flush=True)
 
-    return Progress(show=show)
+    return show

@@ -24,7 +24,7 @@ from repro.store.records import Store
 from repro.sweep import leases, machine, messages, plans
 from repro.sweep.costs import PROCESS, training_bytes
 from repro.sweep.messages import End, Ended, Job, Report
-from repro.sweep.plans import Part, Trajectory
+from repro.sweep.plans import Part
 from repro.training import models, probes
 from repro.training.loop import Stopped, train_population
 from repro.training.populations import Member, resident
@@ -55,19 +55,21 @@ def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
     store, whole = Store(Path(job.folder)), job.part.whole
     device, _ = choose_device(job.device)
     job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
+
+    def there(name: str) -> bool:
+        return store.recorded(name) if name in job.wanted else store.snapshot(name).exists()
+
     try:
         with leases.held(store.leases, (run.id for run in whole.runs)), _threads(whole.runs[0].model):
             # Another sweep may have been faster, or have left a checkpoint.
-            part = plans.remaining(
-                whole, store, {name for name in job.needed if not _there(name, job, store)}
-            )
+            part = plans.remaining(whole, store, {name for name in job.needed if not there(name)})
             ended = _attempt(part, job, store, report, stop) if part is not None else Ended(End.DONE)
             plans.discard_checkpoints([whole], store, job.wanted, job.parents)
             return ended
     except leases.Busy as busy:
         return Ended(End.BUSY, str(busy))
     except OSError as error:  # a lease could not be written
-        return failed(job.part, error, report)
+        return Ended(End.FAILED, line(error))
 
 
 @contextlib.contextmanager
@@ -81,10 +83,6 @@ def _threads(model: Model) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _there(name: str, job: Job, store: Store) -> bool:
-    return store.recorded(name) if name in job.wanted else store.snapshot(name).exists()
-
-
 def _attempt(part: Part, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
     """Train a part; where that fails, say how it is to be tried again, or that it is not."""
     try:
@@ -92,35 +90,29 @@ def _attempt(part: Part, job: Job, store: Store, report: Report, stop: Callable[
     except InputError:
         raise
     except OSError as error:
-        return failed(part, error, report)
+        return Ended(End.FAILED, line(error))
     except Exception as error:
         starved, together = out_of_memory(error), len(part.trajectories)
         if not starved and together == 1:
             traceback.print_exc()
         traceback.clear_frames(error.__traceback__)  # they hold the networks
-        eager, size = job.layout.compiled and not starved, -(-together // 2) if starved else 1
-        if eager or together > 1:
-            store.checkpoint(part.id).unlink(missing_ok=True)
-            what = f"{together} networks at once need more memory than there is" if starved else error
-            way = "without a compiler" if eager else f"{size} at a time"
-            warnings.warn(f"group {part.id}: {line(what)}; now {way}", stacklevel=2)
-            return Ended(End.EAGER) if eager else Ended(End.SPLIT, size=size)
-        failed(part, _too_large(part.trajectories[0].longest, job.device) if starved else error, report)
-        return Ended(End.SPOILT)
+        if together == 1:
+            lame = part.trajectories[0].longest
+            return Ended(End.FAILED, _too_large(lame, job.device) if starved else line(error))
+        store.checkpoint(part.id).unlink(missing_ok=True)
+        size, why = 1, line(error)
+        if starved:
+            size, why = -(-together // 2), f"{together} networks at once need more memory than there is"
+        warnings.warn(f"group {part.id}: {why}; now {size} at a time", stacklevel=2)
+        return Ended(End.SPLIT, size=size)
 
 
-def failed(part: Part, error: object, report: Report) -> Ended:
-    """Report that a part could not be trained, and why."""
+def line(error: Exception) -> str:
+    """An error in one line, cut after 300 characters."""
+    said = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError):
-        error = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    report(messages.Failed(line(error), tuple(run.id for run in part.runs)))
-    return Ended(End.FAILED)
-
-
-def line(error: object) -> str:
-    """An error or a text in one line, cut after 300 characters."""
-    kind = f"{type(error).__name__}: " if isinstance(error, Exception) else ""
-    return " ".join(f"{kind}{error}".split())[:300]
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or said
+    return " ".join(said.split())[:300]
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -134,11 +126,12 @@ def _too_large(run: Run, device: str) -> str:
     here = f"more than the {memory / 2**30:,.1f} GiB of memory here"
     if model.code is not None:
         return f"a network of {model.code.name} needs {here}"
-    widths = (model.width >> i for i in range(1, model.width.bit_length()))
-    smaller = (dataclasses.replace(run, model=dataclasses.replace(model, width=w)) for w in widths)
-    fitting = next((small for small in smaller if PROCESS + 2 * training_bytes(small) <= memory), None)
-    advice = f"; width={fitting.model.width} with batch_size={run.batch_size} would fit" if fitting else ""
-    return f"a network of width {model.width} with batches of {run.batch_size} needs {here}{advice}"
+    said = f"a network of width {model.width} with batches of {run.batch_size} needs {here}"
+    for width in (model.width >> i for i in range(1, model.width.bit_length())):
+        small = dataclasses.replace(run, model=dataclasses.replace(model, width=width))
+        if PROCESS + 2 * training_bytes(small) <= memory:
+            return f"{said}; width={width} with batch_size={run.batch_size} would fit"
+    return said
 
 
 def _memory(device: str) -> int:
@@ -152,80 +145,7 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
     starts = {name: _start(name, first, store) for name in part.starts}
     if lacking := sorted(name for name, start in starts.items() if start is None):
         return Ended(End.LACKING, f"the network in which run {lacking[0]} ended is not there")
-    keeper = _Keeper(job, store, report, _environment(part, job))
-    trained, members = [], []
-    for trajectory in part.trajectories:
-        run, parent = trajectory.longest, trajectory.longest.parent
-        start = starts[parent.id] if parent is not None else None
-        if start is not None and start.diverged is not None:
-            keeper.keep(trajectory, start, ended=True, epoch=0)  # nothing to go on from
-            continue
-        epochs = frozenset(run.stages[-1].epochs for run in trajectory.runs)
-        tested = frozenset().union(*(run.tested for run in trajectory.runs))
-        trained.append(trajectory)
-        members.append(Member(run, start, epochs, tested))
-
-    checkpoint = store.checkpoint(part.id)
-    if members:
-        if PROCESS + len(members) * training_bytes(first, job.device) > _memory(job.device):
-            raise MemoryError  # now, not when the system begins to kill for it
-        steps, last = len(members) * steps_per_epoch(first), first.stages[-1].epochs
-        try:
-            for p, epoch, snapshot in train_population(
-                members,
-                torch.device(job.device),
-                job.precision,
-                grouped=job.layout.grouped,
-                compiled=job.layout.compiled,
-                layout=job.layout.layout,
-                checkpoint=checkpoint,
-                stop=stop,
-                on_begin=lambda population: keeper.environment.update(compiled=population.compiled),
-                on_epoch=lambda epoch, accuracies: report(
-                    messages.EpochDone(steps, f"{epoch}/{last}", sum(accuracies) / len(accuracies))
-                ),
-            ):
-                keeper.keep(trained[p], snapshot, members[p].ended, epoch)
-        except Stopped:
-            return Ended(End.STOPPED)
-    checkpoint.unlink(missing_ok=True)
-    return Ended(End.DONE)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Keeper:
-    """Writes the record of a wanted run, and the network of a parent, once they are due."""
-
-    job: Job
-    store: Store
-    report: Report
-    environment: dict  # what records say of how their runs were trained
-
-    def keep(self, trajectory: Trajectory, snapshot: Snapshot, ended: bool, epoch: int) -> None:
-        """Keep what is due of a trajectory's runs after an epoch, 0 where the parent diverged."""
-        for run in trajectory.runs:
-            epochs = run.stages[-1].epochs
-            if epochs == epoch or (ended and epochs > epoch):
-                own = snapshot.of(run) if epoch else snapshot
-                if run.id in self.job.parents:
-                    own.save(self.store.snapshot(run.id))
-                if run.id in self.job.wanted:
-                    self._record(run, own)
-
-    def _record(self, run: Run, own: Snapshot) -> None:
-        outcome, measured = _outcome(own), _measured(run, own, torch.device(self.job.device))
-        if self.store.write(run, **outcome, **measured, **self.environment):
-            self.report(messages.Recorded(run.id))
-            if (last := outcome["diverged"]) is not None:
-                where = f"epoch {last} of stage {len(outcome['curves'])}"
-                told = f"run {run.id} diverged: no finite loss in {where}; recorded so"
-                self.report(messages.Warned(told))
-        elif found := self.store.difference(run, outcome["diverged"], outcome["curves"]):
-            self.report(messages.Differs(found))
-
-
-def _environment(part: Part, job: Job) -> dict:
-    return {
+    environment = {
         "population": len(part.trajectories),
         "grouped": job.layout.grouped,
         "compiled": False,
@@ -235,14 +155,75 @@ def _environment(part: Part, job: Job) -> dict:
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
         "versions": versions(),
         "commit": records.commit(),
-        "data": datasets.images(part.trajectories[0].longest.dataset).fingerprint,
+        "data": datasets.images(first.dataset).fingerprint,
     }
+    members = []
+    for *others, run in (trajectory.runs for trajectory in part.trajectories):
+        start = starts[run.parent.id] if run.parent is not None else None
+        if start is None or start.diverged is None:
+            members.append(Member(run, start, tuple(others)))
+            continue
+        for lost in (*others, run):  # nothing to go on from
+            _keep(lost, start, job, store, report, environment)
+
+    checkpoint = store.checkpoint(part.id)
+    if members:
+        if PROCESS + len(members) * training_bytes(first, job.device) > _memory(job.device):
+            raise MemoryError  # now, not when the system begins to kill for it
+        steps, last = len(members) * steps_per_epoch(first), first.stages[-1].epochs
+        try:
+            for _, run, snapshot in train_population(
+                members,
+                torch.device(job.device),
+                job.precision,
+                grouped=job.layout.grouped,
+                compiled=job.layout.compiled,
+                layout=job.layout.layout,
+                checkpoint=checkpoint,
+                stop=stop,
+                on_begin=lambda population: environment.update(compiled=population.compiled),
+                on_epoch=lambda epoch, accuracies: report(
+                    messages.EpochDone(steps, f"{epoch}/{last}", sum(accuracies) / len(accuracies))
+                ),
+            ):
+                _keep(run, snapshot, job, store, report, environment)
+        except Stopped:
+            return Ended(End.STOPPED)
+    checkpoint.unlink(missing_ok=True)
+    return Ended(End.DONE)
+
+
+def _keep(run: Run, end: Snapshot, job: Job, store: Store, report: Report, environment: dict) -> None:
+    """Keep the network in which a run ended, if others start from it, and the record, if it is wanted."""
+    if run.id in job.parents:
+        end.save(store.snapshot(run.id))
+    if run.id not in job.wanted:
+        return
+    curves = [{name: [*map(_finite, values)] for name, values in curve.items()} for curve in end.curves]
+    content = {
+        "diverged": end.diverged,
+        "curves": curves,
+        "seconds": round(end.seconds, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_measured(run, end, torch.device(job.device)),
+        **environment,
+    }
+    if store.write(run, **content):
+        report(messages.Recorded(run.id))
+        if end.diverged is not None:
+            where = f"epoch {end.diverged} of stage {len(curves)}"
+            report(messages.Warned(f"run {run.id} diverged: no finite loss in {where}; recorded so"))
+    elif found := store.difference(run, end.diverged, curves):
+        report(messages.Warned(found))
+
+
+def _finite(value: float) -> float | None:
+    """The value as JSON has it, which lacks what is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _start(name: str, run: Run, store: Store) -> Snapshot | None:
-    """The network in which this parent of such a run ended; None where it is not there, or was damaged and
-    set aside.
-    """
+    """The network in which this parent ended; None where there is none, or a damaged one, now set aside."""
     path, images = store.snapshot(name), datasets.images(run.dataset)
     _, _, side, channels = images.x_train.shape
     with torch.device("meta"):
@@ -250,14 +231,14 @@ def _start(name: str, run: Run, store: Store) -> Snapshot | None:
     shapes = {key: tensor.shape for key, tensor in network.member(0).items()}
     try:
         snapshot = Snapshot.load(path)
-        if {key: tensor.shape for key, tensor in snapshot.state.items()} != shapes:
-            raise files.Damaged(f"{path}: not a network of this shape")
+        if {key: tensor.shape for key, tensor in snapshot.state.items()} == shapes:
+            return snapshot
+        raise files.Damaged(f"{path}: not a network of this shape")
     except FileNotFoundError:
         return None
     except files.Damaged as damage:
         warnings.warn(f"{damage}; set aside as {files.set_aside(path)}", stacklevel=2)
         return None
-    return snapshot
 
 
 def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, dict[str, float]]:
@@ -269,20 +250,7 @@ def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, d
     old = torch.zeros(len(y), dtype=torch.bool, device=device)
     old[torch.from_numpy(portions(images.y_train, HALF, run.split_seed))] = True
     found = probes.measure(run.probes, snapshot.state, run.model, x, y, images.classes, run.batch_size, old)
-    return {"probes": {name: value if math.isfinite(value) else None for name, value in found.items()}}
-
-
-def _outcome(snapshot: Snapshot) -> dict:
-    curves = [
-        {name: [v if math.isfinite(v) else None for v in values] for name, values in curve.items()}
-        for curve in snapshot.curves
-    ]
-    return {
-        "diverged": snapshot.diverged,
-        "curves": curves,
-        "seconds": round(snapshot.seconds, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return {"probes": {name: _finite(value) for name, value in found.items()}}
 
 
 def versions() -> dict[str, str]:
@@ -292,9 +260,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's name as its maker writes it; of a CPU also what vectors PyTorch finds, as one name
-    stands for several.
-    """
+    """The processor's name; of a CPU also what vectors PyTorch finds, as one name stands for several."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from repro.config import Run
 from repro.store import files
 from repro.training.populations import Member, Population
 from repro.training.snapshots import Snapshot
@@ -32,8 +33,8 @@ def train_population(
     stop: Callable[[], bool] = lambda: False,
     on_begin: Callable[[Population], None] = lambda population: None,
     on_epoch: Callable[[int, list[float]], None] = lambda epoch, accuracies: None,
-) -> Iterator[tuple[int, int, Snapshot]]:
-    """Train the last stage of all members together; yields (member, epoch, snapshot) as each is due.
+) -> Iterator[tuple[int, Run, Snapshot]]:
+    """Train the last stage of all members together; yields (member, run, its end) as each run ends.
 
     Goes on from `checkpoint` where that file is. Writes it before it yields, so
     that whatever is lost behind a yield comes again, every so many seconds, and
@@ -53,14 +54,14 @@ def train_population(
     on_begin(population)
     while True:
         seconds = time.perf_counter() - started
-        due = [p for p, member in enumerate(members) if member.due(population.epoch)]
+        due = [(p, run) for p, member in enumerate(members) for run in member.due(population.epoch)]
         ended = all(member.ended for member in members)
         stopping = not ended and stop()
         if checkpoint is not None and (due or stopping or time.perf_counter() - saved > every):
             population.checkpoint(checkpoint, seconds)
             saved = time.perf_counter()
-        for p in due:
-            yield p, population.epoch, population.snapshot(p, seconds / len(members))
+        for p, run in due:
+            yield p, run, population.snapshot(p, seconds / len(members)).of(run)
         if ended:
             return
         if stopping:

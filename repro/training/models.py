@@ -108,11 +108,6 @@ def network(model: Model, channels: int, classes: int, side: int, members: int =
     return Own(functools.partial(own.function(model.code), channels, classes, side))
 
 
-def numbers(network: ResNet | Own) -> tuple[int, ...]:
-    """The numbers of its modules."""
-    return network.numbers if isinstance(network, Own) else MODULES
-
-
 def hook(code: Code, network: ResNet | Own, p: int, seed: int, stage: int) -> None:
     """Let a hook of one's own change member p, which it is given as a network by itself."""
     alone = network
@@ -151,8 +146,8 @@ def check(runs: Iterable[Run]) -> None:
         if (run.model.code or hooks) and (key := (run.model, shape, reset, hooks)) not in tried:
             tried.add(key)
             made = _tried(run.model, *shape)
-            if absent := sorted(reset - set(numbers(made))):
-                raise InputError(f"{run.model.code.name} has modules 1 to {numbers(made)[-1]}, not {absent}")
+            if absent := sorted(reset - set(made.numbers)):
+                raise InputError(f"{run.model.code.name} has modules 1 to {made.numbers[-1]}, not {absent}")
             for code in hooks:
                 _hooked(code, made)
 

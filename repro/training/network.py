@@ -82,6 +82,8 @@ class ResNet(nn.Module):
     until `initialise` or `load_member` has filled every member.
     """
 
+    numbers = MODULES  # of its modules
+
     def __init__(self, model: Model, channels: int, classes: int, members: int = 1) -> None:
         super().__init__()
         self.members = members

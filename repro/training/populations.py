@@ -15,7 +15,7 @@ import inspect
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,12 +42,11 @@ TEST_BATCH = {"cpu": 96, "cuda": 500}  # images; of fewer, a core's cache holds 
 
 @dataclass
 class Member:
-    """A run to train through its last stage, and the epochs of it to keep."""
+    """A run to train through its last stage."""
 
     run: Run
     start: Snapshot | None = None  # where the parent ended; None where there is no parent
-    keep: frozenset[int] = frozenset()  # besides the last epoch
-    tested: frozenset[int] | None = None  # epochs with a test, besides the last; None: those of the run
+    others: tuple[Run, ...] = ()  # which are the same training, as far as they go
     curve: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in CURVES})
 
     @property
@@ -59,11 +58,14 @@ class Member:
 
     def tests(self, epoch: int) -> bool:
         """Whether the network is to be tested after this epoch."""
-        return self.ended or epoch in (self.run.tested if self.tested is None else self.tested)
+        return self.ended or any(epoch in run.tested for run in (self.run, *self.others))
 
-    def due(self, epoch: int) -> bool:
-        """Whether the network is to be kept as it is after this epoch."""
-        return len(self.curve["train_loss"]) == epoch > 0 and (self.ended or epoch in self.keep)
+    def due(self, epoch: int) -> list[Run]:
+        """The runs that end with this epoch."""
+        if not len(self.curve["train_loss"]) == epoch > 0:
+            return []
+        ends = {run: run.stages[-1].epochs for run in (*self.others, self.run)}
+        return [run for run, end in ends.items() if end == epoch or (self.ended and end > epoch)]
 
 
 @functools.cache
@@ -137,7 +139,7 @@ def _begin(network: ResNet | Own, p: int, member: Member) -> None:
     """Give member p the weights with which its last stage begins."""
     stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
     if member.start is None:
-        network.initialise(p, models.numbers(network), *stream)
+        network.initialise(p, network.numbers, *stream)
         return
     network.load_member(p, member.start.state)
     if (stage.shrink, stage.perturb) != (1.0, 0.0):
@@ -235,38 +237,29 @@ class Population:
         run = self.members[i].run
         return models.seeded(run.order_seed, len(run.stages), self.epoch, int(self.at))
 
-    def _fork(self) -> None:
-        """Let the streams go on from here, all before the first has work: two may be one."""
-        for stream in self.streams:
+    def _each(self) -> Iterator[tuple[int, ResNet | Own, slice]]:
+        """The networks by number, each with the rows of its members, and on its stream if it has one."""
+        for stream in self.streams:  # all before the first has work: two may be one
             stream.wait_stream(torch.cuda.current_stream(self.device))
-
-    def _on(self, i: int) -> contextlib.AbstractContextManager:
-        """Network i's stream, if it has one."""
-        return torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext()
-
-    def _join(self) -> None:
-        """Wait for what is done on the streams."""
+        for i, network in enumerate(self.networks):
+            with torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext():
+                yield i, network, slice(i * self.size, (i + 1) * self.size)
         for stream in self.streams:
             torch.cuda.current_stream(self.device).wait_stream(stream)
-
-    def _rows(self, i: int) -> slice:
-        """Network i's members."""
-        return slice(i * self.size, (i + 1) * self.size)
 
     def _step(self) -> None:
         """One step of all members, on the next batch."""
         batch = self.batches.index_select(0, self.at)[0]  # [P, B]
         moves = self.moves.index_select(0, self.at)[0] if self.augmented else self.moves[0]
         decay = self.members[0].run.stages[-1].optimizer.weight_decay
-        self._fork()
-        for i, (network, optimizer) in enumerate(zip(self.networks, self.optimizers, strict=True)):
-            rows = self._rows(i)
-            with self._on(i), self._chance(i):
+        for i, network, rows in self._each():
+            with self._chance(i):
                 x, y = self._batch(batch[rows], moves[rows])
                 if self.fused is not None:
                     losses, right = self.fused(network, x, y)
                 else:
                     losses, right = compilation.judged(self._logits(network, x), y)
+                optimizer = self.optimizers[i]
                 optimizer.zero_grad(set_to_none=True)
                 losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
                 if decay:
@@ -274,7 +267,6 @@ class Population:
                 optimizer.step()
                 self.loss_sum[rows] += losses.detach().mean(1)
                 self.correct[rows] += right.sum(1)
-        self._join()
         self.at += 1
 
     def _examples(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -319,13 +311,10 @@ class Population:
     @torch.no_grad()
     def _test(self) -> None:
         size = TEST_BATCH[self.device.type]
-        self._fork()
-        for i, network in enumerate(self.networks):
-            with self._on(i):
-                for x, y in zip(self.x_test.split(size), self.y_test.split(size), strict=True):
-                    logits = self._logits(network, x.repeat(1, self.size, 1, 1))
-                    self.correct[self._rows(i)] += (logits.argmax(2) == y).sum(1)
-        self._join()
+        for _, network, rows in self._each():
+            for x, y in zip(self.x_test.split(size), self.y_test.split(size), strict=True):
+                logits = self._logits(network, x.repeat(1, self.size, 1, 1))
+                self.correct[rows] += (logits.argmax(2) == y).sum(1)
 
     def test_accuracy(self) -> list[float]:
         """Test accuracy of each member, running statistics in batch norm."""
@@ -385,10 +374,7 @@ class Population:
             for network, state in zip(self.networks, content["networks"], strict=True):
                 network.load_state_dict(state)
             for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
-                rates = [group["lr"] for group in optimizer.param_groups]
                 optimizer.load_state_dict(state)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate  # an epoch begins by setting it, in its place
             self.epoch, curves, seconds = (content[name] for name in ("epoch", "curves", "seconds"))
             if any(len(values) > self.epoch for curve in curves for values in curve.values()):
                 raise ValueError("curves longer than training")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from repro.config import PROBES, InputError, Model
+from repro.config import Model
 from repro.lazy import Lazy
 from repro.training.models import Own
 from repro.training.models import network as build
@@ -38,34 +38,33 @@ def _order(y: Tensor) -> Tensor:
     return torch.from_numpy(_random(ORDER).permutation(len(y))).to(y.device)
 
 
-def _flat(tensors: Iterable[Tensor], members: int = 1) -> Tensor:
-    """Gradients of all parameters in one tensor [P, parameters per member]."""
-    return torch.cat([tensor.reshape(members, -1) for tensor in tensors], 1)
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Gradients of all parameters in one tensor [n]."""
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
-def _sums(gradients: Iterable[Sequence[Tensor]], members: int) -> tuple[Tensor, Tensor, int]:
-    """Sum of mini-batch gradients [P, n], sum of their squared norms [P], and how many they are."""
+def _sums(gradients: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor, int]:
+    """Sum of mini-batch gradients [n], sum of their squared norms, and how many they are."""
     total = squares = count = 0
     for gradient in gradients:
-        flat = _flat(gradient, members).double()
-        total, squares, count = total + flat, squares + flat.square().sum(1), count + 1
+        flat = _flat(gradient).double()
+        total, squares, count = total + flat, squares + flat.square().sum(), count + 1
     return total, squares, count
 
 
-def noise_to_signal(gradients: Iterable[Sequence[Tensor]], members: int = 1) -> list[float]:
-    """Trace of the gradients' covariance over the squared norm of their mean, per member; no unit.
+def noise_to_signal(gradients: Iterable[Sequence[Tensor]]) -> float:
+    """Trace of the covariance of one network's gradients over the squared norm of their mean; no unit.
 
-    `gradients` yields one list of tensors per mini-batch, the first dimension of
-    each a multiple of `members`. The mini-batches given are the whole population:
-    the variance divides by their number K, and pure noise gives about K - 1, so
-    that no larger ratio is seen. NaN from fewer than two mini-batches, or where a
-    gradient is not finite or noise and mean are both zero.
+    `gradients` yields one list of tensors per mini-batch. These are the whole
+    population: the variance divides by their number K, and pure noise gives about
+    K - 1, so that no larger ratio is seen. NaN from fewer than two mini-batches, or
+    where a gradient is not finite or noise and mean are both zero.
     """
-    total, squares, count = _sums(gradients, members)
+    total, squares, count = _sums(gradients)
     if count < 2:
-        return [math.nan] * members
-    signal = (total / count).square().sum(1)
-    return ((squares / count - signal).clamp(min=0) / signal).tolist()
+        return math.nan
+    signal = (total / count).square().sum()
+    return float((squares / count - signal).clamp(min=0) / signal)
 
 
 def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
@@ -76,7 +75,7 @@ def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, floa
     K-th of the trace, is taken away. The second can therefore come out negative.
     NaN from fewer than two mini-batches.
     """
-    total, squares, count = _sums(gradients, members=1)
+    total, squares, count = _sums(gradients)
     if count < 2:
         return math.nan, math.nan
     signal = float((total / count).square().sum())
@@ -88,25 +87,22 @@ def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, floa
 def _gradients(
     network: ResNet | Own, x: Tensor, y: Tensor, index: Tensor, batch_size: int, batches: int
 ) -> Iterator[Sequence[Tensor]]:
-    """Gradients of all members at `batches` full mini-batches, in the order of `index`."""
+    """Gradients of a network at `batches` full mini-batches, in the order of `index`."""
     probed = copy.deepcopy(network).train()  # its running statistics move, the network's do not
-    parameters, members = list(probed.parameters()), network.members
+    parameters = list(probed.parameters())
     for chosen in index.split(batch_size)[: min(batches, len(index) // batch_size)]:
-        logits = probed(x[chosen].repeat(1, members, 1, 1)).flatten(0, 1)
-        loss = F.cross_entropy(logits, y[chosen].repeat(members), reduction="sum") / batch_size
+        loss = F.cross_entropy(probed(x[chosen])[0], y[chosen], reduction="sum") / batch_size
         yield torch.autograd.grad(loss, parameters)
 
 
-def gradient_noise(
-    network: ResNet | Own, x: Tensor, y: Tensor, batch_size: int, batches: int = 64
-) -> list[float]:
-    """Noise-to-signal ratio of mini-batch gradients of each member, at its present weights; no unit.
+def gradient_noise(network: ResNet | Own, x: Tensor, y: Tensor, batch_size: int, batches: int = 64) -> float:
+    """Noise-to-signal ratio of mini-batch gradients of one network, at its present weights; no unit.
 
     Images [n, C, H, W] with labels [n] are cut into full batches, of which at most
-    `batches` serve; every member sees the same ones. Batch norm takes the
-    statistics of the batch, as in training. The network stays as it is.
+    `batches` serve. Batch norm takes the statistics of the batch, as in training.
+    The network stays as it is.
     """
-    return noise_to_signal(_gradients(network, x, y, _order(y), batch_size, batches), network.members)
+    return noise_to_signal(_gradients(network, x, y, _order(y), batch_size, batches))
 
 
 def noise(
@@ -149,7 +145,7 @@ def largest_hessian_eigenvalue(
         for loss in losses():
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
             slope = sum((g * piece.view_as(g)).sum() for g, piece in zip(gradient, pieces, strict=True))
-            result += _flat(torch.autograd.grad(slope, parameters, materialize_grads=True))[0]
+            result += _flat(torch.autograd.grad(slope, parameters, materialize_grads=True))
         if not result.isfinite().all():
             raise FloatingPointError
         return result.double().cpu().numpy()
@@ -183,8 +179,6 @@ def sharpness(
     at a time. Batch norm takes the running statistics: this is the curvature of
     the function that is tested. The network stays as it is.
     """
-    if network.members != 1:
-        raise ValueError(f"sharpness takes one network, not a population of {network.members}")
     probed = copy.deepcopy(network).eval()
     chosen = _order(y)[:images]
 
@@ -219,12 +213,10 @@ def measure(
     which `old` [n], bool, are those of its seed's first half; the network is
     rebuilt on their device, in their precision.
     """
-    if unknown := [name for name in names if name not in PROBES]:
-        raise InputError(f"unknown probe {unknown[0]!r}: choose from {', '.join(PROBES)}")
     network = build(model, x.shape[1], classes, x.shape[3]).to(x)
     network.load_member(0, state)
     probes = {
-        "gradient_noise": lambda: {"gradient_noise": gradient_noise(network, x, y, batch_size)[0]},
+        "gradient_noise": lambda: {"gradient_noise": gradient_noise(network, x, y, batch_size)},
         "sharpness": lambda: {"sharpness": sharpness(network, x, y)},
         "noise": lambda: noise(network, x, y, old, batch_size),
         "curvature": lambda: {
