@@ -241,7 +241,7 @@ def repeats(tell: Callable[..., None], compiled: bool, copy: str, cache: str) ->
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # nothing learned from another process
     os.environ.pop("TRITON_CACHE_DIR", None)
     with tempfile.TemporaryDirectory() as folder:
-        images, tests, batch = (640, 100, 64) if CUDA else (32, 32, 8)
+        images, tests, batch = (640, 100, 64) if CUDA else (16, 16, 8)
         path = calibration.noise(folder, images).path
         fields = {"dataset": path, "train": images, "test": tests, "batch_size": batch, "width": NARROW}
         fields |= {} if CUDA else {"pretraining_epochs": 1, "tuning_epochs": 2, "window": 1}

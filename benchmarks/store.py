@@ -30,6 +30,10 @@ from repro.store.records import CURVES, ROOT, Store
 
 PROFILE = "quick"
 TURNS = 3
+MEASURED = {  # by the probes that measure more than one number: their names in a record
+    "curvature": ("curvature", "curvature_loss"),
+    "noise": tuple(f"noise_{kind}{part}" for part in ("", "_old", "_new") for kind in ("trace", "signal")),
+}
 
 
 def write(store: Store, run: Run) -> None:
@@ -41,7 +45,7 @@ def write(store: Store, run: Run) -> None:
         values = dict(zip(CURVES, (2.3 * (1 - rising), rising, 0.9 * rising), strict=True))
         curves.append({name: column.tolist() for name, column in values.items()})
     made = {"device": "none", "precision": "float32", "data": "0" * 16, "population": 1, "seconds": 1.0}
-    probes = {name: float(random.uniform(1, 9)) for name in run.probes}
+    probes = {name: float(random.uniform(1, 9)) for p in run.probes for name in MEASURED.get(p, (p,))}
     store.write(run, curves=curves, diverged=None, probes=probes, finished="", **made)
 
 

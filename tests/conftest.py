@@ -33,8 +33,27 @@ def own_folders(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def smoke_results(tmp_path_factory) -> Path:
-    """The store of the smoke profile that the tests of chapters and pages share."""
-    return tmp_path_factory.mktemp("results")
+    """The folder of a store of the smoke profile that the tests of chapters and pages share.
+
+    The first seed of five studies is trained, and one network that is probed; other records are made up, as
+    each kind of stage is trained elsewhere. The study of budgets is left to its chapter.
+    """
+    from benchmarks.store import write
+    from repro import profiles
+    from repro.questions import STUDIES
+    from repro.store.records import Store
+    from repro.sweep import dispatch, plans
+
+    folder = tmp_path_factory.mktemp("results")
+    store, chosen = Store(folder / "smoke"), profiles.profile("smoke")
+    cases = {name: study.cases(chosen) for name, study in STUDIES.items() if name != "budget"}
+    trained = ("warm_start", "optimizers", "pretraining_length", "smooth_transition", "reset")
+    first = {case.run for name in trained for case in cases[name] if case.seed == 0}
+    first.add(cases["probes"][0].run)
+    for run in {case.run for study in cases.values() for case in study} - first:
+        write(store, run)
+    assert dispatch.execute(plans.plan(first), store, device="cpu", slots=1) == dispatch.Outcome()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -129,7 +129,7 @@ def test_a_failing_chapter_stops_neither_the_others_nor_the_pages(tiny, tmp_path
 
 @needs_tools
 @pytest.mark.slow
-def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is_missing(
+def test_a_batch_goes_on_after_a_failure_and_the_next_begins_with_what_is_missing(
     tiny, tmp_path, monkeypatch, capsys
 ):
     """The pages are left out: others tests render them."""
@@ -137,15 +137,15 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
     luck, out = tmp_path / "luck", tmp_path / "out"
     for path in rendering.chapters(tiny):
         path.unlink()
-    for i in range(10):
+    for i in range(5):
         condition = (
-            f"import pathlib; assert pathlib.Path({str(luck)!r}).exists(), 'no luck'" if i == 4 else ""
+            f"import pathlib; assert pathlib.Path({str(luck)!r}).exists(), 'no luck'" if i == 2 else ""
         )
         write_chapter(tiny, f"{i:02}_chapter", condition)
     assert execution.make_book("smoke", out=out, root=tiny) == 1
     rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+) +│ (.*?) *│", capsys.readouterr().out)
-    assert [row[2] for row in rows] == ["passed"] * 4 + ["failed"] + ["passed"] * 5
-    assert rows[4][0] == "04" and rows[4][3] == "AssertionError: no luck"
+    assert [row[2] for row in rows] == ["passed"] * 2 + ["failed"] + ["passed"] * 2
+    assert rows[2][0] == "02" and rows[2][3] == "AssertionError: no luck"
     assert all(float(row[1]) > 0 for row in rows)
     kept = json.loads((out / "_build" / "executed" / "00_chapter.ipynb").read_text())
     assert kept["metadata"]["papermill"]["parameters"] == {"profile": "smoke"}
@@ -153,7 +153,7 @@ def test_a_batch_of_ten_goes_on_after_a_failure_and_the_next_begins_with_what_is
     luck.touch()
     assert execution.make_book("smoke", out=out, root=tiny) == 0
     rows = re.findall(r"(\d\d)_chapter +│ (\S+) +│ (\w+)", capsys.readouterr().out)
-    assert [row[2] for row in rows] == ["kept"] * 4 + ["passed"] + ["kept"] * 5
+    assert [row[2] for row in rows] == ["kept"] * 2 + ["passed"] + ["kept"] * 2
 
 
 @needs_tools

@@ -36,7 +36,7 @@ def test_branches_wait_for_their_pretraining_and_then_share_the_machines():
 
 def test_storage_is_what_a_sweep_leaves(tmp_path):
     store = Store(tmp_path)
-    chosen = profiles.profile("smoke", ["train=90", "test=70", "batch_size=15", "tuning_epochs=50"])
+    chosen = profiles.profile("smoke", ["train=96", "test=70", "tuning_epochs=50"])
     made = plans.plan(case.run for case in STUDIES["warm_start"].cases(chosen))
     dispatch.execute(made, store, device="cpu", slots=1)
     records = sum(path.stat().st_size for path in store.folder.glob("*.json"))
@@ -58,7 +58,8 @@ def test_a_mistake_in_what_to_plan_for_is_one_line(arguments, capsys):
 
 
 @pytest.mark.slow
-def test_measured_hours_tell_wide_networks_from_narrow_ones():
+def test_measured_hours_tell_wide_networks_from_narrow_ones(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # one process measures
     runs = [replace(RUN, model=Model(width, 1)) for width in (2, 64)]
     seconds = calibration.seconds_per_step(runs, Store.of("smoke"), seconds=0.3)
     narrow, wide = map(seconds, runs)

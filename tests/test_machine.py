@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from repro.store.records import ROOT, Store
 from repro.sweep import calibration, machine, processes
@@ -19,7 +20,7 @@ import sys
 from repro import profiles
 from repro.questions import STUDIES
 from repro.store.records import Store
-from repro.sweep import calibration, dispatch, plans
+from repro.sweep import dispatch, plans
 from repro.sweep.progress import Progress
 
 runs = [case.run for case in STUDIES["warm_start"].cases(profiles.profile("smoke", ["width=2"], 2))]
@@ -127,9 +128,6 @@ def test_no_more_processes_train_than_there_are_cores_to_run_on(tmp_path):
     core = min(os.sched_getaffinity(0))
     results = {"REPRO_RESULTS": str(tmp_path)}
     assert python(SCRIPT + CHILDREN, prefix=("taskset", "-c", str(core)), **results).split() == ["0"]
-    assert (
-        "1 process at once" in repro("plan", *SMOKE, "--measure", prefix=("taskset", "-c", str(core))).stdout
-    )
 
 
 def within(tmp_path, **contents):
@@ -179,7 +177,8 @@ def test_what_is_said_to_fit_into_a_gigabyte_does(real_group):
     assert refused.returncode == 1, refused.stderr
     said = set(re.findall(r"the 0.9 GiB of memory here; width=(\d+) with batch_size=16", refused.stderr))
     [fits] = map(int, said)
-    done = repro("run", *SMOKE, "--set", f"width={fits}", prefix=real_group)
+    few = ("train=32", "pretraining_epochs=1", "tuning_epochs=1", "window=1")  # which takes as much memory
+    done = repro("run", *SMOKE, *(f"--set={s}" for s in (f"width={fits}", *few)), prefix=real_group)
     assert done.returncode == 0, done.stderr
 
 
@@ -188,9 +187,9 @@ def test_what_is_said_to_fit_into_a_gigabyte_does(real_group):
 AFFINITY = """
 import json, os, sys
 import torch  # it binds the first thread of this process
-from repro.sweep import processes
-children = processes.Children(2, 1)
-trial = calibration.Engine("cpu", "float32", 2, 1).trial(runs[:1], 0.1)
+from repro.sweep import calibration, processes
+children = processes.Children(1, 1)
+trial = calibration.Engine("cpu", "float32", 1, 1).trial(runs[:1], 0.1)
 assert calibration.speed(children, trial).rate > 0
 tasks = [f"/proc/{child.process.pid}/task" for child in children.children]
 print(json.dumps([sorted(os.sched_getaffinity(int(t))) for folder in tasks for t in os.listdir(folder)]))
@@ -200,9 +199,8 @@ children.close()
 
 @pytest.mark.slow
 @needs_linux
-def test_children_are_not_bound_to_the_same_core():
+def test_a_child_is_not_bound_to_the_core_of_the_thread_that_starts_it():
     found = json.loads(python(SCRIPT + AFFINITY, OMP_PROC_BIND="close", GOMP_CPU_AFFINITY="0"))
-    assert len(found) >= 2
     assert {tuple(cores) for cores in found} == {tuple(sorted(os.sched_getaffinity(0)))}
 
 
@@ -226,14 +224,23 @@ TRAPS = ["random.py", "inspect.py", "torch.py", "numpy.py", "signal.py"]
 
 @pytest.mark.slow
 def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path):
-    """As in a checkout in which people work, where the command is installed from it."""
+    """As in a checkout in which people work, where the command is installed from it.
+
+    The process that starts them does without PyTorch: it would take half a gigabyte there, and seconds before
+    the first child starts. (Where there is a GPU, PyTorch says how many.)
+    """
     shutil.copytree(ROOT / "repro", tmp_path / "repro", ignore=shutil.ignore_patterns("__pycache__"))
     for name in TRAPS:
         (tmp_path / name).write_text("raise SystemExit(7)")
     load = f"import importlib, sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport repro\ndel sys.path[0]\n"
-    which = "import repro.sweep.dispatch\nprint(repro.sweep.dispatch.__file__)\n"
+    which = "import repro.sweep.dispatch\nprint(repro.sweep.dispatch.__file__, 'torch' in sys.modules)\n"
     said = python(load + SCRIPT + RUN_IN_CHILDREN + which, cwd=tmp_path, PYTHONPATH="")
-    assert said.split() == ["True", "[]", str(tmp_path / "repro" / "sweep" / "dispatch.py")]
+    assert said.split() == [
+        "True",
+        "[]",
+        str(tmp_path / "repro" / "sweep" / "dispatch.py"),
+        str(torch.cuda.is_available()),
+    ]
 
 
 @pytest.mark.slow
@@ -241,7 +248,7 @@ def test_a_script_from_standard_input_measures_speed():
     """Multiprocessing would import it anew in each process, as it does a file without a guard."""
     script = SCRIPT + "store = Store.of('smoke')\n"
     script += "print(calibration.seconds_per_step(runs, store, seconds=0.3)(runs[0]) > 0)\n"
-    own = os.environ | {"PYTHONPATH": str(ROOT)}
+    own = os.environ | {"PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": "1"}
     done = subprocess.run(
         [sys.executable], input=script, env=own, capture_output=True, text=True, timeout=300
     )

@@ -557,7 +557,7 @@ def test_a_question_and_a_network_outside_the_repository_survive_kills_children_
             time.sleep(0.05)
         sweep.kill()
     assert len(killed.ids()) < len(made.wanted)
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert dispatch.execute(made, killed, device="cpu", slots=1) == dispatch.Outcome()
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
@@ -653,11 +653,13 @@ BLOCKS = re.compile(r"```\{code-block\} python\n:caption: (\S+)\n(.*?)```|```con
 
 
 @pytest.mark.slow
-def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path):
-    here, program = tmp_path / "work", "import sys; from repro.cli import main; main()"
+def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path, repro, monkeypatch):
+    here, env = tmp_path / "work", os.environ | {"PYTHONPATH": str(ROOT)}
     here.mkdir()
+    monkeypatch.chdir(here)
     said = {}
     page = PAGE.replace("--profile quick", "--profile smoke").replace('"quick"', '"smoke"')
+    page = page.replace("tuning_epochs=30", "tuning_epochs=3")
     for name, text, console in BLOCKS.findall(page):
         commands = console.replace("\\\n", "").replace("$ ", "").splitlines()
         if name:
@@ -665,16 +667,12 @@ def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path):
             commands = [f"python {name}"] if name in ("my_figure.py", "my_script.py") else []
         for command in commands:
             word, *words = shlex.split(command)
-            start = {"python": [sys.executable], "repro": [sys.executable, "-c", program]}[word]
-            done = subprocess.run(
-                [*start, *words],
-                cwd=here,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, (command, done.stderr[-2000:])
-            said[command] = done.stdout
+            if word == "repro":
+                status, said[command], errors = repro(*words)
+            else:
+                done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+                status, said[command], errors = done.returncode, done.stdout, done.stderr
+            assert not status, (command, errors[-2000:])
     outputs = list(said.values())
     assert len(outputs) == 8 and "6 of 6 runs recorded" in outputs[2]
     for claim, output in (("gap", outputs[3]), ("renewed", outputs[5])):

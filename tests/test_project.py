@@ -78,7 +78,12 @@ def test_command_line_works_from_a_plain_checkout_without_the_tools_of_the_book(
     run = subprocess.run(
         [sys.executable, "-c", code, *command],
         cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "REPRO_RESULTS": str(tmp_path), "HOME": str(tmp_path)},
+        env={
+            "PATH": "/usr/bin:/bin",
+            "REPRO_RESULTS": str(tmp_path),
+            "HOME": str(tmp_path),
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )

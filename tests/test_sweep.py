@@ -626,15 +626,6 @@ def test_where_a_group_trains_does_not_depend_on_what_is_recorded_already(store,
         dispatch.execute(made, store, device="cpu", precision="float32", slots=2)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, PyTorch says how many")
-def test_a_sweep_in_children_keeps_pytorch_out_of_its_own_process():
-    """It would take half a gigabyte there, and seconds before the first child starts."""
-    code = SWEEP.replace("sys.exit(", "assert 'torch' not in sys.modules; sys.exit(")
-    assert code != SWEEP
-    subprocess.run([sys.executable, "-c", code, "2", *TINY], check=True, timeout=120)
-
-
 SWEEP = """
 import sys, time
 from repro import profiles

@@ -183,9 +183,9 @@ def sample(claim: Claim, results: Results) -> Sample:
     Raises `NotFitted` where the claim is about networks that do not fit their data.
     """
     floor = (100 if claim.unit.startswith("points") else 1) / datasets.counts(results.profile.data())[1]
-    arms = Arms(results)
+    arms = None if claim.contrast is None else Arms(results)
     try:
-        found = claim.effect(results) if claim.contrast is None else claim.contrast(arms)
+        found = claim.effect(results) if arms is None else claim.contrast(arms)
     except KeyError:  # a condition of which nothing is recorded
         found = ()
     values = pd.DataFrame(found).dropna()
@@ -193,7 +193,7 @@ def sample(claim: Claim, results: Results) -> Sample:
     means = values.to_numpy(float).mean(0) if n else np.empty(0)
     if n < 2:
         return Sample(means, np.full(len(means), np.nan), np.zeros(len(means)), n)
-    pooled = claim.contrast and _pooled(claim.contrast, arms, values.index, floor)
+    pooled = arms and _pooled(claim.contrast, arms, values.index, floor)
     spread, freedom = pooled or (np.maximum(values.std(ddof=1).to_numpy(float), floor), n - 1)
     return Sample(means, spread / n**0.5, np.full(len(means), float(freedom)), n)
 
