@@ -57,13 +57,15 @@ def results(
 def published(study: Study) -> Results:
     """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
 
-    Whole is a scale without its runs of the last priority, which no claim waits for.
+    Whole is a scale without its runs of the last priority, which no claim waits for. A
+    scale that is exploratory, so that it decides nothing, comes after all others.
     """
-    seeds = {}
+    seeds, whole = {}, []
     for name in LARGEST_FIRST:
         cases, there = study.cases(PROFILES[name]), Store.of(name).ids()
         seeds[name] = len({case.seed for case in cases if case.run.id in there})
         first = [case for case in cases if case.priority < LAST] or cases
         if first and all(case.run.id in there for case in first):
-            return results(study, PROFILES[name])
-    return results(study, PROFILES[max(seeds, key=seeds.__getitem__)])
+            whole.append(name)
+    whole.sort(key=lambda name: PROFILES[name].exploratory)
+    return results(study, PROFILES[whole[0] if whole else max(seeds, key=seeds.__getitem__)])
