@@ -246,7 +246,7 @@ def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path
 @pytest.mark.slow
 def test_a_script_from_standard_input_measures_speed():
     """Multiprocessing would import it anew in each process, as it does a file without a guard."""
-    script = SCRIPT + "store = Store.of('smoke')\n"
+    script = SCRIPT + "from repro.sweep import calibration\nstore = Store.of('smoke')\n"
     script += "print(calibration.seconds_per_step(runs, store, seconds=0.3)(runs[0]) > 0)\n"
     own = os.environ | {"PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": "1"}
     done = subprocess.run(
