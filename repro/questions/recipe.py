@@ -8,7 +8,7 @@ from repro.analysis.recorded import Results
 from repro.analysis.stats import mean_estimate
 from repro.data import datasets
 from repro.figures import common
-from repro.figures.shown import Captioned, Table, Words, captioned, listed
+from repro.figures.shown import Captioned, Table, Words, captioned, enumerated, listed, unrecorded
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, own_rate_factors, pair
@@ -70,6 +70,18 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
     gaps = pd.DataFrame({"gap": at[WARM] - at[FRESH], "gap_longer": at[WARM] - at[LONGER]}) * 100
     gaps = gaps.reset_index().assign(condition=WARM)
     return found.merge(gaps, "left", ["recipe", "seed", "condition"])
+
+
+def found(results: Results) -> Words:
+    """The gap to fresh networks of as many steps, with each part of the recipe, in words."""
+    warm = at_own_rates(results.table).query("condition == @WARM").dropna(subset="gap_longer")
+    if warm.empty:
+        return Words(unrecorded(results))
+    said = [f"{mean_estimate(warm[warm.recipe == name].gap_longer)} with {name}" for name in PARTS]
+    return Words(
+        "Each at its own rate, and beside fresh networks of as many steps in all, the mean gap in percentage "
+        f"points is {enumerated(said)}."
+    )
 
 
 def gaps(results: Results) -> Captioned | Words:
