@@ -88,5 +88,5 @@ def test_subsets_recorded_are_those_of_the_seed_with_most():
 
 @both
 def test_another_study_has_no_contributions(account):
-    with pytest.raises(KeyError, match="modules"):
+    with pytest.raises(ValueError, match="modules"):
         account(gaps([1.0] * 64).drop(columns="modules"))

@@ -290,8 +290,8 @@ def test_the_book_is_made_of_records_without_locks_of_files_and_in_any_locale(he
 
 @pytest.mark.parametrize(
     "environment",
-    [{"PYTHONIOENCODING": name} for name in ("ascii", "cp1252", "utf-8")] + [C_LOCALE],
-    ids=["ascii", "cp1252", "utf-8", "C"],
+    [{"PYTHONIOENCODING": name} for name in ("ascii", "latin-1", "cp1252", "utf-8")] + [C_LOCALE],
+    ids=["ascii", "latin-1", "cp1252", "utf-8", "C"],
 )
 def test_a_terminal_gets_signs_that_it_has(here, environment):
     settings = {"REPRO_RESULTS": str(ROOT / "results")} | environment
@@ -386,7 +386,9 @@ def test_parameters_may_come_as_text_as_papermill_passes_them(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["-r seeds two", "-p seeds 0", "-y settings:{a:1}"])
+@pytest.mark.parametrize(
+    "option", ["-r seeds two", "-p seeds two", "-p seeds 0", "-y seeds:[2]", "-y settings:{a:1}"]
+)
 def test_papermill_shows_the_line(tmp_path, option):
     flag, _, words = option.partition(" ")
     value = words.split(" ") if flag != "-y" else [words.replace(":", ": ", 1)]

@@ -60,12 +60,11 @@ def published(study: Study) -> Results:
     Whole is a scale without its runs of the last priority, which no claim waits for. A
     scale that is exploratory, so that it decides nothing, comes after all others.
     """
-    seeds, whole = {}, []
-    for name in LARGEST_FIRST:
+    seeds = {}
+    for name in sorted(LARGEST_FIRST, key=lambda name: PROFILES[name].exploratory):
         cases, there = study.cases(PROFILES[name]), Store.of(name).ids()
         seeds[name] = len({case.seed for case in cases if case.run.id in there})
         first = [case for case in cases if case.priority < LAST] or cases
         if first and all(case.run.id in there for case in first):
-            whole.append(name)
-    whole.sort(key=lambda name: PROFILES[name].exploratory)
-    return results(study, PROFILES[whole[0] if whole else max(seeds, key=seeds.__getitem__)])
+            return results(study, PROFILES[name])
+    return results(study, PROFILES[max(seeds, key=seeds.__getitem__)])

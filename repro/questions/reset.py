@@ -117,6 +117,8 @@ def _games(gaps: pd.DataFrame) -> pd.DataFrame:
     """The gap by seed (rows) and subset (64 columns), NaN where not recorded."""
     if gaps.empty:
         return pd.DataFrame(columns=SUBSETS, dtype=float)
+    if missing := {"seed", "modules", "gap"} - set(gaps.columns):
+        raise ValueError(f"no column {min(missing)!r}: the contributions take gaps of the reset study")
     return gaps.pivot(index="seed", columns="modules", values="gap").reindex(columns=SUBSETS)
 
 

@@ -151,7 +151,17 @@ class Store:
         first = self.read(run_id(run))
         if (first["diverged"], first["curves"]) == (diverged, curves):
             return None
-        return f"run {run_id(run)} was trained twice and its curves differ: the first record stands"
+        places = (
+            f"{name.replace('_', ' ')} from epoch {epoch} of stage {stage} on"
+            for stage, (a, b) in enumerate(zip(first["curves"], curves, strict=False), start=1)
+            for name in CURVES
+            for epoch, (x, y) in enumerate(zip(a[name], b[name], strict=False), start=1)
+            if x != y
+        )
+        differs = next(places, "the number of epochs")
+        return (
+            f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
+        )
 
     def trouble(self, run_id: str) -> Damaged | OSError | None:
         """Why a run's record cannot be used, one of `NOT_THERE` where there is none; None where it can."""
