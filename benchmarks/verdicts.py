@@ -24,7 +24,7 @@ from repro.questions import CLAIMS
 from repro.store.records import commit
 from repro.study import Case
 
-FILE = Path(__file__).parent / "results" / "verdicts.json"
+FILE = Path(__file__).parent / "verdicts.json"
 GAP = 2.0  # in standard deviations of a run, as all that is drawn here
 
 
