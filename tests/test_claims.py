@@ -198,11 +198,23 @@ def test_more_arms_give_more_degrees_of_freedom_and_the_right_spread():
     assert found.errors == pytest.approx([(2 / 5) ** 0.5], rel=0.1)
 
 
-def test_arms_of_unlike_spread_are_not_pooled():
+def test_a_contrast_that_varies_more_than_others_has_less_of_their_spread_and_of_their_freedom():
     random = np.random.default_rng(5)
-    quiet = {name: random.normal(80, 0.1, 5) for name in ("fresh", "warm start", "a", "b", "c")}
-    found = sample(Claim("x", "", "", "x", gap), arms(quiet | {"wild": [20, 80, 40, 90, 30]}))
-    assert found.freedom == [4]
+    quiet = {name: random.normal(80, 0.1, 5) for name in "abcd"}
+    wild = np.array([20.0, 80, 40, 90, 30])
+    found = sample(Claim("x", "", "", "x", gap), arms(quiet | {"fresh": quiet["a"], "warm start": wild}))
+    own, residuals = (wild - quiet["a"]).var(ddof=1), []
+    for values in (*quiet.values(), quiet["a"], wild):
+        residuals.append(values - values.mean())
+    residuals = np.array(residuals) - np.mean(residuals, 0)
+    pooled = 2 * np.square(residuals).sum() / 20  # both of the contrast's arms vary so
+    assert found.errors == pytest.approx([((8 * pooled + 4 * own) / 12 / 5) ** 0.5])
+    assert found.freedom == [12]
+
+
+def test_a_contrast_of_one_arm_has_its_own_spread():
+    found = sample(Claim("x", "", "", "x", lambda arm: arm("a")), arms({"a": [51, 53, 52, 54, 50]}))
+    assert found.errors == pytest.approx([np.std([1, 3, 2, 4, 0], ddof=1) / 5**0.5]) and found.freedom == [4]
 
 
 def test_a_claim_about_networks_that_do_not_fit_is_not_tested():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from repro.analysis.recorded import Results
-from repro.analysis.stats import Estimate, holm, largest_spread, p_below, two_way_residuals
+from repro.analysis.stats import Estimate, holm, p_below, two_way_residuals
 from repro.data import datasets
 from repro.lazy import Lazy
 from repro.study import FRESH, WARM
@@ -19,7 +19,7 @@ np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")  # as in 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
 FITTED = 0.99  # mean train accuracy from which an arm counts as trained to the end, as the paper's are
 FEWEST_SEEDS = 3
-UNLIKE = 2.0  # times the spread of the others that an arm may have for all to be pooled
+PRIOR = 8  # degrees of freedom, at most, that the pooled variance has beside a larger one of a claim's own
 SMALLEST_P = 0.0001  # smaller p values print as < 0.0001
 LESS, MORE, SAME = "less", "more", "same"
 DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts from all planned seeds
@@ -180,6 +180,11 @@ class Verdict:
 def sample(claim: Claim, results: Results) -> Sample:
     """The claim's number from the seeds at which all that it needs is recorded; of no seed where nothing is.
 
+    The error of a contrast is from the spread that the arms of its study share. Where
+    the contrast itself varies more, it is from the mean of both variances, weighted by
+    their degrees of freedom (a moderated t test: Smyth, 2004), the pooled one's being
+    those it has from other arms, `PRIOR` at most.
+
     Raises `NotFitted` where the claim is about networks that do not fit their data.
     """
     floor = (100 if claim.unit.startswith("points") else 1) / datasets.counts(results.profile.data())[1]
@@ -193,23 +198,27 @@ def sample(claim: Claim, results: Results) -> Sample:
     means = values.to_numpy(float).mean(0) if n else np.empty(0)
     if n < 2:
         return Sample(means, np.full(len(means), np.nan), np.zeros(len(means)), n)
-    pooled = arms and _pooled(claim.contrast, arms, values.index, floor)
-    spread, freedom = pooled or (np.maximum(values.std(ddof=1).to_numpy(float), floor), n - 1)
-    return Sample(means, spread / n**0.5, np.full(len(means), float(freedom)), n)
+    own = np.maximum(values.std(ddof=1).to_numpy(float), floor)
+    spread, freedom = own, np.full(len(means), n - 1.0)
+    if arms is not None:
+        pooled, of_pooled = _pooled(claim.contrast, arms, values.index, floor)
+        prior = max(0, min(PRIOR, of_pooled - (n - 1)))
+        moderated = ((prior * pooled**2 + (n - 1) * own**2) / (prior + n - 1)) ** 0.5
+        larger = own > pooled
+        spread = np.where(larger, moderated, pooled)
+        freedom = np.where(larger, prior + n - 1.0, of_pooled)
+    return Sample(means, spread / n**0.5, freedom, n)
 
 
-def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tuple[np.ndarray, int] | None:
+def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tuple[np.ndarray, int]:
     """Standard deviation of each number of a contrast from the spread that all arms of its study share.
 
     That is the residual of arms and seeds (a two-way analysis of variance), with
-    its degrees of freedom. None where one arm varies more than `UNLIKE` times as
-    much as the others: then each number has its own.
+    its degrees of freedom.
     """
     residuals = two_way_residuals(arms.matrix(seeds).to_numpy())
-    if largest_spread(residuals) > UNLIKE:
-        return None
     freedom = (residuals.shape[0] - 1) * (residuals.shape[1] - 1)
-    shared = (np.square(residuals).sum() / freedom) ** 0.5
+    shared = (np.square(residuals).sum() / max(freedom, 1)) ** 0.5
     return np.maximum(shared, floor) * np.square(weights(contrast, arms)).sum(0) ** 0.5, freedom
 
 

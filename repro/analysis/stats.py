@@ -91,13 +91,6 @@ def two_way_residuals(y: np.ndarray) -> np.ndarray:
     return y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
 
 
-def largest_spread(residuals: np.ndarray) -> float:
-    """Spread of the arm that varies most over that of the others, from residuals [seeds, arms]."""
-    squares = np.square(residuals).sum(0)
-    most, others = squares.max(), np.delete(squares, squares.argmax()).mean()
-    return float((most / others) ** 0.5) if most else 1.0
-
-
 def noncentrality(freedom: float, level: float, power: float) -> float:
     """True effect in units of its standard error that a one-sided t test at `level` finds with this power."""
     return float(special.nctdtrinc(freedom, 1 - power, special.stdtrit(freedom, 1 - level)))
