@@ -21,6 +21,7 @@ from rich.table import Table
 from repro import profiles, questions, terminal
 from repro.config import InputError, check_engine
 from repro.data import downloads, places
+from repro.scales import PUBLISHED
 from repro.store.records import ROOT, Store
 from repro.study import only as chosen_cases
 
@@ -225,7 +226,7 @@ def claims(
     """
     from repro import scorecard
 
-    whole = profile == profiles.PUBLISHED
+    whole = profile == PUBLISHED
     if whole and (question or settings or seeds or against):
         raise InputError("--profile published takes no question, --set, --seeds or --against")
     chosen = None if whole else profiles.profile(profile, settings or (), seeds)

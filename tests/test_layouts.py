@@ -14,8 +14,8 @@ from repro.questions import STUDIES
 from repro.store.records import Store
 from repro.sweep import calibration, dispatch, layouts, machine, plans, processes, trainer
 from repro.sweep.calibration import Engine
-from repro.sweep.layouts import Layout
 from repro.sweep.messages import LAST, End, Ended
+from repro.sweep.plans import Layout
 from repro.sweep.progress import Progress
 from repro.training import loop
 

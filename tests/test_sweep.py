@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from repro import config, profiles
 from repro.analysis import recorded
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
-from repro.data.sampling import steps_per_epoch
+from repro.data.datasets import steps_per_epoch
 from repro.questions import STUDIES
 from repro.running import run_study
 from repro.store.records import CURVES, Store

@@ -19,11 +19,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from repro.analysis import recorded
 from repro.figures.shown import MARK
 from repro.lazy import Lazy
-from repro.profiles import PUBLISHED
+from repro.profiles import scale
 from repro.questions import studies
-from repro.running import run_study
+from repro.scales import PUBLISHED
 
 pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
@@ -165,8 +166,9 @@ def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> di
 def _records(chapter: str, parameters: dict) -> bytes:
     """What is recorded of a chapter's studies as CSV, empty where it has none."""
     profile, seeds, settings = (parameters.get(name) for name in ("profile", "seeds", "settings"))
-    asked = [study.name for study in studies() if study.chapter == chapter]
-    found = (run_study(name, profile or PUBLISHED, seeds, "none", settings) for name in asked)
+    chosen = None if profile in (None, PUBLISHED) else scale(profile, seeds, settings)
+    asked = [study for study in studies() if study.chapter == chapter]
+    found = (recorded.results(study, chosen) if chosen else recorded.published(study) for study in asked)
     tables = [r.table.assign(study=r.study.name, profile=r.profile.name) for r in found]
     return pd.concat(tables).to_csv(index=False).encode() if tables else b""
 

@@ -11,7 +11,7 @@ from repro.config import Model
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import Arm, Study, crossed, pair
 
 pd = Lazy("pandas")

@@ -16,11 +16,11 @@ import torch
 
 from repro.config import Dataset, InputError, Run, Stage
 from repro.data import datasets, downloads
-from repro.data.sampling import steps_per_epoch
+from repro.data.datasets import steps_per_epoch
 from repro.store.records import Store
 from repro.sweep import layouts, machine, plans, trainer
-from repro.sweep.layouts import Layout
 from repro.sweep.messages import End, Ended, Speed, Trial
+from repro.sweep.plans import Layout
 from repro.sweep.processes import Children
 from repro.training import cuda_graphs
 from repro.training.populations import Member, Population

@@ -21,9 +21,8 @@ from repro.data import datasets
 from repro.store import files
 from repro.store.records import Store
 from repro.sweep import cluster, costs, layouts, leases, machine, plans
-from repro.sweep.layouts import Layout
 from repro.sweep.messages import End, Ended, EpochDone, Job, Message, Warned
-from repro.sweep.plans import Part, Plan
+from repro.sweep.plans import Layout, Part, Plan
 from repro.sweep.processes import STOP_SIGNALS, Children, Here
 from repro.sweep.progress import Progress
 

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from repro.config import Run, as_json
@@ -18,17 +18,7 @@ from repro.data import datasets
 from repro.store import files
 from repro.store.records import Store
 from repro.sweep import plans
-from repro.sweep.plans import Group, Plan
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A population, as one grouped network or as networks side by side."""
-
-    population: int
-    grouped: bool
-    compiled: bool = False
-
+from repro.sweep.plans import Group, Layout, Plan
 
 # Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
 # (`benchmarks/results/gpu-h200.json`). At width 16 a compiled group of 20 led, 1.14 times as fast as one of

@@ -18,7 +18,8 @@ import torch
 from repro import cpu
 from repro.config import HALF, InputError, Model, Run, check_engine
 from repro.data import datasets
-from repro.data.sampling import portions, steps_per_epoch
+from repro.data.datasets import steps_per_epoch
+from repro.data.sampling import portions
 from repro.store import files, records
 from repro.store.records import Store
 from repro.sweep import leases, machine, messages, plans
