@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 import sys
 import warnings
@@ -19,13 +20,14 @@ import typer
 from rich.table import Table
 
 from repro import profiles, questions, terminal
-from repro.config import InputError, check_engine
-from repro.data import downloads, places
+from repro.config import InputError, check_engine, given
+from repro.data import downloads
 from repro.scales import PUBLISHED
 from repro.store.records import ROOT, Store
 from repro.study import only as chosen_cases
 
 STOPPED = 3
+OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # variables of the environment
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 published = typer.Typer(no_args_is_help=True, help="Look after recorded results.")
 app.add_typer(published, name="results")
@@ -233,7 +235,7 @@ def claims(
     if against is not None:
         if question or as_json:
             raise InputError("--against compares the paper's claims, in a table: leave the rest out")
-        folder = ROOT / "results" if against == "published" else places.given(against)
+        folder = ROOT / "results" if against == "published" else given(against)
         table = _table("claim", "here", "there", "#difference", "#tolerance", "unit", "agree")
         for row in scorecard.against(chosen, folder / chosen.name).itertuples(index=False):
             table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
@@ -285,8 +287,8 @@ def book(
     if profile is None:
         if settings or seeds is not None:
             raise InputError("--set and --seeds need a --profile: published records are as they are")
-        given = {} if device is None else {"device": device}
-        raise typer.Exit(pages.make_book(None, asked, given, out, jobs, pdf=pdf))
+        parameters = {} if device is None else {"device": device}
+        raise typer.Exit(pages.make_book(None, asked, parameters, out, jobs, pdf=pdf))
     fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
     if seeds is None and len(fields) < len(settings or ()):
         seeds = profiles.profile(profile, settings or ()).seeds
@@ -357,7 +359,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(_say("standard output is closed: /dev/null throws away what is printed", 1))
     terminal.prepare()
     try:
-        places.fix_environment()
+        _fix_environment()
         status = app(arguments, prog_name="repro", standalone_mode=False)
     except InputError as error:
         status = _say(str(error), 2)
@@ -380,6 +382,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:
         status = status or _say(f"standard output: {error.strerror}", 1)
     sys.exit(status or 0)
+
+
+def _fix_environment() -> None:
+    """Make the paths in the environment absolute, for this process and those that it starts."""
+    for name in OF_PATHS:
+        if paths := os.environ.get(name):
+            parts = paths.split(os.pathsep) if name == "PYTHONPATH" else [paths]
+            os.environ[name] = os.pathsep.join(str(given(part)) for part in parts)
 
 
 def _say(message: str, status: int = 0) -> int:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from repro.config import MODULES, InputError
+from repro.config import MODULES, InputError, given
 from repro.data import datasets, folders, own
 from repro.data.downloads import SOURCES
-from repro.data.places import given, is_folder
 from repro.scales import FIELDS, PROFILES, Profile
 from repro.store.records import Store, names_of
 
 OWN = "own"  # name of all data of one's own
+is_folder = os.path.isdir  # that of pathlib raises an error at a name that no file could have
 
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:

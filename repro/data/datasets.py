@@ -13,10 +13,9 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-from repro.config import ALL, Dataset, InputError, Run, Subset
+from repro.config import ALL, Dataset, InputError, Run, Subset, given
 from repro.data.downloads import SIDE, SOURCES, cache, download
 from repro.data.npz import Images, pack, read, stamp
-from repro.data.places import given
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # a plan counts images without it

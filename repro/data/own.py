@@ -20,9 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from repro.config import Code, InputError
+from repro.config import Code, InputError, given
 from repro.data.npz import stamp
-from repro.data.places import given
 from repro.lazy import Lazy
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import repro
-from repro.config import InputError, Run, as_json, run_from_json, run_id
-from repro.data.places import given
+from repro.config import InputError, Run, as_json, given, run_from_json, run_id
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
