@@ -19,12 +19,14 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from repro import profiles, questions, terminal
+from repro import profiles, questions, scorecard, terminal
 from repro.config import InputError, check_engine, given
-from repro.data import downloads
+from repro.data import datasets, downloads
 from repro.scales import PUBLISHED
+from repro.store import audit
 from repro.store.records import ROOT, Store
 from repro.study import only as chosen_cases
+from repro.sweep import costs, plans, progress
 
 STOPPED = 3
 OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # variables of the environment
@@ -88,8 +90,6 @@ def plan(
     price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in any currency")] = None,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
-    from repro.sweep import costs, plans
-
     known = speed is not None
     if known and measure:
         raise InputError("--speed is given or found by --measure: choose one of them")
@@ -108,7 +108,7 @@ def plan(
     every = [run for runs in cases.values() for run in runs]
     slots, seconds = 1, lambda run: run.batch_size / (speed or 1)
     if measure:
-        from repro.sweep import calibration
+        from repro.sweep import calibration  # PyTorch takes seconds to import
 
         slots = calibration.engine().slots
         seconds = calibration.seconds_per_step(every, Store.of(chosen.name))
@@ -165,13 +165,16 @@ def run(
         raise typer.Exit(status)
 
 
-def _sweep(chosen, runs, device: str, **settings) -> int:
-    """Exit status of training what is missing of the runs."""
-    from repro.sweep import dispatch, plans, progress
+def _sweep(
+    chosen, runs, device: str, on: str | None = None, jobs: int | None = None, **settings: object
+) -> int:
+    """Exit status of training what is missing of the runs, here or on a cluster."""
+    from repro.sweep import cluster, dispatch  # a fifth of the time that a command takes to start
 
-    store = Store.of(chosen.name)
+    store, place = Store.of(chosen.name), None if on is None else cluster.place(on, jobs)
     with progress.shown() as shown:
-        outcome = dispatch.execute(plans.plan(runs), store, device=device, progress=shown, **settings)
+        made = plans.plan(runs)
+        outcome = dispatch.execute(made, store, device=device, progress=shown, place=place, **settings)
     print(f"{shown.recorded} of {shown.runs} runs recorded in {store.folder}")
     for line in outcome.failures:
         _say(line)
@@ -226,8 +229,6 @@ def claims(
 
     With --profile published each claim by those of the largest scale that is whole, as the book has it.
     """
-    from repro import scorecard
-
     whole = profile == PUBLISHED
     if whole and (question or settings or seeds or against):
         raise InputError("--profile published takes no question, --set, --seeds or --against")
@@ -278,7 +279,7 @@ def book(
     trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
-    from repro.book import execution as pages
+    from repro.book import execution as pages  # a fifth of the time that a command takes to start
 
     pages.require_tools()
     if device not in (None, "none"):
@@ -314,13 +315,11 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PROFILE]...", help="all by default")] = None,
 ) -> None:
     """Check every recorded result, and say which device and commit it is from."""
-    from repro.store import audit as results
-
     wrong = False
-    for folder in results.folders(names or []):
-        rows, problems = results.verify(folder)
-        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in results.Made._fields))
-        for made in results.summary(rows):
+    for folder in audit.folders(names or []):
+        rows, problems = audit.verify(folder)
+        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in audit.Made._fields))
+        for made in audit.summary(rows):
             table.add_row(*map(str, made))
         print(f"{folder}: {len(rows)} sound records, {len(problems)} problems")
         terminal.show(table)
@@ -338,15 +337,13 @@ def data(
     ] = None,
 ) -> None:
     """List the data sets, or fetch one: by download, or from a copy in an .npz file."""
-    from repro.data import datasets as sets
-
     if name is None and source is not None:
         raise InputError(f"--from needs the name of a data set: {', '.join(downloads.SOURCES)}")
     if name is not None:
         found = downloads.import_npz(name, source) if source else downloads.download(name)
         print(f"{name}: {len(found.y_train):,} training and {len(found.y_test):,} test images")
     table = _table("data set", "state", "#training", "#test", "fingerprint", "file")
-    for row in sets.describe():
+    for row in datasets.describe():
         counts = [f"{row[split]:,}" for split in ("train", "test")]
         table.add_row(row["name"], row["state"], *counts, row["fingerprint"] or "", row["path"] or "")
     terminal.show(table)

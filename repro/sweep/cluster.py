@@ -29,7 +29,7 @@ from repro.config import InputError
 from repro.store.records import ROOT, Store, results_folder
 from repro.sweep import machine
 from repro.sweep.messages import End, Ended, Job, Report
-from repro.sweep.processes import BEAT, Children
+from repro.sweep.processes import BEAT, Child, Children, Place
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -42,15 +42,16 @@ _places = itertools.count()  # on a worker, the places of these threads
 _stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
 
 
-def check(on: str) -> None:
-    """Refuse what is neither `slurm` nor the address of a scheduler."""
+def place(on: str, jobs: int | None = None) -> Place:
+    """The cluster that `--on` names: `slurm`, or the address of a scheduler; refuses what is neither."""
     if on != "slurm" and not on.startswith(("tcp://", "tls://")):
         raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
+    return lambda stopping: connected(on, jobs)
 
 
 @contextlib.contextmanager
 def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
-    """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
+    """The cluster, while the block lasts."""
     try:
         import distributed
     except ImportError:
@@ -168,8 +169,8 @@ def train(job: Job, token: str) -> Ended:
         place, threads = next(_places), worker.state.nthreads
         # The child of a thread that is alone finds the first GPU by itself.
         gpus = machine.gpus("auto") if threads > 1 and job.device != "cpu" else 0
-        own = [place % gpus] if gpus else ()
-        _own.children = Children(1, max(1, machine.cores() // threads), own)
+        child = Child(max(1, machine.cores() // threads), place % gpus if gpus else None)
+        _own.children = Children([child])
     _own.children.start(job)
     while True:
         for _, ended in _own.children.listen(lambda news: worker.log_event(token, pickle.dumps(news))):

@@ -1,4 +1,4 @@
-"""How networks of one shape train together on a GPU: by a table, or as it was measured for a store.
+"""How networks of one shape train together; on a GPU by a table, or as it was measured for a store.
 
 So a sweep goes on in the very populations it began with, on whatever machine.
 """
@@ -19,6 +19,15 @@ from repro.store import files
 from repro.store.records import Store
 from repro.sweep import plans
 from repro.sweep.plans import Group, Layout, Plan
+
+
+def on_cpu(run: Run) -> Layout:
+    """One grouped network, or networks side by side where those of a group would not be rounded as alone.
+
+    That is where PyTorch's convolutions train, for batches that are no multiple of 16 (`repro.cpu`).
+    """
+    return Layout(plans.population_size(run), grouped=run.batch_size % 16 == 0)
+
 
 # Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
 # (`benchmarks/results/gpu-h200.json`). At width 16 a compiled group of 20 led, 1.14 times as fast as one of
@@ -44,8 +53,13 @@ def default(run: Run) -> Layout:
     return next(layout for width, layout in DEFAULTS if run.model.width <= width)
 
 
-def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
-    """The same runs in populations for a GPU, and how these train: as the store says, or the table."""
+def fitted(
+    plan: Plan, store: Store, compiling_pays: int = COMPILING_PAYS
+) -> tuple[Plan, Callable[[Run], Layout]]:
+    """The same runs in populations for a GPU, and how these train: as the store says, or the table.
+
+    Compiled is only what has so many training images.
+    """
     shapes = {shape(run): run for group in plan.groups for run in group.runs}
     found = {key: read(store, run) or default(run) for key, run in shapes.items()}
     made = plans.plan(plan.wanted.values(), lambda run: found[shape(run)].population)
@@ -58,7 +72,7 @@ def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
     images: Counter[tuple] = Counter()
     for group in made.groups:
         images[compilation(group)] += group.steps * group.trajectories[0].longest.batch_size
-    long = {run.id: images[compilation(g)] >= COMPILING_PAYS for g in made.groups for run in g.runs}
+    long = {run.id: images[compilation(g)] >= compiling_pays for g in made.groups for run in g.runs}
 
     def layout(run: Run) -> Layout:
         chosen = found[shape(run)]
