@@ -89,20 +89,32 @@ def _known(verdict: Verdict) -> bool:
     return verdict.effect.n > 0 or verdict.verdict == "not tested"
 
 
+def at_all_scales() -> list[list[Verdict]]:
+    """For each claim the verdict that is told (`best`), then those of other scales with records of it."""
+    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
+    told, cards = best(), [scorecard(PROFILES[name]) for name in names]
+    return [
+        [first, *(card[id] for card in cards if _known(card[id]) and card[id].profile != first.profile)]
+        for id, first in told.items()
+    ]
+
+
 def claims_table(*studies: str) -> Table:
     """A row for each claim that these studies decide, all by default, at each scale that has records of it.
 
-    The first row of a claim is the one that is told (`best`).
+    The first row of a claim is the one that is told.
     """
-    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
-    told, cards = best(), [scorecard(PROFILES[name]) for name in names]
     rows = []
-    for claim in CLAIMS:
-        if not studies or claim.study in studies:
-            first, all_scales = told[claim.id], (card[claim.id] for card in cards)
-            rows.append(row(first))
-            rows += [row(v) | {"claim": ""} for v in all_scales if _known(v) and v.profile != first.profile]
+    for first, *others in at_all_scales():
+        if not studies or first.claim.study in studies:
+            rows += [row(first), *(row(verdict) | {"claim": ""} for verdict in others)]
     return Table(pd.DataFrame(rows))
+
+
+def effects() -> pd.DataFrame:
+    """A row for each claim at each scale that has records of it; the first row of a claim is the one told."""
+    rows = pd.DataFrame(verdict.as_json() for found in at_all_scales() for verdict in found)
+    return rows.assign(low=rows.interval.str[0], high=rows.interval.str[1]).drop(columns="interval")
 
 
 def row(verdict: Verdict) -> dict[str, str]:

@@ -174,7 +174,7 @@ def test_a_book_in_which_nothing_changed_is_there_without_its_tools(tiny, tmp_pa
     call = [sys.executable, "-W", "error", "-c", code, str(tiny), str(tmp_path)]
     first, again = (subprocess.run(call, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
     assert "passed" in first.stdout and "kept" in again.stdout and again.stderr.split() == []
-    csv = tmp_path / "_build" / "stage" / "book" / "_static" / "records" / "01_warm_start.csv"
+    csv = tmp_path / "_build" / "stage" / "book" / "_static" / "records" / "01_warm_start.runs.csv"
     assert len(csv.read_text().splitlines()) == 1  # names of columns alone
 
     write(Store.of("smoke"), warm_start(profiles.profile("smoke"))[0].run)

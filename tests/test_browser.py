@@ -122,7 +122,7 @@ def test_every_link_leads_to_its_place_and_no_page_scrolls_sideways_on_a_phone(s
     files = {
         link for _, links in found.values() for link in links if not urldefrag(link)[0].endswith(".html")
     }
-    assert any(link.endswith("07_reset.csv") for link in files)
+    assert any(link.endswith("07_reset.runs.csv") for link in files)
     assert any(link.endswith("07_reset.ipynb") for link in files)
     for link in files - {site}:
         assert (

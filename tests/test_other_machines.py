@@ -123,7 +123,7 @@ def test_a_book_of_own_images_by_relative_paths_of_any_characters_without_a_home
     made = {"a,b=[x] {y}.npz", "inspect.py", "my [results]", "out [1]", "random.py", "torch.py"}
     assert set(names(here)) == made
     assert len([n for n in names(here / "my [results]" / "smoke") if n.endswith(".json")]) == 3
-    executed = (out / "_build" / "executed" / "01_warm_start.csv").read_text(encoding="utf-8")
+    executed = (out / "_build" / "executed" / "01_warm_start.runs.csv").read_text(encoding="utf-8")
     assert len(executed.splitlines()) == 1 + 2 + 3  # names of columns, then the runs of two studies
     page = (out / "_build/html/book/chapters/01_warm_start.html").read_text(encoding="utf-8")
     assert "has no results" not in page and str(here) not in page

@@ -191,6 +191,20 @@ def test_the_first_page_shows_and_says_what_the_records_do(tmp_path, monkeypatch
 VECTORS = {("AMD EPYC", "bf16"): "AMD EPYC (AVX512)", ("AMD EPYC", "float32"): "AMD EPYC (AVX2)"}
 
 
+def test_the_table_of_effects_has_each_claim_first_as_it_is_told_and_then_at_other_scales(monkeypatch):
+    """Anyone may take it along; its numbers are those of the verdicts."""
+    monkeypatch.setenv("REPRO_RESULTS", str(ROOT / "results"))
+    table, told = scorecard.effects(), scorecard.best()
+    first = table.drop_duplicates("id").set_index("id")
+    assert list(first.index) == list(told)
+    for id, verdict in told.items():
+        assert first.verdict[id] == verdict.verdict and first.profile[id] == verdict.profile
+        assert first.loc[id, ["effect", "low", "high"]].tolist() == pytest.approx(
+            [verdict.effect.mean, verdict.effect.low, verdict.effect.high], nan_ok=True
+        )
+    assert not table.duplicated(["id", "profile"]).any() and {"cifar10", "laptop"} <= set(table.profile)
+
+
 def origin(device, precision, versions):
     """What the bits of a run depend on, besides its population."""
     libraries = ("torch", "llvmlite") if precision == "float32" else ("torch",)

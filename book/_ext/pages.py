@@ -12,10 +12,11 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 CHAPTER = "book/chapters/"
+TABLES = {"runs": "Every run behind this page", "effects": "Every claim's effect, at every scale"}
 
 
 def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document) -> None:
-    """Adds an OpenGraph card to the page and its records and PDF to its downloads."""
+    """Adds an OpenGraph card to the page."""
     if doctree is None:
         return
     name = pagename.removeprefix(CHAPTER)
@@ -40,14 +41,13 @@ def describe(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
 
 
 def offer(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document) -> None:
-    """Adds a chapter's records and PDF to the menu of downloads."""
+    """Adds a chapter's tables and PDF to the menu of downloads."""
     name, group = pagename.removeprefix(CHAPTER), _downloads(context)
     if group is None or name == pagename:
         return
-    if (Path(app.srcdir) / "book" / "_static" / "records" / f"{name}.csv").exists():
-        group.append(
-            _link("csv", context["pathto"](f"_static/records/{name}.csv", 1), "Records of this chapter")
-        )
+    for table in sorted((Path(app.srcdir) / "book" / "_static" / "records").glob(f"{name}.*.csv")):
+        kind = table.name.split(".")[1]
+        group.append(_link("csv", context["pathto"](f"_static/records/{table.name}", 1), TABLES[kind], kind))
     if app.config.book_pdf:
         group[:] = [button for button in group if button["label"] != "download-pdf-button"]
         group.append(_link("pdf", f"{name}.pdf", "This chapter as PDF"))
@@ -59,10 +59,11 @@ def _downloads(context: dict) -> list | None:
     )
 
 
-def _link(kind: str, url: str, tooltip: str) -> dict:
+def _link(kind: str, url: str, tooltip: str, text: str = "") -> dict:
     icon = f"fas fa-file-{kind}"
-    label = f"download-{kind}-button"
-    return {"type": "link", "url": url, "text": f".{kind}", "tooltip": tooltip, "icon": icon, "label": label}
+    label = f"download-{text or kind}-button"
+    text = f"{text}.{kind}"
+    return {"type": "link", "url": url, "text": text, "tooltip": tooltip, "icon": icon, "label": label}
 
 
 def finish(app: Sphinx, exception: Exception | None) -> None:

@@ -129,7 +129,7 @@ def _execute_one(
 ) -> ChapterResult:
     done, failed = folder / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
     stamp = folder / f"{notebook.stem}.state"
-    for path in (done, failed, stamp, folder / f"{notebook.stem}.csv"):
+    for path in (done, failed, stamp, *rendering.tables(folder, notebook.stem)):
         path.unlink(missing_ok=True)
     # Papermill takes a path for a format, which parameters fill.
     source, target = (re.sub(r"[{}]", r"\g<0>\g<0>", str(path)) for path in (notebook, failed))

@@ -19,6 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from repro import scorecard
 from repro.analysis import recorded
 from repro.figures.shown import MARK
 from repro.lazy import Lazy
@@ -27,6 +28,7 @@ from repro.questions import studies
 from repro.scales import PUBLISHED
 
 pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
+SCORECARD = "10_scorecard"  # the chapter whose tables are of all studies
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 IN_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # of tools' files and output, whatever the locale
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
@@ -95,7 +97,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
     """Names of the chapters without results, after making `stage` the sources to render.
 
     A chapter has results if its present source was executed with `parameters`.
-    Its records as CSV and its first figure as PNG go with it.
+    Its tables as CSV and its first figure as PNG go with it.
     """
     import yaml  # part of the book's tools, which only this command needs
 
@@ -150,12 +152,14 @@ def published(config: dict) -> dict:
 
 
 def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> dict[str, bytes]:
-    """The records of a chapter as CSV and its first figure as PNG, by their place in the stage."""
-    files, csv = {}, executed / f"{chapter}.csv"
-    if not csv.exists():  # since the chapter was executed
-        csv.write_bytes(_records(chapter, parameters))
-    if records := csv.read_bytes():
-        files[f"book/_static/records/{chapter}.csv"] = records
+    """The tables of a chapter as CSV and its first figure as PNG, by their place in the stage."""
+    files, kept = {}, tables(executed, chapter)
+    if not kept:  # since the chapter was executed
+        for name, table in _tables(chapter, parameters).items():
+            (executed / name).write_bytes(table.to_csv(index=False).encode())
+        kept = tables(executed, chapter)
+    for csv in kept:
+        files[f"book/_static/records/{csv.name}"] = csv.read_bytes()
     outputs = (output.get("data", {}) for cell in page["cells"] for output in cell.get("outputs", ()))
     pictures = (data[kind] for data in outputs for kind in data if kind.endswith("image/png"))
     if figure := next(pictures, None):
@@ -163,14 +167,22 @@ def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> di
     return files
 
 
-def _records(chapter: str, parameters: dict) -> bytes:
-    """What is recorded of a chapter's studies as CSV, empty where it has none."""
+def tables(executed: Path, chapter: str) -> list[Path]:
+    """The CSV files of a chapter that was executed in this folder."""
+    return sorted(executed.glob(f"{chapter}.*.csv"))
+
+
+def _tables(chapter: str, parameters: dict) -> dict[str, pd.DataFrame]:
+    """What is recorded of a chapter's studies; on the scorecard of all of them, and every claim's effect."""
     profile, seeds, settings = (parameters.get(name) for name in ("profile", "seeds", "settings"))
     chosen = None if profile in (None, PUBLISHED) else scale(profile, seeds, settings)
-    asked = [study for study in studies() if study.chapter == chapter]
-    found = (recorded.results(study, chosen) if chosen else recorded.published(study) for study in asked)
-    tables = [r.table.assign(study=r.study.name, profile=r.profile.name) for r in found]
-    return pd.concat(tables).to_csv(index=False).encode() if tables else b""
+    asked = [study for study in studies() if chapter in (study.chapter, SCORECARD)]
+    if not asked:
+        return {}
+    found = [recorded.results(study, chosen) if chosen else recorded.published(study) for study in asked]
+    runs = pd.concat(r.table.assign(study=r.study.name, profile=r.profile.name) for r in found)
+    effects = {f"{chapter}.effects.csv": scorecard.effects()} if chapter == SCORECARD else {}
+    return {f"{chapter}.runs.csv": runs} | effects
 
 
 def build(stage: Path, out: Path) -> Path:
