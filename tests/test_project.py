@@ -71,7 +71,7 @@ def test_command_line_works_from_a_plain_checkout_without_the_tools_of_the_book(
     blocked = "papermill", "ipywidgets", "jupyter_book", "nbformat", "IPython", "myst_nb"
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "sys.argv[0] = 'repro'\nfrom repro.cli import main\ntry:\n    main()\n"
+        "from repro.cli import main\ntry:\n    main(sys.argv[1:])\n"
         f"finally:\n    print('slow:', *filter(sys.modules.get, {SLOW | {'torch._dynamo'}!r}))"
     )
     command = "run", "warm_start", "--profile", "smoke", "--seeds", "1", "--device", "cpu"

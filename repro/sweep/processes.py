@@ -98,12 +98,14 @@ class Children:
 
 # Only `repro` comes from this folder: it is where people work, and may hold a `random.py` or a `torch.py`.
 CALL = """
-import importlib, sys
+import importlib, os, sys
 sys.path.insert(0, sys.argv[1])
 import repro
 del sys.path[0]
 from repro.sweep.processes import serve
 serve(int(sys.argv[2]))
+print(end="", flush=True)
+os._exit(0)  # the parent has all: taking PyTorch down module by module is time for nothing
 """
 
 
