@@ -378,9 +378,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         terminal.flush()
     except OSError as error:
         status = status or _say(f"standard output: {error.strerror}", 1)
-    if (
-        arguments is None
-    ):  # the program: all is written, and to take it down module by module is time for nothing
+    if arguments is None:  # the program: all is written, taking it down module by module is time for nothing
         os._exit(status or 0)
     sys.exit(status or 0)
 

@@ -193,10 +193,11 @@ from repro.questions import STUDIES
 from repro.store import records
 from repro.sweep import dispatch, plans, processes
 from repro.sweep.progress import Progress
-from repro.training import loop
 
 def sweep(slots):
     def train(*arguments, **named):  # with a checkpoint after every epoch
+        from repro.training import loop
+
         return loop.train_population(*arguments, **named, every=0)
 
     def here(stopping):
@@ -214,18 +215,20 @@ cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
 made = plans.plan(c.run for c in cases)
 if slots != "many":
     print("go", flush=True)
-    steps, code = sweep(slots)
-    print(steps, flush=True)
-    sys.exit(code)
-if slots == "many":  # kernels are compiled once, too
-    dispatch.execute(made, records.Store.of("compiled"), device="cpu", precision="float32", slots=1)
-for line in sys.stdin:  # sweeps one after another, begun as copies of this process: torch is imported once
+    sys.exit(sweep(slots)[1])
+dispatch.execute(made, records.Store.of("compiled"), device="cpu", precision="float32", slots=1)
+for line in sys.stdin:  # begins a sweep as a copy of this process, whose kernels are compiled, or ends one
     slots, _, folder = line.strip().partition(" ")
-    if not (pid := os.fork()):
+    if slots == "end":
+        print(os.waitstatus_to_exitcode(os.waitpid(int(folder), 0)[1]), flush=True)
+    elif pid := os.fork():
+        print(pid, flush=True)
+    else:
         os.environ["REPRO_RESULTS"] = folder
-        os._exit(sweep(slots)[1])
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        steps, code = sweep(slots)
+        with open(f"{folder}/steps{os.getpid()}", "w") as told:
+            told.write(str(steps))
+        os._exit(code)
 """
 
 
@@ -236,14 +239,44 @@ def sweep_process(slots, settings=LONG, **named):
     return subprocess.Popen(command, text=True, env=environment, **pipes, **named)
 
 
+class Starter:
+    """A process that has imported PyTorch, and begins sweeps in processes that are copies of it."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def _asked(self, *words):
+        print(*words, file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def begin(self, slots, folder):
+        """The process id of a sweep with its records in a folder."""
+        folder.mkdir(exist_ok=True)
+        return self._asked(slots, folder)
+
+    def end(self, sweep):
+        """The exit status of a sweep, once it has ended."""
+        return self._asked("end", sweep)
+
+
+@pytest.fixture(scope="module")
+def starter(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_RESULTS", str(tmp_path_factory.mktemp("starter")))
+        process = sweep_process("many")
+    with process:
+        yield Starter(process)
+        process.stdin.close()
+
+
 @pytest.mark.slow
-def test_two_sweeps_in_processes_of_their_own_train_each_run_once():
+@pytest.mark.xdist_group("starter")
+def test_two_sweeps_in_processes_of_their_own_train_each_run_once(starter, tmp_path):
     runs = warm_start(settings=LONG)
-    both = [sweep_process(1), sweep_process(1)]
-    told = [process.communicate(timeout=600)[0].split() for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert sum(int(words[1]) for words in told) == plans.plan(runs).steps
-    assert outcomes(Store.of("smoke")).keys() == {run.id for run in runs}
+    both = [starter.begin(1, tmp_path) for _ in range(2)]
+    assert [starter.end(sweep) for sweep in both] == [0, 0]
+    assert sum(int((tmp_path / f"steps{sweep}").read_text()) for sweep in both) == plans.plan(runs).steps
+    assert outcomes(Store(tmp_path / "smoke")).keys() == {run.id for run in runs}
 
 
 # Kills
@@ -264,47 +297,40 @@ def alive(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("starter")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find children")
-def test_kills_at_random_moments_lose_nothing_and_change_nothing(tmp_path):
+def test_kills_at_random_moments_lose_nothing_and_change_nothing(starter, tmp_path):
     """Of drivers and of children; a sweep is gone on with until it is whole, then another is begun."""
     chance = random.Random(int(os.environ.get("REPRO_SEED", "0")))
     kills, whole, orphans, spans = {"sweep": 0, "child": 0}, 0, [], {}
-    with sweep_process("many") as starter:
-
-        def begin(slots, folder):
-            print(slots, folder, file=starter.stdin, flush=True)
-            return int(starter.stdout.readline())
-
-        for slots in (1, 2):
-            start = time.monotonic()
-            begin(slots, tmp_path / f"undisturbed{slots}")
-            assert starter.stdout.readline() == "0\n"
-            spans[slots] = time.monotonic() - start
-        expected, other = (outcomes(Store(tmp_path / f"undisturbed{slots}" / "smoke")) for slots in (1, 2))
-        assert len(expected) == 6
-        assert other == expected
-        while sum(kills.values()) < KILLS or not whole:
-            slots, folder = 2 if sum(kills.values()) % 4 == 0 else 1, tmp_path / f"sweep{whole}"
-            start, sweep = time.monotonic(), begin(slots, folder)
-            moment = start + chance.uniform(0, spans[slots])
-            while alive(sweep) and time.monotonic() < moment:
-                time.sleep(0.002)
-            children = children_of(sweep)
-            if alive(sweep) and sum(kills.values()) < KILLS:
-                victim = chance.choice(["sweep", "child", "child"] if children else ["sweep"])
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(sweep if victim == "sweep" else chance.choice(children), signal.SIGKILL)
-                    kills[victim] += 1
-                    orphans += children if victim == "sweep" else []
-            code, store = int(starter.stdout.readline()), Store(folder / "smoke")
-            assert code in (0, -signal.SIGKILL)
-            assert outcomes(store).items() <= expected.items()  # each of them sound, and as it would be
-            if code == 0:
-                spans[slots] = time.monotonic() - start  # as busy as the machine is by now
-                assert outcomes(store) == expected
-                assert not list(store.checkpoint("x").parent.glob("*.pt"))
-                whole += 1
-        starter.stdin.close()
+    for slots in (1, 2):
+        start = time.monotonic()
+        assert starter.end(starter.begin(slots, tmp_path / f"undisturbed{slots}")) == 0
+        spans[slots] = time.monotonic() - start
+    expected, other = (outcomes(Store(tmp_path / f"undisturbed{slots}" / "smoke")) for slots in (1, 2))
+    assert len(expected) == 6
+    assert other == expected
+    while sum(kills.values()) < KILLS or not whole:
+        slots, folder = 2 if sum(kills.values()) % 4 == 0 else 1, tmp_path / f"sweep{whole}"
+        start, sweep = time.monotonic(), starter.begin(slots, folder)
+        moment = start + chance.uniform(0, spans[slots])
+        while alive(sweep) and time.monotonic() < moment:
+            time.sleep(0.002)
+        children = children_of(sweep)
+        if alive(sweep) and sum(kills.values()) < KILLS:
+            victim = chance.choice(["sweep", "child", "child"] if children else ["sweep"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(sweep if victim == "sweep" else chance.choice(children), signal.SIGKILL)
+                kills[victim] += 1
+                orphans += children if victim == "sweep" else []
+        code, store = starter.end(sweep), Store(folder / "smoke")
+        assert code in (0, -signal.SIGKILL)
+        assert outcomes(store).items() <= expected.items()  # each of them sound, and as it would be
+        if code == 0:
+            spans[slots] = time.monotonic() - start  # as busy as the machine is by now
+            assert outcomes(store) == expected
+            assert not list(store.checkpoint("x").parent.glob("*.pt"))
+            whole += 1
     deadline = time.monotonic() + 300
     while any(map(alive, orphans)):
         assert time.monotonic() < deadline, "a child outlived its sweep"
