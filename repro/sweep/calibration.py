@@ -14,7 +14,7 @@ from repro.config import Dataset, InputError, Run, Stage
 from repro.data import datasets, downloads
 from repro.data.datasets import steps_per_epoch
 from repro.store.records import Store
-from repro.sweep import layouts, machine, plans, trainer
+from repro.sweep import layouts, leases, machine, plans, trainer
 from repro.sweep.messages import End, Ended, Speed, Trial
 from repro.sweep.processes import Child, Children
 
@@ -41,7 +41,8 @@ class Engine:
 
 
 def engine() -> Engine:
-    """A process of one thread for each GPU, or for each core, as a sweep has them."""
+    """A process of one thread for each GPU, or for each core, as a sweep has them, where one can train."""
+    leases.check()
     gpus = machine.gpus("auto")
     device = "cuda" if gpus else "cpu"
     return Engine(device, trainer.choose_precision(device, "auto"), gpus or machine.cores(), threads=1)

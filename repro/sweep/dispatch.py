@@ -228,11 +228,7 @@ def _train(sweep: Sweep, workers: Workers, stopping: Callable[[], bool]) -> None
 
 def _check(plan: Plan) -> None:
     """Raise `InputError` where this system cannot train, or the data or the networks cannot be had."""
-    if leases.fcntl is None:
-        raise InputError(
-            "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
-            "is recorded can be read"
-        )
+    leases.check()
     datasets.images(plan.groups[0].trajectories[0].longest.dataset)
     _ = plan.steps  # a stage may have fewer images than a batch
     if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from repro.config import InputError
 from repro.store.files import time_here
 
 try:
@@ -40,6 +41,15 @@ def machine() -> str:
     """A name of this machine since it was started; containers that share a kernel differ by host name."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()} {boot.read_text('utf-8').strip() if boot.exists() else '-'}"
+
+
+def check() -> None:
+    """Raise `InputError` where this system cannot train."""
+    if fcntl is None:
+        raise InputError(
+            "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+            "is recorded can be read"
+        )
 
 
 @contextlib.contextmanager
