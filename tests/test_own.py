@@ -658,6 +658,7 @@ BLOCKS = re.compile(r"```\{code-block\} python\n:caption: (\S+)\n(.*?)```|```con
 
 @pytest.mark.slow
 def test_every_line_of_the_page_runs_from_files_to_verdicts(tmp_path, repro, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # no children: the test above has them
     here, env = tmp_path / "work", os.environ | {"PYTHONPATH": str(ROOT)}
     here.mkdir()
     monkeypatch.chdir(here)
