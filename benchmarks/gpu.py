@@ -36,7 +36,7 @@ from repro.questions import studies
 from repro.store import files
 from repro.store.records import ROOT, Store
 from repro.sweep import layouts
-from repro.sweep.layouts import Layout
+from repro.sweep.plans import Layout
 
 # Seconds; of `train` a weight.
 LIMITS = {"tests": 45.0, "checks": 90.0, "table": 110.0, "compiled": 45.0, "train": 150.0}
@@ -180,7 +180,7 @@ def tests(bench: Bench, until: float, name: str = "tests", which: str = "not com
     counts, found = Counter(), {}
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--durations=5", TESTS]
     command += ["-k", which]
-    with listening({"": command}, bench.log("tests"), until) as lines:
+    with listening({"": command}, bench.log("tests"), until, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1") as lines:
         for _, what in lines:
             if isinstance(what, str):
                 if outcome := re.search(r"::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)", what):

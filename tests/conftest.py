@@ -2,13 +2,16 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny networks only lose by more
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import settings
 
+typer.main.get_command = functools.cache(typer.main.get_command)  # the same options, inspected once a process
 settings.register_profile("repro", derandomize=True, deadline=None, database=None)
 settings.load_profile("repro")
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,8 +17,11 @@ from repro import cli, questions
 from repro.data.downloads import SOURCES
 from repro.profiles import FIELDS, PROFILES
 
+SIGNS = st.characters(exclude_categories=["Cs"])  # as by default, without asking a codec of each sign
 WORDS = (
-    st.text(max_size=12) | st.text(string.printable, max_size=12) | st.sampled_from(["", "None", "[1]", "{}"])
+    st.text(SIGNS, max_size=12)
+    | st.text(string.printable, max_size=12)
+    | st.sampled_from(["", "None", "[1]", "{}"])
 )
 COMMANDS = st.sampled_from(["run", "plan", "status", "claims", "book"])
 

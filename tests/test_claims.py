@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -98,10 +99,12 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p):
 def test_any_false_reproduction_on_null_data_is_as_rare_as_stated(direction):
     """Ten true null hypotheses: at most ALPHA of such scorecards hold a false verdict of a kind."""
     random = np.random.default_rng(1)
-    claims = [claim(direction, f"c{i}") for i in range(10)]
+    columns = [lambda results, i=i: results.table[f"v{i}"] for i in range(10)]
+    claims = [replace(claim(direction, f"c{i}"), effect=column) for i, column in enumerate(columns)]
     trials, words = 600, []
     for _ in range(trials):
-        words.append({v.verdict for v in verdicts((c, recorded(random.normal(size=5))) for c in claims)})
+        one_table = recorded(random.normal(size=(10, 5)).T)
+        words.append({v.verdict for v in verdicts((c, one_table) for c in claims)})
     for word in ("reproduced", "contradicted"):
         rate = np.mean([word in found for found in words])
         assert rate < ALPHA + 3 * (ALPHA * (1 - ALPHA) / trials) ** 0.5

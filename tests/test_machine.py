@@ -1,18 +1,23 @@
 """What of a machine is used, and what processes that train take over from the one that starts them."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
+from repro import profiles
+from repro.questions import STUDIES
 from repro.store.records import ROOT, Store
-from repro.sweep import calibration, machine, processes
+from repro.sweep import calibration, dispatch, machine, plans, processes
+from repro.sweep.progress import Progress
 
 SMOKE = ["warm_start", "--profile", "smoke", "--seeds", "1"]
 SCRIPT = """
@@ -21,15 +26,15 @@ from repro import profiles
 from repro.questions import STUDIES
 from repro.store.records import Store
 from repro.sweep import dispatch, plans
-from repro.sweep.progress import Progress
 
 runs = [case.run for case in STUDIES["warm_start"].cases(profiles.profile("smoke", ["width=2"], 2))]
 """
+LEAVE = "\nsys.stdout.flush()\nimport os\nos._exit(0)"  # it takes half a second to take PyTorch down
 
 
 def python(code, *arguments, cwd=None, prefix=(), **environment):
     """What a script of its own says, for which this checkout is as if it were installed."""
-    command = [*prefix, sys.executable, "-W", "ignore", "-P", "-c", code, *map(str, arguments)]
+    command = [*prefix, sys.executable, "-W", "ignore", "-P", "-c", code + LEAVE, *map(str, arguments)]
     own = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     done = subprocess.run(command, cwd=cwd, env=own, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -107,27 +112,28 @@ def test_what_slurm_grants_counts_and_what_is_no_number_does_not(monkeypatch, tm
         assert machine.cores(tmp_path) == cores
 
 
-CHILDREN = """
-import os
-dispatch.FEW_STEPS = 0
-found = []
-
-def show(progress):
-    if progress.steps_done and not found:
-        found.extend(open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read().split())
-
-dispatch.execute(plans.plan(runs), Store.of("smoke"), device="cpu", progress=Progress(show=show))
-print(len(found))
-"""
 needs_linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 
 
-@pytest.mark.slow
+@pytest.fixture
+def one_core():
+    """One core for this thread, which the test may run on alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
 @needs_linux
-def test_no_more_processes_train_than_there_are_cores_to_run_on(tmp_path):
-    core = min(os.sched_getaffinity(0))
-    results = {"REPRO_RESULTS": str(tmp_path)}
-    assert python(SCRIPT + CHILDREN, prefix=("taskset", "-c", str(core)), **results).split() == ["0"]
+def test_no_more_processes_train_than_there_are_cores_to_run_on(one_core, monkeypatch):
+    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
+    cases = STUDIES["warm_start"].cases(profiles.profile("smoke", ["width=2"], 2))
+    here, found = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children"), []
+    before = here.read_text()
+    show = Progress(show=lambda progress: found.append(here.read_text()) if progress.steps_done else None)
+    made = plans.plan(case.run for case in cases)
+    assert dispatch.execute(made, Store.of("smoke"), device="cpu", progress=show).finished
+    assert set(found) == {before}
 
 
 def within(tmp_path, **contents):
@@ -147,7 +153,7 @@ def within(tmp_path, **contents):
 @needs_linux
 def test_a_command_keeps_to_the_quota_of_its_container(tmp_path):
     prefix = within(tmp_path, cpu_max="50000 100000", memory_max="700000000")
-    measured = repro("plan", *SMOKE, "--measure", prefix=prefix)
+    measured = repro("plan", *SMOKE, "--set", "width=2", "--measure", prefix=prefix)
     assert "1 process at once" in measured.stdout, measured.stderr
     wide = repro("run", *SMOKE, "--set", "width=256", prefix=prefix)
     assert wide.returncode == 1
@@ -184,24 +190,50 @@ def test_what_is_said_to_fit_into_a_gigabyte_does(real_group):
 
 # What children take over
 
-AFFINITY = """
+MEASURE = """
 import json, os, sys
 import torch  # it binds the first thread of this process
 from repro.sweep import calibration, processes
-children = processes.Children(1, 1)
+children = processes.Children([processes.Child(1)])
 trial = calibration.Engine("cpu", "float32", 1, 1).trial(runs[:1], 0.1)
-assert calibration.speed(children, trial).rate > 0
+rate = calibration.speed(children, trial).rate
 tasks = [f"/proc/{child.process.pid}/task" for child in children.children]
-print(json.dumps([sorted(os.sched_getaffinity(int(t))) for folder in tasks for t in os.listdir(folder)]))
+threads = [int(thread) for folder in filter(os.path.isdir, tasks) for thread in os.listdir(folder)]
+cores = [sorted(os.sched_getaffinity(thread)) for thread in threads]
+print(json.dumps([rate, cores]))
 children.close()
 """
 
 
+@pytest.fixture(scope="module")
+def measured():
+    """Speed of a child of a script from standard input, bound to a core, and the cores of its threads."""
+    environment = {"OMP_PROC_BIND": "close", "GOMP_CPU_AFFINITY": "0", "PYTHONPATH": str(ROOT)}
+    call = [sys.executable, "-W", "ignore"]
+    done = subprocess.run(
+        call,
+        input=SCRIPT + MEASURE + LEAVE,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 @needs_linux
-def test_a_child_is_not_bound_to_the_core_of_the_thread_that_starts_it():
-    found = json.loads(python(SCRIPT + AFFINITY, OMP_PROC_BIND="close", GOMP_CPU_AFFINITY="0"))
-    assert {tuple(cores) for cores in found} == {tuple(sorted(os.sched_getaffinity(0)))}
+@pytest.mark.xdist_group("measured")
+def test_a_child_is_not_bound_to_the_core_of_the_thread_that_starts_it(measured):
+    assert {tuple(cores) for cores in measured[1]} == {tuple(sorted(os.sched_getaffinity(0)))}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("measured")
+def test_a_script_from_standard_input_measures_speed(measured):
+    """Multiprocessing would import it anew in each process, as it does a file without a guard."""
+    assert measured[0] > 0
 
 
 @pytest.mark.slow
@@ -210,12 +242,13 @@ def test_each_child_sees_the_gpu_at_its_place_among_those_that_may_be_used(monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-8932f937")
     with calibration.Engine("cuda", "bf16", slots=2, threads=1).children() as children:
         found = [Path(f"/proc/{c.process.pid}/environ").read_bytes().split(b"\0") for c in children.children]
+        for child in children.children:
+            child.process.kill()  # before it imports PyTorch for nothing
     assert b"CUDA_VISIBLE_DEVICES=2" in found[0]
     assert b"CUDA_VISIBLE_DEVICES=GPU-8932f937" in found[1]
 
 
 RUN_IN_CHILDREN = """
-dispatch.FEW_STEPS = 0
 outcome = dispatch.execute(plans.plan(runs), Store.of("smoke"), device="cpu", slots=2)
 print(outcome.finished, outcome.failures)
 """
@@ -243,27 +276,13 @@ def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path
     ]
 
 
-@pytest.mark.slow
-def test_a_script_from_standard_input_measures_speed():
-    """Multiprocessing would import it anew in each process, as it does a file without a guard."""
-    script = SCRIPT + "from repro.sweep import calibration\nstore = Store.of('smoke')\n"
-    script += "print(calibration.seconds_per_step(runs, store, seconds=0.3)(runs[0]) > 0)\n"
-    own = os.environ | {"PYTHONPATH": str(ROOT), "SLURM_CPUS_PER_TASK": "1"}
-    done = subprocess.run(
-        [sys.executable], input=script, env=own, capture_output=True, text=True, timeout=300
-    )
-    assert done.stdout.split() == ["True"], done.stderr
+def test_a_child_that_is_killed_while_its_speed_is_measured_counts_as_one_without_memory():
+    class Shot(processes.Child):
+        def start(self, trial):
+            super().start(trial)
+            self.process.kill()
 
-
-def test_a_child_that_is_killed_while_its_speed_is_measured_counts_as_one_without_memory(monkeypatch):
-    start = processes.Child.start
-
-    def shot(child, trial):
-        start(child, trial)
-        child.process.kill()
-
-    monkeypatch.setattr(processes.Child, "start", shot)
     engine = calibration.Engine("cpu", "float32", slots=1, threads=1)
-    with engine.children() as children:
+    with contextlib.closing(processes.Children([Shot(1)])) as children:
         assert calibration.speed(children, engine.trial([], 0.1)) is None
     assert Store.of("smoke").ids() == set()

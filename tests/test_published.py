@@ -36,7 +36,7 @@ FOLDERS = [ROOT / name for name in sorted(PUBLISHED) if any((ROOT / name).glob("
 def store(monkeypatch):
     """Six records of `smoke`, made by the present commit."""
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    monkeypatch.setattr(records, "commit", lambda: head.stdout.strip())
+    monkeypatch.setenv("REPRO_COMMIT", head.stdout.strip())
     chosen = profiles.profile("smoke")
     store = Store.of("smoke")
     dispatch.execute(plans.plan(case.run for case in warm_start(chosen)), store)
