@@ -13,7 +13,7 @@ from repro.analysis.claims import DECIDED, VERDICTS, Verdict, verdicts
 from repro.analysis.recorded import Results, published
 from repro.analysis.stats import between, signed
 from repro.config import InputError
-from repro.figures.shown import Captioned, Table, Words
+from repro.figures.shown import Captioned, Table, Words, enumerated
 from repro.figures.verdicts import verdict_rows
 from repro.lazy import Lazy
 from repro.profiles import scale
@@ -22,6 +22,7 @@ from repro.scales import LARGEST_FIRST, PROFILES, PUBLISHED, Profile
 from repro.store.records import Store
 
 pd = Lazy("pandas")
+CONTROL = "control"  # in place of a figure, in a claim that is not the paper's
 INTERVAL = "effect (95 % interval)"  # a column of tables
 
 
@@ -128,7 +129,7 @@ def row(verdict: Verdict) -> dict[str, str]:
         "scale": v.profile,
         INTERVAL: said + f" ({between((effect.low, effect.high))})" * (effect.n > 1),
         "seeds": f"{effect.n} of {v.planned}" if effect.n else "",
-        "p": v.p_text,
+        "p, adjusted": v.p_text,
     }
 
 
@@ -165,10 +166,22 @@ def strip() -> str:
     objection = warm_start.objection(published(STUDIES["two_phases"]))
     found, told = warm_start.found(published(STUDIES["warm_start"])), best()
     lines = [objection, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]
-    for question in QUESTIONS:
-        for claim in [claim for claim in question.CLAIMS if claim.figure != "control"][:1]:
-            said, page = row(told[claim.id]), question.STUDIES[0].chapter
-            scale = f"; {said['seeds']} seeds, {said['scale']}" * bool(said["seeds"])
-            effect = f"{said[INTERVAL]}{scale}" or "not run yet"
-            lines.append(f"| [{claim.words}](chapters/{page}.ipynb) | {effect} | **{said['verdict']}** |")
+    pages = {study.name: study.chapter for study in STUDIES.values()}
+    controls = [claim for claim in CLAIMS if claim.figure == CONTROL]
+    first = [next(claim for claim in q.CLAIMS if claim not in controls) for q in QUESTIONS if q.CLAIMS]
+    for claim in [*first, *controls]:
+        said, words = row(told[claim.id]), "*Our control:* " * (claim in controls)
+        scale = f"; {said['seeds']} seeds, {said['scale']}" * bool(said["seeds"])
+        effect = f"{said[INTERVAL]}{scale}" or "not run yet"
+        link = f"[{claim.words}](chapters/{pages[claim.study]}.ipynb)"
+        lines.append(f"| {words}{link} | {effect} | **{said['verdict']}** |")
+    counts = Counter(verdict.verdict for verdict in told.values())
+    against = [f"*{v.claim.words[:-1]}*" for v in told.values() if v.verdict == "contradicted"]
+    counted = enumerated(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
+    lines += [
+        "",
+        f"These are the first claim of each question and our controls. Of all {len(told)}, {counted}.",
+    ]
+    if against:
+        lines[-1] += f" Contradicted: {enumerated(against)}."
     return "\n".join(lines) + "\n"

@@ -116,12 +116,14 @@ def budget(results: Results) -> Words:
     tuned = f"{profile.tuning_epochs} epochs of tuning"
     if profile.arms_tuned != profile.tuning_epochs:
         tuned += f" ({profile.arms_tuned} where conditions are compared)"
+    noise = f" under pixel noise of standard deviation {profile.noise:g}" * (profile.data().noise > 0)
     network = f"network of `{Path(profile.model).name}`"
     if not profile.model:
         blocks = f"{profile.depth} block{'s' * (profile.depth != 1)}"
         network = f"ResNet of width {profile.width} with {blocks} per module"
     return Words(
-        f"Profile `{profile.name}`: {train} training and {test} test images of {Path(profile.dataset).name}, "
+        f"Profile `{profile.name}`: {train} training and {test} test images of {Path(profile.dataset).name}"
+        f"{noise}, "
         f"a {network}, batches of {profile.batch_size}, {profile.pretraining_epochs} epochs of pretraining, "
         f"{tuned}, "
         f"{profile.base} at rate {profile.optimizer.learning_rate:g}{made}. {unrecorded(results)}".strip()
@@ -156,7 +158,7 @@ def accuracies(results: Results, *by: str) -> pd.DataFrame:
     """Mean test and train accuracy in percent, a row for each value of the factors and condition."""
     groups = results.table.groupby([*by, "condition"], sort=False, dropna=False)
     found = groups[["test_accuracy", "train_accuracy"]].mean().mul(100).round(1)
-    return found.assign(runs=groups.size())
+    return found.assign(runs=groups.size()).rename(index=lambda value: "" if value != value else value)
 
 
 def source(*functions: object) -> Words:

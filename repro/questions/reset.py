@@ -255,7 +255,7 @@ def last_reset(results: Results) -> pd.DataFrame:
 def found(results: Results) -> Words:
     """The gap by number of last modules re-initialised, in words."""
     said = listed(last_reset(results), "last", "{}")
-    return Words(f"By the number of last modules re-initialised, from none to all, the mean gap is {said}.")
+    return Words(f"By the number of last modules re-initialised, the mean gap is {said}.")
 
 
 def gaps(results: Results) -> Captioned | Words:

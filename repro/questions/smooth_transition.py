@@ -73,7 +73,7 @@ def found(results: Results) -> Words:
     said = f"Against fresh networks the mean gap is {listed(results.gaps, 'gamma', 'γ = {}')}"
     said += f", beside {warm} for the abrupt warm start. "
     if control.n:
-        said += f"Drawing with replacement costs {control} points by itself; against that control the gap is "
+        said += f"Drawing with replacement alone makes {control} points; against that control the gap is "
         said += f"{listed(to_control[to_control.condition == 'smooth'], 'gamma', 'γ = {}')}."
     else:
         said += "The control that draws with replacement is not recorded at this scale."

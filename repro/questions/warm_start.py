@@ -77,10 +77,11 @@ def objection(faster: Results) -> Words:
     else:
         verdict = "remains" if fast.high < 0 else "is not clear"
     return Words(
-        "**First, what weakens it.** Where both networks have ten times the paper's learning rate in "
-        f"their last stage (tuning), the gap {verdict}: the warm start less the fresh network is {fast} "
-        f"percentage points, and {back} where both return to the paper's rate half way. *(Profile "
-        f"`{faster.profile.name}`.)*"
+        "**First, what weakens the finding.** Where both networks have ten times the paper's learning rate "
+        f"in their last stage (tuning), the gap {verdict}: after {faster.profile.arms_tuned} epochs of it "
+        f"the warm start less the fresh network is {fast} percentage points, and {back} where both return "
+        "to the paper's rate half way. (Pretraining was at the paper's rate, and the warm start has had "
+        f"its steps besides. Profile `{faster.profile.name}`.)"
     )
 
 
