@@ -21,6 +21,7 @@ from repro.questions import CLAIMS, QUESTIONS, STUDIES, warm_start
 from repro.store.records import Store
 
 pd = Lazy("pandas")
+INTERVAL = "effect (95 % interval)"  # a column of tables
 
 
 def scorecard(profile: Profile, question: str | None = None) -> dict[str, Verdict]:
@@ -119,12 +120,12 @@ def effects() -> pd.DataFrame:
 def row(verdict: Verdict) -> dict[str, str]:
     """A verdict in words, by the columns of a table."""
     v, effect = verdict, verdict.effect
+    said = f"{signed(effect.mean, 2)} {v.claim.unit}" if effect.n else v.reason
     return {
         "claim": v.claim.words,
         "verdict": v.verdict,
         "scale": v.profile,
-        "effect": f"{signed(effect.mean, 2)} {v.claim.unit}" if effect.n else v.reason,
-        "95 % interval": between((effect.low, effect.high)) if effect.n > 1 else "",
+        INTERVAL: said + f" ({between((effect.low, effect.high))})" * (effect.n > 1),
         "seeds": f"{effect.n} of {v.planned}" if effect.n else "",
         "p": v.p_text,
     }
@@ -166,8 +167,7 @@ def strip() -> str:
     for question in QUESTIONS:
         for claim in [claim for claim in question.CLAIMS if claim.figure != "control"][:1]:
             said, page = row(told[claim.id]), question.STUDIES[0].chapter
-            interval = f" ({said['95 % interval']})" * bool(said["95 % interval"])
             scale = f"; {said['seeds']} seeds, {said['scale']}" * bool(said["seeds"])
-            effect = f"{said['effect']}{interval}{scale}" or "not run yet"
+            effect = f"{said[INTERVAL]}{scale}" or "not run yet"
             lines.append(f"| [{claim.words}](chapters/{page}.ipynb) | {effect} | **{said['verdict']}** |")
     return "\n".join(lines) + "\n"

@@ -1,5 +1,6 @@
 """Every chapter runs by itself, and the book is built of them without a warning."""
 
+import json
 import re
 import subprocess
 import sys
@@ -49,3 +50,20 @@ def test_an_executed_chapter_shows_its_figures_wherever_it_is_opened(smoke_book)
         assert pictures == page.count("<figure") and pictures == alone.count("<em>Figure.</em>"), chapter
         text = re.sub(r"<(script|style)\b.*?</\1>", "", alone, flags=re.DOTALL)
         assert not re.search(r"\{[\w:-]+\}`|```\{|papermill\.record", text), chapter
+
+
+@pytest.mark.slow
+def test_code_that_a_page_shows_can_be_read_without_scrolling(smoke_book):
+    """Lines of 87 characters fit beside the contents in a window of 1,280 pixels."""
+    for chapter in CHAPTERS:
+        executed = json.loads((smoke_book.parent / "executed" / chapter.name).read_text())
+        shown = []
+        for cell in executed["cells"]:
+            if cell["cell_type"] == "code":
+                shown.append("".join(cell["source"]))
+                for output in cell["outputs"]:
+                    texts = {kind: "".join(text) for kind, text in output.get("data", {}).items()}
+                    listing = texts.get("text/markdown", "")
+                    shown += [listing] if "```" in listing else [texts["text/plain"]] * (len(texts) == 1)
+        long = [line for text in shown for line in text.splitlines() if len(line) > 87]
+        assert not long, chapter

@@ -345,6 +345,14 @@ def test_resets_run_from_the_warm_start_to_all_six_modules():
     assert np.allclose(reference.get_ydata(), -6)
 
 
+def test_a_kind_of_reset_that_is_not_recorded_has_no_panel():
+    found = ends(1)
+    last = found[found.modules.isin(["", "6", "56", "456", "123456"])]
+    assert [ax.get_title() for ax in reset_gaps(last).axes] == ["Last k"]
+    with_one = found[found.modules.isin(["", "6", "56", "3"])]
+    assert [ax.get_title() for ax in reset_gaps(with_one).axes] == ["Last k", "Only k"]
+
+
 def test_contributions_are_bars_of_both_accounts():
     found = gaps(**RESET | {"gap": [2.0 * ("3" in s) - ("6" in s) for s in SUBSETS]})
     heights = [bar.get_height() for bar in contributions(found).axes[0].patches]

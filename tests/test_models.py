@@ -261,7 +261,7 @@ def test_shrinking_and_perturbing_adds_a_new_network_to_a_shrunken_one():
         for p in made.parameters():
             p.mul_(1.5)
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
-    made.shrink_and_perturb(1, 0.4, 0.1, seed=9, stage=2)
+    made.shrink_and_perturb(1, 0.4, 0.1, 9, 2)
     for name, tensor in made.member(1).items():
         old = before[name].chunk(2)[1]
         expected = old if "running" in name else 0.4 * old + 0.1 * new.state_dict()[name]

@@ -4,9 +4,9 @@ import pytest
 
 from repro import profiles, scorecard
 from repro.analysis import recorded
-from repro.analysis.claims import sample, slope
+from repro.analysis.claims import NotFitted, sample, slope
 from repro.analysis.curves import epochs_to_reach
-from repro.questions import CLAIMS, STUDIES, claims_of
+from repro.questions import CLAIMS, STUDIES, capacity, claims_of
 from repro.questions.two_phases import probe_ratio, sharpness_at_equal_loss
 from repro.store.records import ROOT, Store
 from repro.study import LONGER
@@ -185,3 +185,13 @@ def test_a_claim_on_every_condition_waits_for_all_of_a_seed():
             record(case)
     found = scorecard.scorecard(profile)["every_capacity"]
     assert (found.verdict, found.effect.n) == ("incomplete", 1)
+
+
+def test_a_claim_on_every_size_is_not_tested_where_one_does_not_fit():
+    [asked] = [c for c in CLAIMS if c.id == "every_capacity"]
+    made = planted("capacity", lambda c: 0.8 - 0.1 * (c.condition != "fresh"))
+    deep = made.table.depth == made.table.depth.max()
+    made.table.loc[deep & (made.table.condition == "fresh"), "train_accuracy"] = 0.97
+    with pytest.raises(NotFitted, match="depth"):
+        sample(asked, made)
+    assert "cannot be tested, it is" in capacity.found(made)

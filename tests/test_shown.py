@@ -137,19 +137,30 @@ import json, sys
 import matplotlib.pyplot
 from repro.questions import warm_start
 from repro.running import run_study
-sys.stdout.buffer.write(warm_start.gaps(run_study("warm_start")).picture())
+_ = sys.stdout.buffer.write(warm_start.gaps(run_study("warm_start")).picture())
 """
 
 
 def test_a_figure_is_the_same_whatever_the_users_own_settings_are(tmp_path):
     hostile = tmp_path / "matplotlibrc"
     hostile.write_text("font.size: 30\nfont.family: monospace\nsavefig.bbox: tight\nsvg.hashsalt: other\n")
+    startup = tmp_path / "profile_default" / "startup" / "00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(
+        "import matplotlib\nmatplotlib.rcParams.update({'font.size': 30, 'axes.facecolor': 'red'})\n"
+        "import sys\nprint(matplotlib.rcParams['font.size'], file=sys.stderr)\n"
+    )
     env = os.environ | {"REPRO_RESULTS": str(shown_results())}
-    pictures = [
-        subprocess.run([sys.executable, "-c", FIGURE], env=env | more, capture_output=True, check=True).stdout
-        for more in ({}, {"MATPLOTLIBRC": str(hostile)})
+    plain, by_file, by_startup = [
+        subprocess.run([sys.executable, *call, FIGURE], env=env | more, capture_output=True, check=True)
+        for call, more in (
+            (["-c"], {}),
+            (["-c"], {"MATPLOTLIBRC": str(hostile)}),
+            (["-m", "IPython", "--colors=NoColor", "-c"], {"IPYTHONDIR": str(tmp_path)}),
+        )
     ]
-    assert pictures[0] == pictures[1] and pictures[0].startswith(b"<?xml")
+    assert plain.stdout == by_file.stdout == by_startup.stdout and plain.stdout.startswith(b"<?xml")
+    assert b"30.0" in by_startup.stderr  # the file was run
 
 
 def test_a_figure_and_its_caption_are_outputs_of_their_cell(capsys, monkeypatch):

@@ -238,12 +238,14 @@ def p_values(claim: Claim, found: Sample) -> tuple[float, float]:
     the claim, and against it the smallest, times their number.
     """
     pairs = []
-    for mean, error, freedom in zip(found.means, found.errors, found.freedom, strict=True):
+    columns = zip(found.means, found.errors, found.freedom, strict=True)
+    for mean, error, freedom in columns:
         x = -mean if claim.direction == MORE else mean
         below = partial(p_below, error=error, freedom=freedom)
         if claim.direction == SAME:
-            inside = max(below(x, bound=claim.margin), below(-x, bound=claim.margin))
-            outside = min(below(x, bound=-claim.margin), below(-x, bound=-claim.margin))
+            m = claim.margin
+            inside = max(below(x, bound=m), below(-x, bound=m))
+            outside = min(below(x, bound=-m), below(-x, bound=-m))
             pairs.append((inside, 2 * outside))
         else:
             pairs.append((below(x, bound=0.0), below(-x, bound=0.0)))

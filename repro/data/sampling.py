@@ -23,8 +23,10 @@ def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
     classes = np.unique(y)
     kind, most = ("classes", len(classes)) if subset.ratio < 1 else ("images", len(y))
     if subset.parts > most:
-        raise InputError(f"{most} {kind} make at most {most} parts, not {subset.parts}")
-    groups = np.array_split(generator(seed, CLASSES).permutation(classes), subset.parts)
+        allowed = f"{most} {kind} make at most {most} parts"
+        raise InputError(f"{allowed}, not {subset.parts}")
+    order = generator(seed, CLASSES).permutation(classes)
+    groups = np.array_split(order, subset.parts)
     deal = generator(seed, DEAL).permutation(len(y))
     uniform, by_class = np.split(deal, [round(subset.ratio * len(y))])
     first = np.concatenate(np.array_split(uniform, subset.parts)[: subset.part])

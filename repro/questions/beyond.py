@@ -26,7 +26,8 @@ def beyond(profile: Profile) -> Iterator[Arm]:
     yield Arm("shrink and perturb", (half, tuning(profile, shrink=0.4, perturb=0.1)))
     yield Arm("rate restart", (half, tuning(profile, optimizer=falling)))
     yield Arm("fresh, falling rate", (tuning(profile, optimizer=falling),))
-    for modules in filter(None, dict.fromkeys((profile.modules[-1:], profile.modules[2:]))):
+    last, deep = profile.modules[-1:], profile.modules[2:]
+    for modules in filter(None, dict.fromkeys((last, deep))):
         yield Arm(reset_condition(modules), (half, tuning(profile, reset=modules)))
     yield Arm("warm start, 10x", (half, tuning(profile, optimizer=larger)))
 

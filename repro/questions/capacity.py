@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from repro.analysis.claims import Arms, NotFitted, claim, gap
+from repro.analysis.claims import FITTED, Arms, claim, gap
 from repro.analysis.recorded import Results
+from repro.analysis.stats import signed
 from repro.config import Model
 from repro.figures import common
-from repro.figures.shown import Captioned, Words, captioned, listed
+from repro.figures.shown import Captioned, Words, captioned, enumerated, unrecorded
 from repro.lazy import Lazy
 from repro.profiles import Profile
 from repro.study import Arm, Study, crossed, pair
@@ -32,22 +33,27 @@ def capacity(profile: Profile) -> Iterator[Arm]:
 
 @claim("The gap persists at every width and depth.", "Figure 5", "capacity")
 def every_capacity(arm: Arms) -> dict[object, pd.Series]:
-    """The gap at each width and depth at which the networks fit."""
-    found, unfitted = {}, None
-    for width, depth in sorted({(factors["width"], factors["depth"]) for factors in arm.planned}):
-        try:
-            found[width, depth] = gap(arm, width=width, depth=depth)
-        except NotFitted as reason:
-            unfitted = reason
-    if unfitted and not found:
-        raise unfitted
-    return found
+    """The gap at each width and depth; not tested where the networks of one do not fit."""
+    sizes = sorted({(factors["width"], factors["depth"]) for factors in arm.planned})
+    return {(width, depth): gap(arm, width=width, depth=depth) for width, depth in sizes}
 
 
 def found(results: Results) -> Words:
-    """The gap by width and by depth, in words."""
-    width, depth = listed(results.gaps, "width", "width {}"), listed(results.gaps, "depth", "depth {}")
-    return Words(f"Averaged over depths, the mean gap is {width}; averaged over widths, it is {depth}.")
+    """The mean gap at sizes where both networks fit their training images, and at the others."""
+    if results.gaps.empty:
+        return Words(unrecorded(results))
+    of_size = ["width", "depth"]
+    trained = results.table.groupby([*of_size, "condition"]).train_accuracy.mean()
+    fits = trained.groupby(of_size).min() >= FITTED
+    means = results.gaps.groupby(of_size).gap.mean()
+    said = {
+        fit: enumerated(f"{signed(means[w, d])} at width {w}, depth {d}" for w, d in fits.index[fits == fit])
+        for fit in fits.unique()
+    }
+    words = f"Where both networks fit their training images, the mean gap is {said[True]}. " * (True in said)
+    if False in said:
+        words += f"Where one of them does not, so that the claim cannot be tested, it is {said[False]}."
+    return Words(words.strip())
 
 
 def gaps(results: Results) -> Captioned | Words:

@@ -34,7 +34,7 @@ def smooth_transition(profile: Profile) -> Iterator[Arm]:
         stage = profile.stage(profile.arms_tuned, replace(HALF, gamma=gamma))
         priority = 3 if gamma in GAMMAS else LAST
         yield Arm("smooth", (stage,), {"gamma": gamma}, priority=priority)
-    if profile.controls:  # both sets to draw from are all of the data: gamma plays no part
+    if profile.controls:  # both sets to draw from are all of the data, whatever gamma
         stage = profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5))
         yield Arm(REPLACED, (stage,), priority=3)
 

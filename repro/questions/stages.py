@@ -29,7 +29,7 @@ def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
     """
     most = profile.pretraining_epochs
     portions = (Subset(part, parts, ratio) for part in range(1, parts))
-    before = (profile.stage(most, portion, until=profile.until) for portion in portions)
+    before = (profile.stage(most, data, until=profile.until) for data in portions)
     return (*before, tuning(profile))
 
 

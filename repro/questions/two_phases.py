@@ -37,7 +37,7 @@ def two_phases(profile: Profile) -> Iterator[Arm]:
 
 @crossed
 def rates(profile: Profile) -> Iterator[Arm]:
-    """Fresh and warm networks at several rates, also tested on held-out training images."""
+    """Both networks at several rates, also tested on held-out training images."""
     for k in own_rate_factors(profile) if profile.least or profile.controls else ():
         for held_out in (False, True) if profile.controls else (False,):
             factors = {"rate": k, "held_out": held_out}
@@ -55,7 +55,7 @@ def probe_epochs(profile: Profile) -> list[int]:
 
 @crossed
 def probes(profile: Profile) -> Iterator[Arm]:
-    """Gradient noise in the first epochs of tuning, sharpness and training loss along it."""
+    """Gradient noise early in tuning, sharpness and training loss along it."""
     for condition, before in {FRESH: (), WARM: (pretraining(profile),)}.items():
         for n in probe_epochs(profile):
             if not profile.exploratory:
@@ -64,7 +64,8 @@ def probes(profile: Profile) -> Iterator[Arm]:
                 last = ["sharpness"] if n == profile.arms_tuned else []
                 names = ("gradient_noise", *last)
             stages = (*before, tuning(profile, epochs=n))
-            yield Arm(condition, stages, {"tuning_epochs": n}, probes=names, priority=7)
+            factors = {"tuning_epochs": n}
+            yield Arm(condition, stages, factors, probes=names, priority=7)
 
 
 @claim(

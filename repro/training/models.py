@@ -95,8 +95,8 @@ class Own(nn.Module):
                 tensor.copy_(new[name])
 
     @torch.no_grad()
-    def shrink_and_perturb(self, p: int, shrink: float, perturb: float, seed: int, stage: int) -> None:
-        new = dict(self._drawn(seed, stage).named_parameters())
+    def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *stream: int) -> None:
+        new = dict(self._drawn(*stream).named_parameters())
         for name, tensor in self.network.named_parameters():
             tensor.copy_(shrink * tensor + perturb * new[name].to(tensor))
 

@@ -137,13 +137,13 @@ class ResNet(nn.Module):
                     tensor.fill_(1.0 if name.endswith(("weight", "running_var")) else 0.0)
 
     @torch.no_grad()
-    def shrink_and_perturb(self, p: int, shrink: float, perturb: float, seed: int, stage: int) -> None:
-        """Make every parameter of member p `shrink` times itself plus `perturb` times a new one's.
+    def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *stream: int) -> None:
+        """Make each parameter of member p `shrink` times itself plus `perturb` times a new one.
 
-        The new network is the one `initialise` draws; statistics of batch norms stay.
+        `initialise` draws that one from `stream`, seed and stage; statistics of batch norms stay.
         """
         before = {name: tensor.clone() for name, tensor in self.member(p).items()}
-        self.initialise(p, MODULES, seed, stage)
-        for name, tensor in self.member(p).items():
-            kept = "running" in name
-            tensor.copy_(before[name] if kept else shrink * before[name] + perturb * tensor)
+        self.initialise(p, MODULES, *stream)
+        for name, new in self.member(p).items():
+            old = before[name]
+            new.copy_(old if "running" in name else shrink * old + perturb * new)

@@ -11,10 +11,13 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
-from repro.config import MODULES, Optimizer, Run
+from repro import config
+from repro.config import MODULES, Run
 from repro.data import datasets
 from repro.data.sampling import examples
 from repro.training.network import ResNet
@@ -29,7 +32,7 @@ OPTIMIZERS = {
 }
 
 
-def step(network: Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
+def step(network: Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> None:
     """One training step on a mini-batch of images x [B, C, H, W] with labels y [B]."""
     network.train()
     loss = cross_entropy(network(x)[0], y)
@@ -39,8 +42,8 @@ def step(network: Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: 
 
 
 @torch.no_grad()
-def accuracy(network: Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Share of images whose class the network knows, with the running statistics of batch norm."""
+def accuracy(network: Module, x: Tensor, y: Tensor) -> float:
+    """Share of images whose class the network knows; batch norm has running statistics."""
     network.eval()
     return (network(x)[0].argmax(1) == y).double().mean().item()
 
@@ -55,9 +58,10 @@ def stages(run: Run) -> Iterator[tuple[int, ResNet]]:
     network = ResNet(run.model, x.shape[1], images.classes)
     network.initialise(0, MODULES, run.init_seed, stage=1)
     for number, stage in enumerate(run.stages, 1):
+        so_far = replace(run, stages=run.stages[:number])
         optimizer = new(stage.optimizer, network)  # with no memory of the stage before
         for epoch in range(stage.epochs):
-            for batch in examples(replace(run, stages=run.stages[:number]), images.y_train, epoch):
+            for batch in examples(so_far, images.y_train, epoch):
                 step(network, optimizer, x[batch], y[batch])
             yield number, network
 
@@ -71,7 +75,7 @@ def train(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stage", "test_accuracy"])
 
 
-def new(optimizer: Optimizer, network: Module) -> torch.optim.Optimizer:
+def new(optimizer: config.Optimizer, network: Module) -> Optimizer:
     """An optimiser of the network's weights that has not taken a step yet."""
     make = OPTIMIZERS[optimizer.name]
     return make(network.parameters(), optimizer.learning_rate, optimizer.momentum)
