@@ -36,7 +36,7 @@ from repro.questions import studies
 from repro.store import files
 from repro.store.records import ROOT, Store
 from repro.sweep import layouts
-from repro.sweep.layouts import Layout
+from repro.sweep.plans import Layout
 
 # Seconds; of `train` a weight.
 LIMITS = {"tests": 45.0, "checks": 90.0, "table": 110.0, "compiled": 45.0, "train": 150.0}

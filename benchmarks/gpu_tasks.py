@@ -36,10 +36,9 @@ from repro.data import datasets
 from repro.questions.warm_start import warm_start
 from repro.store.records import Store, commit
 from repro.sweep import calibration, plans, trainer
-from repro.sweep.calibration import turn
-from repro.sweep.layouts import Layout
 from repro.sweep.messages import End, Job
-from repro.sweep.plans import Plan
+from repro.sweep.plans import Layout, Plan
+from repro.sweep.trials import turn
 from repro.training import populations
 from repro.training.populations import Member, Population
 

@@ -32,7 +32,8 @@ from repro.questions.warm_start import warm_start
 from repro.store.records import commit
 from repro.study import FRESH
 from repro.sweep import calibration, trainer
-from repro.sweep.calibration import Engine, turn
+from repro.sweep.calibration import Engine
+from repro.sweep.trials import turn
 from repro.training.network import ResNet
 from repro.training.populations import TEST_BATCH, resident
 

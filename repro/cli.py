@@ -19,13 +19,17 @@ from typing import Annotated, NoReturn
 import typer
 from rich.table import Table
 
-from repro import profiles, questions, terminal
-from repro.config import InputError, check_engine
-from repro.data import downloads, places
+from repro import profiles, questions, scorecard, terminal
+from repro.config import InputError, check_engine, given
+from repro.data import datasets, downloads
+from repro.scales import PUBLISHED
+from repro.store import audit
 from repro.store.records import ROOT, Store
 from repro.study import only as chosen_cases
+from repro.sweep import costs, plans, progress
 
 STOPPED = 3
+OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # variables of the environment
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 published = typer.Typer(no_args_is_help=True, help="Look after recorded results.")
 app.add_typer(published, name="results")
@@ -86,8 +90,6 @@ def plan(
     price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in any currency")] = None,
 ) -> None:
     """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
-    from repro.sweep import costs, plans
-
     known = speed is not None
     if known and measure:
         raise InputError("--speed is given or found by --measure: choose one of them")
@@ -106,7 +108,7 @@ def plan(
     every = [run for runs in cases.values() for run in runs]
     slots, seconds = 1, lambda run: run.batch_size / (speed or 1)
     if measure:
-        from repro.sweep import calibration
+        from repro.sweep import calibration  # PyTorch takes seconds to import
 
         slots = calibration.engine().slots
         seconds = calibration.seconds_per_step(every, Store.of(chosen.name))
@@ -163,13 +165,16 @@ def run(
         raise typer.Exit(status)
 
 
-def _sweep(chosen, runs, device: str, **settings) -> int:
-    """Exit status of training what is missing of the runs."""
-    from repro.sweep import dispatch, plans, progress
+def _sweep(
+    chosen, runs, device: str, on: str | None = None, jobs: int | None = None, **settings: object
+) -> int:
+    """Exit status of training what is missing of the runs, here or on a cluster."""
+    from repro.sweep import cluster, dispatch  # a fifth of the time that a command takes to start
 
-    store = Store.of(chosen.name)
+    store, place = Store.of(chosen.name), None if on is None else cluster.place(on, jobs)
     with progress.shown() as shown:
-        outcome = dispatch.execute(plans.plan(runs), store, device=device, progress=shown, **settings)
+        made = plans.plan(runs)
+        outcome = dispatch.execute(made, store, device=device, progress=shown, place=place, **settings)
     print(f"{shown.recorded} of {shown.runs} runs recorded in {store.folder}")
     for line in outcome.failures:
         _say(line)
@@ -224,16 +229,14 @@ def claims(
 
     With --profile published each claim by those of the largest scale that is whole, as the book has it.
     """
-    from repro import scorecard
-
-    whole = profile == profiles.PUBLISHED
+    whole = profile == PUBLISHED
     if whole and (question or settings or seeds or against):
         raise InputError("--profile published takes no question, --set, --seeds or --against")
     chosen = None if whole else profiles.profile(profile, settings or (), seeds)
     if against is not None:
         if question or as_json:
             raise InputError("--against compares the paper's claims, in a table: leave the rest out")
-        folder = ROOT / "results" if against == "published" else places.given(against)
+        folder = ROOT / "results" if against == "published" else given(against)
         table = _table("claim", "here", "there", "#difference", "#tolerance", "unit", "agree")
         for row in scorecard.against(chosen, folder / chosen.name).itertuples(index=False):
             table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in row))
@@ -276,7 +279,7 @@ def book(
     trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
     `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
     """
-    from repro.book import execution as pages
+    from repro.book import execution as pages  # a fifth of the time that a command takes to start
 
     pages.require_tools()
     if device not in (None, "none"):
@@ -285,8 +288,8 @@ def book(
     if profile is None:
         if settings or seeds is not None:
             raise InputError("--set and --seeds need a --profile: published records are as they are")
-        given = {} if device is None else {"device": device}
-        raise typer.Exit(pages.make_book(None, asked, given, out, jobs, pdf=pdf))
+        parameters = {} if device is None else {"device": device}
+        raise typer.Exit(pages.make_book(None, asked, parameters, out, jobs, pdf=pdf))
     fields = [item for item in settings or () if not re.match(r"\s*seeds\s*=", item)]
     if seeds is None and len(fields) < len(settings or ()):
         seeds = profiles.profile(profile, settings or ()).seeds
@@ -312,13 +315,11 @@ def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PROFILE]...", help="all by default")] = None,
 ) -> None:
     """Check every recorded result, and say which device and commit it is from."""
-    from repro.store import audit as results
-
     wrong = False
-    for folder in results.folders(names or []):
-        rows, problems = results.verify(folder)
-        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in results.Made._fields))
-        for made in results.summary(rows):
+    for folder in audit.folders(names or []):
+        rows, problems = audit.verify(folder)
+        table = _table(*(f"#{c}" if c in ("records", "hours") else c for c in audit.Made._fields))
+        for made in audit.summary(rows):
             table.add_row(*map(str, made))
         print(f"{folder}: {len(rows)} sound records, {len(problems)} problems")
         terminal.show(table)
@@ -336,15 +337,13 @@ def data(
     ] = None,
 ) -> None:
     """List the data sets, or fetch one: by download, or from a copy in an .npz file."""
-    from repro.data import datasets as sets
-
     if name is None and source is not None:
         raise InputError(f"--from needs the name of a data set: {', '.join(downloads.SOURCES)}")
     if name is not None:
         found = downloads.import_npz(name, source) if source else downloads.download(name)
         print(f"{name}: {len(found.y_train):,} training and {len(found.y_test):,} test images")
     table = _table("data set", "state", "#training", "#test", "fingerprint", "file")
-    for row in sets.describe():
+    for row in datasets.describe():
         counts = [f"{row[split]:,}" for split in ("train", "test")]
         table.add_row(row["name"], row["state"], *counts, row["fingerprint"] or "", row["path"] or "")
     terminal.show(table)
@@ -357,7 +356,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.exit(_say("standard output is closed: /dev/null throws away what is printed", 1))
     terminal.prepare()
     try:
-        places.fix_environment()
+        _fix_environment()
         status = app(arguments, prog_name="repro", standalone_mode=False)
     except InputError as error:
         status = _say(str(error), 2)
@@ -382,6 +381,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if arguments is None:  # the program: all is written, taking it down module by module is time for nothing
         os._exit(status or 0)
     sys.exit(status or 0)
+
+
+def _fix_environment() -> None:
+    """Make the paths in the environment absolute, for this process and those that it starts."""
+    for name in OF_PATHS:
+        if paths := os.environ.get(name):
+            parts = paths.split(os.pathsep) if name == "PYTHONPATH" else [paths]
+            os.environ[name] = os.pathsep.join(str(given(part)) for part in parts)
 
 
 def _say(message: str, status: int = 0) -> int:

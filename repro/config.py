@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
 PROBES = ("gradient_noise", "sharpness", "noise", "curvature")  # see `repro.training.probes`
@@ -22,6 +23,19 @@ PRECISIONS = ("float32", "bf16", "float64")
 
 class InputError(ValueError):
     """A request that cannot be met; its message is one line that says what is allowed."""
+
+
+def given(path: str | Path) -> Path:
+    """A user's path, absolute: chapters are executed in a folder of their own, where a relative one differs.
+
+    Raises `InputError` where it begins with a `~` that stands for no folder.
+    """
+    if "\0" in str(path):
+        raise InputError(f"no path has the character 0, as {str(path)!r} does")
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"no home folder is known for the ~ of {path}: give the whole path") from None
 
 
 def _require(condition: bool, message: str) -> None:

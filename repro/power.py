@@ -11,8 +11,8 @@ from repro.analysis.claims import ALPHA, Arms, Claim, weights
 from repro.analysis.recorded import Results
 from repro.analysis.stats import noncentrality
 from repro.figures.shown import Table
-from repro.profiles import PROFILES, Profile
 from repro.questions import CLAIMS, STUDIES
+from repro.scales import PROFILES, Profile
 from repro.study import FRESH, LAST, WARM, Case
 
 # Standard deviation of a run's test accuracy, in points, once the means of its arm and its seed are taken

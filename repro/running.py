@@ -12,8 +12,9 @@ from repro.analysis.recorded import Results, published, results
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.config import InputError, Model, Run, Stage, check_engine
 from repro.data import folders, own
-from repro.profiles import PROFILES, PUBLISHED, Profile, scale
+from repro.profiles import resolved, scale
 from repro.questions import studies
+from repro.scales import PROFILES, PUBLISHED, Profile
 from repro.store.records import Store
 from repro.study import Case, Study
 from repro.sweep import dispatch
@@ -99,7 +100,7 @@ def gap(
     """
     chosen = scale(profile, seeds, settings)
     named = {"dataset": _place(data), "model": own.place(model) if model else chosen.model}
-    chosen = dataclasses.replace(chosen, **named)
+    chosen = resolved(dataclasses.replace(chosen, **named))
     return mean_estimate(_run(studies(["warm_start"])[0], chosen, device).gaps.gap)
 
 
@@ -118,7 +119,7 @@ def train(
     training, and `test_accuracy`, fractions. `data` and `model` are as `gap` takes
     them, `model` also a `repro.config.Model` of some width. Raises as `gap` does.
     """
-    plain = dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data))
+    plain = resolved(dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data)))
     network = model if isinstance(model, Model) else Model(code=own.code(model) if model else None)
     run, store = Run(plain.data(), network, tuple(stages), batch_size, seed, seed, seed), Store.of(SCRIPTS)
     _train([run], store, device)

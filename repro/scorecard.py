@@ -13,11 +13,12 @@ from repro.analysis.claims import DECIDED, VERDICTS, Verdict, verdicts
 from repro.analysis.recorded import Results, published
 from repro.analysis.stats import between, signed
 from repro.config import InputError
-from repro.figures import common
 from repro.figures.shown import Captioned, Table, Words
+from repro.figures.verdicts import verdict_rows
 from repro.lazy import Lazy
-from repro.profiles import LARGEST_FIRST, PROFILES, PUBLISHED, Profile, scale
+from repro.profiles import scale
 from repro.questions import CLAIMS, QUESTIONS, STUDIES, warm_start
+from repro.scales import LARGEST_FIRST, PROFILES, PUBLISHED, Profile
 from repro.store.records import Store
 
 pd = Lazy("pandas")
@@ -156,7 +157,7 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
     )
     counts = ", ".join(f"{n} {word}" for word, n in Counter(v.verdict for v in verdicts).items())
     alt = f"A row for each of {len(verdicts)} claims: {counts}."
-    return Captioned(common.scorecard(verdicts), "fig-scorecard", caption, alt)
+    return Captioned(verdict_rows(verdicts), "fig-scorecard", caption, alt)
 
 
 def strip() -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 
 from repro.config import ALL, HALF, InputError, Model, Run, Stage
-from repro.profiles import Profile
+from repro.scales import Profile
 
 FRESH, WARM = "fresh", "warm start"
 LONGER, REPLACED = "fresh, as many steps", "with replacement"  # controls

@@ -6,10 +6,9 @@ import codecs
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.console import Console
 
 PLAIN = str.maketrans("−×–—·…│─α", "-x--..|-a")  # for terminals without the first ones
 WIDTH = 200  # of tables that no terminal shows
@@ -30,8 +29,6 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 def console(stream: TextIO) -> Console:
     """For tables and bars on a stream, without markup and the names of signs that look like `:this:`."""
-    from rich.console import Console
-
     width = None if stream.isatty() else WIDTH
     return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
 

@@ -287,7 +287,7 @@ def test_a_bad_request_is_refused_before_anything_runs(tiny, tmp_path, request_,
 
 @needs_tools
 def test_pdfs_without_a_browser_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "browser", lambda: None)
+    monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="no Chromium here to make PDFs with"):
         execution.make_book("smoke", out=tmp_path / "out", root=tiny, pdf=True)
     assert not (tmp_path / "out").exists()

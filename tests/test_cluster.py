@@ -98,7 +98,12 @@ def test_forty_runs_are_forty_records_though_a_worker_is_killed(tmp_path):
 
         address = json.loads(file.read_text())["address"]
         outcome = dispatch.execute(
-            made, store, device="cpu", precision="float32", on=address, progress=Progress(show=show)
+            made,
+            store,
+            device="cpu",
+            precision="float32",
+            place=cluster.place(address),
+            progress=Progress(show=show),
         )
     finally:
         for process in started:

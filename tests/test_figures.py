@@ -19,6 +19,7 @@ from repro.analysis.claims import LESS, MORE, SAME, Claim, Verdict
 from repro.analysis.stats import generalisation_gap, mean_estimate
 from repro.data.sampling import p_full
 from repro.figures import common, style
+from repro.figures.verdicts import FARTHEST, t_value, verdict_rows
 from repro.questions import CLAIMS, STUDIES
 from repro.questions.beyond import accuracy_against_cost
 from repro.questions.reset import SUBSETS, contributions, reset_gaps, speed
@@ -171,7 +172,7 @@ FIGURES = {
     "noise before": lambda n: noise(probes(n)[["condition", "seed", "tuning_epochs", "gradient_noise"]]),
     "curvature": lambda n: curvature(probes(n)),
     "accuracy_against_cost": lambda n: accuracy_against_cost(table(seeds=n), learning(seeds=n)),
-    "scorecard": lambda n: common.scorecard(card(n)),
+    "scorecard": lambda n: verdict_rows(card(n)),
     "transition": lambda n: transition((0.1, 0.5, 0.9)[:n], 40),
 }
 EMPTY = pd.DataFrame()
@@ -188,7 +189,7 @@ NOTHING = {
     "noise": lambda: noise(EMPTY),
     "curvature": lambda: curvature(EMPTY),
     "accuracy_against_cost": lambda: accuracy_against_cost(EMPTY, EMPTY),
-    "scorecard": lambda: common.scorecard([]),
+    "scorecard": lambda: verdict_rows([]),
     "transition": lambda: transition([], 40),
 }
 drawings = pytest.mark.parametrize("draw", FIGURES.values(), ids=list(FIGURES))
@@ -425,15 +426,15 @@ def test_accuracy_stands_above_the_epochs_it_took():
     ],
 )
 def test_t_value_is_positive_where_it_supports_the_claim(values, direction, t):
-    assert common.t_value(verdict(values=values, direction=direction)) == pytest.approx(t, nan_ok=True)
+    assert t_value(verdict(values=values, direction=direction)) == pytest.approx(t, nan_ok=True)
 
 
 def test_scorecard_says_each_verdict_in_words_and_greys_what_was_not_run():
     found = [verdict(), verdict("contradicted", (4.0, 4.0, 4.0)), verdict("not run", ())]
-    ax = common.scorecard(found).axes[0]
+    ax = verdict_rows(found).axes[0]
     assert [text.get_text() for text in ax.texts] == ["✓ reproduced", "✗ contradicted", "– not run"]
     ends = [line.get_xdata()[0] for line in ax.lines if line.get_markersize() == 9]
-    assert ends == pytest.approx([4 * 3**0.5, -common.FARTHEST])
+    assert ends == pytest.approx([4 * 3**0.5, -FARTHEST])
     shades = [label.get_color() for label in ax.get_yticklabels()]
     assert shades[0] == shades[1] != shades[2]
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
-from repro.sweep import calibration
+from repro.sweep import trials
 from repro.sweep.messages import Trial
 from repro.training import cuda_graphs, loop, populations
 from repro.training.loop import train_population
@@ -139,15 +139,15 @@ def test_a_checkpoint_between_replays_is_gone_on_from_bit_for_bit(emulated, tmp_
 
 
 def test_what_is_timed_is_what_a_sweep_replays(emulated, monkeypatch):
-    captured, turn = [], calibration.turn
+    captured, turn = [], trials.turn
 
     def spied(epoch, seconds):
         captured.append(len(emulated))
         return turn(epoch, 0)
 
-    monkeypatch.setattr(calibration, "turn", spied)
+    monkeypatch.setattr(trials, "turn", spied)
     trial = Trial(tuple(member.run for member in members(Optimizer())), "cpu", "float32", seconds=1)
-    speed = calibration.measured(trial).speed
+    speed = trials.measured(trial).speed
     assert captured == [1, 2], "the step before it is timed, and the test before that is"
     assert speed.rate > 0 and 0 < speed.evaluation < 1
 

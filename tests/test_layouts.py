@@ -14,8 +14,8 @@ from repro.questions import STUDIES
 from repro.store.records import Store
 from repro.sweep import calibration, dispatch, layouts, machine, plans, processes, trainer
 from repro.sweep.calibration import Engine
-from repro.sweep.layouts import Layout
 from repro.sweep.messages import LAST, End, Ended
+from repro.sweep.plans import Layout
 from repro.sweep.progress import Progress
 from repro.training import loop
 
@@ -39,28 +39,23 @@ def sizes(plan):
     return {len(group.trajectories) for group in plan.groups}
 
 
-def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(store, monkeypatch):
+def test_what_is_faster_compiled_is_compiled_where_training_is_long_enough(store):
     run = runs()[0]
     layouts.keep(store, run, Layout(1, True, compiled=True))
     plan = plans.plan(runs())
     images = sum(group.steps for group in plan.groups) * run.batch_size
     for pays, compiled in ((images, True), (images + 1, False)):
-        monkeypatch.setattr(layouts, "COMPILING_PAYS", pays)
-        assert layouts.fitted(plan, store)[1](run).compiled == compiled
+        assert layouts.fitted(plan, store, pays)[1](run).compiled == compiled
 
 
 @pytest.mark.parametrize(("grouped", "compiled"), [(True, {8}), (False, {6, 8})])
-def test_groups_are_compiled_size_by_size_and_networks_on_streams_together(
-    grouped, compiled, store, monkeypatch
-):
+def test_groups_are_compiled_size_by_size_and_networks_on_streams_together(grouped, compiled, store):
     layouts.keep(store, runs()[0], Layout(10, grouped, compiled=True))
     plan, layout = layouts.fitted(plans.plan(runs()), store)
     assert sizes(plan) == {6, 8}
     eights = [group for group in plan.groups if len(group.trajectories) == 8]
-    monkeypatch.setattr(
-        layouts, "COMPILING_PAYS", sum(group.steps for group in eights) * runs()[0].batch_size
-    )
-    plan, layout = layouts.fitted(plan, store)
+    pays = sum(group.steps for group in eights) * runs()[0].batch_size
+    plan, layout = layouts.fitted(plan, store, pays)
     assert {len(b.trajectories) for b in plan.groups for run in b.runs if layout(run).compiled} == compiled
 
 
@@ -145,20 +140,16 @@ def test_a_child_gets_the_gpu_at_its_place_among_those_it_may_use(named, expecte
     assert [machine.visible_gpu(0), machine.visible_gpu(1)] == expected
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """Sets the error with which training ends in a process that takes itself to have a GPU."""
+GPU = trainer.Processor("cuda", "a GPU", 2**36)
 
-    def make(error):
-        def train(*_, **__):
-            raise error
 
-        monkeypatch.setattr(trainer, "choose_device", lambda name: (name, 1))
-        monkeypatch.setattr(trainer, "device_name", lambda device: "a GPU")
-        monkeypatch.setattr(trainer, "_memory", lambda device: 2**36)
-        monkeypatch.setattr(trainer, "train_population", train)
+def trained(job, sweep, error):
+    """How a job ends whose training raises an error on a GPU."""
 
-    return make
+    def train(*_, **__):
+        raise error
+
+    return trainer.train_part(job, sweep.hear, lambda: False, GPU, train)
 
 
 def swept(store):
@@ -168,13 +159,12 @@ def swept(store):
     )
 
 
-def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(as_on_a_gpu, store):
-    as_on_a_gpu(torch.OutOfMemoryError("CUDA out of memory"))
+def test_what_a_gpu_has_no_memory_for_is_halved_for_a_fresh_process(store):
     sweep = swept(store)
     job = sweep.next()
     assert len(job.part.trajectories) == 4
     with pytest.warns(UserWarning, match="need more memory than there is; now 2 at a time"):
-        end = trainer.train_part(job, sweep.hear, lambda: False)
+        end = trained(job, sweep, torch.OutOfMemoryError("CUDA out of memory"))
     assert end == Ended(End.SPLIT, size=2) and end.end in LAST
     sweep.settle(job, end)
     half = sweep.next()
@@ -197,7 +187,7 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
         def start(self, job):
             super().start(job)
             devices.add(job.device)
-            self.far.send(trainer.train_part(job, self.far.send, lambda: False))
+            self.far.send(trainer.train_part(job, self.far.send, lambda: False, GPU, train))
 
         def close(self):
             super().close()
@@ -208,15 +198,8 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
             raise torch.OutOfMemoryError("CUDA out of memory")
         return loop.train_population(members, torch.device("cpu"), "float32", **settings)
 
-    for name, value in {
-        "choose_device": lambda name: (name, 1),
-        "device_name": lambda device: "a GPU",
-        "_memory": lambda device: 2**36,
-        "train_population": train,
-    }.items():
-        monkeypatch.setattr(trainer, name, value)
     monkeypatch.setattr(machine, "gpus", lambda device: 1)
-    monkeypatch.setattr(processes, "Child", Here)
+    monkeypatch.setattr(dispatch, "Child", Here)
     wanted = runs(4)
     with pytest.warns(UserWarning, match="now 2 at a time"):
         assert dispatch.execute(plans.plan(wanted), store) == dispatch.Outcome()
@@ -226,12 +209,12 @@ def test_halves_of_what_was_too_large_train_in_a_fresh_child_on_the_same_gpu(sto
     assert made == [0] * 4, "one, and one after each that was spoilt by 4, 8 and 4 networks at once"
 
 
-def test_after_an_error_on_a_gpu_its_process_ends(as_on_a_gpu, store, capfd):
-    as_on_a_gpu(RuntimeError("CUDA error: an illegal memory access was encountered"))
+def test_after_an_error_on_a_gpu_its_process_ends(store, capfd):
+    error = RuntimeError("CUDA error: an illegal memory access was encountered")
     sweep, ends = swept(store), []
     with pytest.warns(UserWarning) as told:
         while (job := sweep.next()) is not None:
-            ends.append(trainer.train_part(job, sweep.hear, lambda: False))
+            ends.append(trained(job, sweep, error))
             sweep.settle(job, ends[-1])
     assert "now 1 at a time" in str(told[0].message)
     assert [ended.end for ended in ends[:2]] == [End.SPLIT, End.FAILED]

@@ -1,5 +1,6 @@
 """What of a machine is used, and what processes that train take over from the one that starts them."""
 
+import contextlib
 import json
 import os
 import re
@@ -193,7 +194,7 @@ MEASURE = """
 import json, os, sys
 import torch  # it binds the first thread of this process
 from repro.sweep import calibration, processes
-children = processes.Children(1, 1)
+children = processes.Children([processes.Child(1)])
 trial = calibration.Engine("cpu", "float32", 1, 1).trial(runs[:1], 0.1)
 rate = calibration.speed(children, trial).rate
 tasks = [f"/proc/{child.process.pid}/task" for child in children.children]
@@ -246,7 +247,6 @@ def test_each_child_sees_the_gpu_at_its_place_among_those_that_may_be_used(monke
 
 
 RUN_IN_CHILDREN = """
-dispatch.FEW_STEPS = 0
 outcome = dispatch.execute(plans.plan(runs), Store.of("smoke"), device="cpu", slots=2)
 print(outcome.finished, outcome.failures)
 """
@@ -274,15 +274,13 @@ def test_children_import_nothing_from_where_one_stands_but_this_package(tmp_path
     ]
 
 
-def test_a_child_that_is_killed_while_its_speed_is_measured_counts_as_one_without_memory(monkeypatch):
-    start = processes.Child.start
+def test_a_child_that_is_killed_while_its_speed_is_measured_counts_as_one_without_memory():
+    class Shot(processes.Child):
+        def start(self, trial):
+            super().start(trial)
+            self.process.kill()
 
-    def shot(child, trial):
-        start(child, trial)
-        child.process.kill()
-
-    monkeypatch.setattr(processes.Child, "start", shot)
     engine = calibration.Engine("cpu", "float32", slots=1, threads=1)
-    with engine.children() as children:
+    with contextlib.closing(processes.Children([Shot(1)])) as children:
         assert calibration.speed(children, engine.trial([], 0.1)) is None
     assert Store.of("smoke").ids() == set()

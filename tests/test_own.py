@@ -24,7 +24,7 @@ from repro.config import HALF, PROBES, Dataset, InputError, Model, Run, Stage, a
 from repro.data import datasets, folders, own
 from repro.questions import studies
 from repro.store.records import Store, names_of
-from repro.sweep import dispatch, plans
+from repro.sweep import cluster, dispatch, plans
 from repro.training import models, probes
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
@@ -500,7 +500,7 @@ def test_data_sets_of_pytorch_are_those_of_a_file_of_the_same_pixels(tmp_path):
 # From a script
 
 
-def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(written, tmp_path, monkeypatch):
+def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(written, tmp_path):
     import repro
 
     x, y = images()
@@ -512,9 +512,12 @@ def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(writ
     curves = repro.train(pairs, stages, model, batch_size=8, device="cpu")
     assert curves.columns[:2].tolist() == ["total", "epoch"] and curves.stage.tolist() == [1, 1, 2, 2, 2]
     assert curves.test_accuracy.between(0, 1).all()
-    monkeypatch.setattr(dispatch, "_train", None)  # what trains
+    kept = [Store.of(name).snapshot("x").parent for name in ("smoke", "scripts")]
+    for folder in kept:  # what trains leaves networks there, of which others start
+        shutil.rmtree(folder)
     assert repro.gap((pairs), model, "smoke", 2, "cpu") == found
     assert repro.train(pairs, stages, model, batch_size=8, device="cpu").equals(curves)
+    assert not any(folder.exists() for folder in kept)
     with pytest.raises(InputError, match="there is no file"):
         repro.gap(tmp_path / "nowhere.npz", profile="smoke")
     with pytest.raises(InputError, match="modules 1 to 2, not"):
@@ -560,7 +563,6 @@ def test_a_question_and_a_network_outside_the_repository_survive_kills_children_
     assert dispatch.execute(made, killed, device="cpu", slots=1) == dispatch.Outcome()
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
     assert dispatch.execute(made, apart, device="cpu", slots=2) == dispatch.Outcome()
     found = [killed, apart]
     if importlib.util.find_spec("distributed"):
@@ -579,7 +581,9 @@ def test_a_question_and_a_network_outside_the_repository_survive_kills_children_
                 while not file.exists():
                     time.sleep(0.1)
             address = json.loads(file.read_text())["address"]
-            assert dispatch.execute(made, dask, device="cpu", on=address) == dispatch.Outcome()
+            assert (
+                dispatch.execute(made, dask, device="cpu", place=cluster.place(address)) == dispatch.Outcome()
+            )
         finally:
             for process in started:
                 process.kill()

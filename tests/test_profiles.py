@@ -7,7 +7,7 @@ import pytest
 
 from repro import profiles
 from repro.config import ALL, HALF, Dataset, InputError, Model, Optimizer, Stage
-from repro.data.sampling import steps_per_epoch
+from repro.data.datasets import steps_per_epoch
 from repro.profiles import PROFILES, profile
 from repro.questions import STUDIES, by_value, studies
 from repro.store.records import ROOT

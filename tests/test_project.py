@@ -1,5 +1,7 @@
 """What holds the repository's own files together."""
 
+import ast
+import functools
 import os
 import re
 import subprocess
@@ -101,3 +103,30 @@ def test_each_row_of_what_survives_what_names_a_test_that_there_is():
         name for path in ROOT.glob("tests/*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert set(named) <= there and len(named) == len(table.splitlines()) - 2
+
+
+def imported(statements, modules):
+    """The modules, of these, that the statements import, those for type checkers included."""
+    for statement in statements:
+        if isinstance(statement, ast.ImportFrom):
+            names = {f"{statement.module}.{alias.name}" for alias in statement.names} & modules
+            yield from names or {statement.module} & modules
+        elif isinstance(statement, ast.If | ast.Try):
+            yield from imported(statement.body, modules)
+
+
+def test_no_chain_of_imports_is_longer_than_ten_modules():
+    """Those within functions do not count: they wait until they are needed."""
+    paths = {path.relative_to(ROOT).with_suffix("").parts: path for path in ROOT.glob("repro/**/*.py")}
+    paths = {".".join(parts).removesuffix(".__init__"): path for parts, path in paths.items()}
+    modules = paths.keys() - {"repro"}
+    below = {name: set(imported(ast.parse(paths[name].read_text()).body, modules)) for name in modules}
+    # This one imports all files of its folder.
+    below["repro.questions"] |= {name for name in modules if name.startswith("repro.questions.")}
+
+    @functools.cache
+    def floor(name):
+        return 1 + max(map(floor, below[name]), default=0)
+
+    assert max(map(floor, modules)) <= 10
+    assert floor("repro.sweep.dispatch") > floor("repro.sweep.plans") > floor("repro.config") == 1

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     store, commit = Store(tmp_path_factory.mktemp("trained") / "smoke"), head.stdout.strip()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "commit", lambda: commit)
+        patch.setenv("REPRO_COMMIT", commit)
         dispatch.execute(plans.plan(case.run for case in warm_start(profiles.profile("smoke"))), store)
     return store, commit
 
@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
 def store(trained, monkeypatch):
     """A copy of these records for a test to change."""
     made, commit = trained
-    monkeypatch.setattr(records, "commit", lambda: commit)
+    monkeypatch.setenv("REPRO_COMMIT", commit)
     store = Store.of("smoke")
     shutil.copytree(made.folder, store.folder)
     return store

@@ -23,10 +23,10 @@ from repro.questions import STUDIES
 from repro.store import files
 from repro.store.files import Damaged
 from repro.store.records import Store
-from repro.sweep import costs, dispatch, leases, machine, plans, trainer
-from repro.sweep.processes import Child
+from repro.sweep import costs, dispatch, leases, machine, plans
+from repro.sweep.processes import Child, Children, Here
 from repro.sweep.progress import Progress
-from repro.training import loop, populations, snapshots
+from repro.training import loop, snapshots
 
 TINY = ["train=64", "test=32", "width=2", "batch_size=16"]
 LONG = [*TINY, "tuning_epochs=24"]
@@ -40,6 +40,16 @@ def warm_start(seeds=3, settings=TINY):
 def execute(runs, store, **changes):
     settings = {"device": "cpu", "precision": "float32", "slots": 1} | changes
     return dispatch.execute(plans.plan(runs), store, **settings)
+
+
+def here(train):
+    """This process as a place where networks are trained by this function."""
+    return lambda stopping: contextlib.nullcontext(Here(stopping, train=train))
+
+
+def saved_often(*arguments, **settings):
+    """Training with a checkpoint after every epoch."""
+    return loop.train_population(*arguments, **settings, every=0)
 
 
 def outcomes(store):
@@ -96,7 +106,7 @@ def test_a_lease_ends_with_the_process_that_held_it(tmp_path):
     assert not busy(tmp_path, "a")
 
 
-def test_a_lease_of_another_machine_ends_when_it_is_no_longer_touched(tmp_path, monkeypatch):
+def test_a_lease_of_another_machine_ends_when_it_is_no_longer_touched(tmp_path):
     lease = tmp_path / "a"
     for holder in ("elsewhere 1234-5678 99", ""):  # the second: killed, or out of room, before it was named
         lease.write_text(holder)
@@ -105,8 +115,7 @@ def test_a_lease_of_another_machine_ends_when_it_is_no_longer_touched(tmp_path, 
         os.utime(lease, (then, then))
         assert not busy(tmp_path, "a")
         assert not lease.exists()
-    monkeypatch.setattr(leases, "BEAT", 0.02)
-    with leases.held(tmp_path, ["a"]):
+    with leases.held(tmp_path, ["a"], beat=0.02):
         os.utime(lease, (then, then))
         deadline = time.monotonic() + 10
         while lease.stat().st_mtime < then + 60:
@@ -178,29 +187,29 @@ def test_sweeps_that_share_some_runs_train_these_once(store, monkeypatch):
 
 
 RUN = """
-import os, sys
+import contextlib, os, sys
 from repro import profiles
 from repro.questions import STUDIES
 from repro.store import records
-from repro.sweep import dispatch, plans
+from repro.sweep import dispatch, plans, processes
 from repro.sweep.progress import Progress
 
 def sweep(slots):
-    if slots == "1":  # a checkpoint after every epoch
-        from repro.sweep import trainer
+    def train(*arguments, **named):  # with a checkpoint after every epoch
         from repro.training import loop
 
-        def train(*arguments, **named):
-            return loop.train_population(*arguments, **named, every=0)
-        trainer.train_population = train
-    store, progress = records.Store.of("smoke"), Progress()
+        return loop.train_population(*arguments, **named, every=0)
+
+    def here(stopping):
+        return contextlib.nullcontext(processes.Here(stopping, train=train))
+
+    store, progress, place = records.Store.of("smoke"), Progress(), here if slots == "1" else None
     outcome = dispatch.execute(
-        made, store, device="cpu", precision="float32", slots=int(slots), progress=progress
+        made, store, device="cpu", precision="float32", slots=int(slots), progress=progress, place=place
     )
     return progress.steps_done, 1 if outcome.failures else 0 if outcome.finished else 3
 
 slots, *settings = sys.argv[1:]
-dispatch.FEW_STEPS = 0
 dispatch.PAUSE = 0.2
 cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
 made = plans.plan(c.run for c in cases)
@@ -347,15 +356,12 @@ def test_an_interrupt_while_children_start_shows_no_traceback():
 
 @pytest.mark.parametrize("seeds", [1, 3])
 @pytest.mark.parametrize("asked", [True, False], ids=["SIGTERM", "killed"])
-def test_resumed_at_random_epochs_a_sweep_comes_to_the_same_end_bit_for_bit(
-    store, tmp_path, monkeypatch, seeds, asked
-):
+def test_resumed_at_random_epochs_a_sweep_comes_to_the_same_end_bit_for_bit(store, tmp_path, seeds, asked):
     class Killed(BaseException):
         """Nothing catches it, and nothing is saved for it, as where a process is killed."""
 
     runs, calm = warm_start(seeds, [*TINY, "tuning_epochs=9"]), Store(tmp_path / "calm")
     execute(runs, calm)
-    monkeypatch.setattr(trainer, "train_population", lambda *a, **k: loop.train_population(*a, **k, every=0))
     epochs = random.Random(seeds).sample(range(1, 10), 3)  # from one interruption to the next
     interrupted = 0
     for count in epochs:
@@ -370,11 +376,12 @@ def test_resumed_at_random_epochs_a_sweep_comes_to_the_same_end_bit_for_bit(
                 signal.raise_signal(signal.SIGTERM)
 
         try:
-            interrupted += not execute(runs, store, progress=Progress(show=show)).finished
+            progress = Progress(show=show)
+            interrupted += not execute(runs, store, progress=progress, place=here(saved_often)).finished
         except Killed:
             interrupted += 1
     assert interrupted >= 1
-    assert execute(runs, store) == dispatch.Outcome()
+    assert execute(runs, store, place=here(saved_often)) == dispatch.Outcome()
     assert outcomes(store) == outcomes(calm)
 
 
@@ -561,29 +568,24 @@ def test_a_second_result_is_compared_and_the_first_stands(store):
 # Failures
 
 
-@pytest.fixture
-def failing(monkeypatch):
-    """A run whose measurement raises, in the midst of others that train with it."""
+def failing(run, error):
+    """This process as a place where the end of a run raises an error, amid others that train with it."""
 
-    def make(run, error):
-        real = trainer._measured
-
-        def measured(made, *rest):
+    def train(*arguments, **settings):
+        for p, made, end in loop.train_population(*arguments, **settings):
             if made.id == run.id:
                 raise error
-            return real(made, *rest)
+            yield p, made, end
 
-        monkeypatch.setattr(trainer, "_measured", measured)
-
-    return make
+    return here(train)
 
 
-def test_a_run_that_fails_is_tried_alone_and_the_others_go_on(store, undisturbed, failing, capfd):
+def test_a_run_that_fails_is_tried_alone_and_the_others_go_on(store, undisturbed, capfd):
     runs = warm_start()
     lame = next(run for run in runs if run.parent is None)
-    failing(lame, ZeroDivisionError("once, and alone again"))
+    place = failing(lame, ZeroDivisionError("once, and alone again"))
     with pytest.warns(UserWarning, match="ZeroDivisionError: once, and alone again; now 1 at a time"):
-        outcome = execute(runs, store)
+        outcome = execute(runs, store, place=place)
     assert outcome.finished
     assert outcome.failures == [f"run {lame.id}: ZeroDivisionError: once, and alone again"]
     assert store.ids() == {run.id for run in runs} - {lame.id}
@@ -592,30 +594,26 @@ def test_a_run_that_fails_is_tried_alone_and_the_others_go_on(store, undisturbed
         assert curves[-1]["train_loss"] == pytest.approx(undisturbed[name][0][-1]["train_loss"], rel=1e-3)
 
 
-def test_what_starts_from_a_run_that_failed_is_given_up_and_nothing_else(store, failing, capfd):
+def test_what_starts_from_a_run_that_failed_is_given_up_and_nothing_else(store, capfd):
     half = [Run(Dataset("digits", 64, 32), Model(2, 1), (Stage(1, HALF),), 16, s, s, s) for s in range(3)]
     runs = [*half, *(dataclasses.replace(r, stages=(*r.stages, Stage(2))) for r in half)]
-    failing(half[1], ValueError("no"))
     with pytest.warns(UserWarning, match="now 1 at a time"):
-        outcome = execute(runs, store)
+        outcome = execute(runs, store, place=failing(half[1], ValueError("no")))
     assert outcome.finished and len(outcome.failures) == 1
     assert store.ids() == {run.id for run in runs} - {half[1].id, runs[4].id}
 
 
 @pytest.mark.filterwarnings("ignore:group .* networks at once")
-def test_networks_too_large_together_are_trained_by_halves(store, undisturbed, monkeypatch):
-    real = populations.Population.train_epoch
-
-    def small(population):
-        if len(population.members) > 2:
+def test_networks_too_large_together_are_trained_by_halves(store, undisturbed):
+    def small(members, *rest, **settings):
+        if len(members) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(population)
+        return loop.train_population(members, *rest, **settings)
 
-    monkeypatch.setattr(populations.Population, "train_epoch", small)
     with pytest.warns(
         UserWarning, match="6 networks at once need more memory than there is; now 3 at a time"
     ):
-        assert execute(warm_start(), store) == dispatch.Outcome()
+        assert execute(warm_start(), store, place=here(small)) == dispatch.Outcome()
     assert {store.read(name)["population"] for name in store.ids()} <= {1, 2}
     assert store.ids() == undisturbed.keys()
 
@@ -633,16 +631,16 @@ def test_a_network_larger_than_memory_is_one_line_with_a_width_that_fits(capfd):
     assert small <= machine.memory() < large
 
 
-def test_a_child_killed_again_and_again_is_given_up_with_a_word_on_memory(store, monkeypatch):
-    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
-    start = Child.start
+def test_a_child_killed_again_and_again_is_given_up_with_a_word_on_memory(store):
+    class Shot(Child):
+        def start(self, job):
+            super().start(job)
+            self.process.kill()
 
-    def shot(child, job):
-        start(child, job)
-        child.process.kill()
+    def place(stopping):
+        return contextlib.closing(Children([Shot(1), Shot(1)]))
 
-    monkeypatch.setattr(Child, "start", shot)
-    outcome = execute(warm_start(1)[:1], store, slots=2)
+    outcome = execute(warm_start(1)[:1], store, place=place)
     assert outcome.finished
     [line] = outcome.failures
     assert "tried 3 times: its process was killed (SIGKILL), as systems do that run out of memory" in line

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from repro import config, profiles
 from repro.analysis import recorded
 from repro.config import ALL, HALF, MODULES, Dataset, InputError, Model, Optimizer, Run, Stage, Subset
-from repro.data.sampling import steps_per_epoch
+from repro.data.datasets import steps_per_epoch
 from repro.questions import STUDIES
 from repro.running import run_study
 from repro.store.records import CURVES, Store
@@ -546,18 +547,22 @@ def test_what_no_process_may_tell_is_refused_and_not_passed_over(store):
         messages.EpochDone(step=1, epoch="1/1", accuracy=0.1)
 
 
+class Noted(processes.Child):
+    """A child that is noted when it is born."""
+
+    def __init__(self, found, threads):
+        self.found = found
+        super().__init__(threads)
+
+    def begin(self):
+        super().begin()
+        self.found.append(self.process)
+
+
 @pytest.fixture
-def born(monkeypatch):
-    """Children that train, one after another as they are born, however little there is to train."""
+def born():
+    """Children, one after another as they are born at the place that has two at a time."""
     found = []
-
-    class Noted(processes.Child):
-        def begin(self):
-            super().begin()
-            found.append(self.process)
-
-    monkeypatch.setattr(processes, "Child", Noted)
-    monkeypatch.setattr(dispatch, "FEW_STEPS", 0)
     yield found
     assert all(process.poll() is not None for process in found)  # none outlives the sweep
 
@@ -567,8 +572,13 @@ def few_threads():
     """As many threads in this process as one of two children has, so that sums come out alike."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    yield
+    yield torch.get_num_threads()
     torch.set_num_threads(before)
+
+
+def two(born, threads):
+    """A place with two such children."""
+    return lambda stopping: contextlib.closing(processes.Children(Noted(born, threads) for _ in range(2)))
 
 
 @pytest.mark.slow
@@ -590,7 +600,9 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
 
     made, progress = plans.plan([*runs, lame]), Progress(show=show)
     with pytest.warns(UserWarning, match=f"{lame.parent.id}.pt: not a file of this format; set aside as"):
-        outcome = dispatch.execute(made, store, device="cpu", precision="float32", slots=2, progress=progress)
+        outcome = dispatch.execute(
+            made, store, device="cpu", precision="float32", progress=progress, place=two(born, few_threads)
+        )
     assert len(killed) == 2
     assert len(born) > 2
     assert outcome == dispatch.Outcome()
@@ -604,7 +616,9 @@ def test_children_train_what_one_process_trains_though_killed_and_though_a_start
 def test_children_stop_with_a_checkpoint_when_their_sweep_is_asked_to(store, tmp_path, born, few_threads):
     runs, calm = warm_start(settings=LONG), Store(tmp_path / "calm")
     made, progress = plans.plan(runs), interrupting(4)
-    outcome = dispatch.execute(made, store, device="cpu", precision="float32", slots=2, progress=progress)
+    outcome = dispatch.execute(
+        made, store, device="cpu", precision="float32", progress=progress, place=two(born, few_threads)
+    )
     assert not outcome.finished
     assert outcome.failures == []
     assert store.ids() == set()
@@ -620,10 +634,11 @@ def test_where_a_group_trains_does_not_depend_on_what_is_recorded_already(store,
     made = plans.plan(warm_start())
     assert execute(warm_start(), store, slots=1)
     store.path(warm_start()[1].id).unlink()
-    monkeypatch.setattr(dispatch, "Children", lambda *arguments: pytest.fail("in children"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(dispatch, "Children", lambda children: pytest.fail("in children"))
     monkeypatch.setattr(dispatch, "FEW_STEPS", made.steps)
     with pytest.raises(pytest.fail.Exception, match="in children"):
-        dispatch.execute(made, store, device="cpu", precision="float32", slots=2)
+        dispatch.execute(made, store, device="cpu", precision="float32")
 
 
 SWEEP = """
@@ -640,7 +655,6 @@ def show(progress):
         time.sleep(0.1 if slots == "1" else 0)
 
 slots, *settings = sys.argv[1:]
-dispatch.FEW_STEPS = 0
 cases = STUDIES["warm_start"].cases(profiles.profile("smoke", settings, 3))
 made, store = plans.plan(case.run for case in cases), records.Store.of("smoke")
 progress = Progress(show=show)

@@ -13,7 +13,7 @@ from repro.data.sampling import examples
 from repro.profiles import profile
 from repro.questions.warm_start import warm_start
 from repro.store.records import CURVES
-from repro.sweep import trainer
+from repro.sweep import machine, trainer
 from repro.training import plain, populations, snapshots
 from repro.training.loop import Stopped, train_population
 from repro.training.network import ResNet
@@ -277,22 +277,23 @@ def test_what_is_lost_behind_a_yield_comes_again(lost, past, tmp_path):
         assert_same(snapshot, undisturbed[key])
 
 
-def test_a_checkpoint_is_written_every_so_many_seconds(tmp_path, monkeypatch):
-    written = []
-    save = Population.checkpoint
+def test_a_checkpoint_is_written_every_so_many_seconds(tmp_path):
+    path = tmp_path / "x.pt"
 
-    def noted(population, path, seconds):
-        written.append(population.epoch)
-        save(population, path, seconds)
+    def written(every):
+        """Epochs of the checkpoint that is there as each of three epochs ends, and in the end."""
+        found = []
 
-    monkeypatch.setattr(Population, "checkpoint", noted)
-    alone_settings = {"checkpoint": tmp_path / "x.pt"}
-    train([Member(run(Stage(3)))], every=0.0, **alone_settings)
-    assert written == [0, 1, 2, 3]
-    (tmp_path / "x.pt").unlink()
-    written.clear()
-    train([Member(run(Stage(3)))], every=1e9, **alone_settings)
-    assert written == [3]
+        def look(*_):
+            found.append(snapshots.load(path)["epoch"] if path.exists() else None)
+
+        train([Member(run(Stage(3)))], every=every, checkpoint=path, on_epoch=look)
+        look()
+        return found
+
+    assert written(0.0) == [0, 1, 2, 3]
+    path.unlink()
+    assert written(1e9) == [None, None, None, 3]
 
 
 def test_a_checkpoint_of_another_precision_or_population_is_refused(tmp_path):
@@ -506,12 +507,12 @@ def test_bf16_stays_close_to_float32_for_a_few_steps():
 
 def test_unknown_devices_and_precisions_are_refused():
     with pytest.raises(InputError, match="unknown device 'tpu': choose from auto, cpu, cuda"):
-        trainer.choose_device("tpu")
+        machine.gpus("tpu")
     with pytest.raises(InputError, match="unknown precision 'float16': choose from auto, float32, bf16"):
         trainer.choose_precision("cpu", "float16")
     with pytest.raises(InputError, match="unknown precision 'float16': choose from float32, bf16, float64"):
         train([Member(run(Stage(1)))], "float16")
-    assert trainer.choose_device("cpu") == ("cpu", 0)
+    assert machine.gpus("cpu") == 0
     assert trainer.choose_precision("cpu", "float64") == "float64"
     assert trainer.choose_precision("cpu", "auto") == "float32"
 
@@ -519,8 +520,8 @@ def test_unknown_devices_and_precisions_are_refused():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_device_that_is_not_here_is_refused_and_auto_does_without():
     with pytest.raises(InputError, match="no CUDA device here: choose auto or cpu"):
-        trainer.choose_device("cuda")
-    assert trainer.choose_device("auto") == ("cpu", 0)
+        machine.gpus("cuda")
+    assert machine.gpus("auto") == 0
 
 
 # Tests of some epochs only

@@ -8,7 +8,7 @@ from functools import cached_property
 from repro.analysis import tables
 from repro.analysis.stats import generalisation_gap
 from repro.lazy import Lazy
-from repro.profiles import LARGEST_FIRST, PROFILES, Profile
+from repro.scales import LARGEST_FIRST, PROFILES, Profile
 from repro.store.records import Store
 from repro.study import LAST, Case, Study
 

@@ -27,8 +27,7 @@ from rich.table import Column, Table
 
 from repro import terminal
 from repro.book import rendering
-from repro.config import InputError
-from repro.data.places import given
+from repro.config import InputError, given
 from repro.store.records import ROOT, Store, results_folder
 
 # JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import traitlets
 
 from repro.book import panels
-from repro.book.explorer import SIDES, Choice, Control, Explorer
+from repro.book.choices import SIDES, Choice, Choices, Control
 from repro.store.records import Store
 from repro.sweep import dispatch
 from repro.sweep.plans import Plan, plan
@@ -62,7 +62,7 @@ class Boxes(widgets.VBox):
 class Live:
     """Widgets of an explorer; `box` holds them all."""
 
-    def __init__(self, explorer: Explorer, start: Choice) -> None:
+    def __init__(self, explorer: Choices, start: Choice) -> None:
         self.explorer = explorer
         self.panel = widgets.HTML()
         self.train = widgets.Button(description="Train what is missing", layout={"width": "auto"})

@@ -13,7 +13,7 @@ import numpy as np
 
 from repro.analysis.curves import LEVELS
 from repro.analysis.stats import Estimate
-from repro.book.explorer import SIDES, Choice, Control, Explorer, Panel
+from repro.book.choices import SIDES, Choice, Choices, Control, Panel
 from repro.figures import style
 from repro.study import FRESH, WARM
 
@@ -25,7 +25,7 @@ SIDE_BY_SIDE = "display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,min
 CARD = "background:#fff;border-radius:.4rem;font-size:13px;max-width:26rem;width:100%"
 
 
-def page(explorer: Explorer, panels: Mapping[Choice, Panel | None]) -> str:
+def page(explorer: Choices, panels: Mapping[Choice, Panel | None]) -> str:
     """HTML with controls and a panel for every choice, `panels` being all of the explorer's."""
     start, limits = explorer.start(panels), _limits(filter(None, panels.values()))
     shown = "".join(
@@ -46,7 +46,7 @@ def page(explorer: Explorer, panels: Mapping[Choice, Panel | None]) -> str:
     )
 
 
-def panel_html(explorer: Explorer, choice: Choice, panel: Panel | None, limits: Limits | None = None) -> str:
+def panel_html(explorer: Choices, choice: Choice, panel: Panel | None, limits: Limits | None = None) -> str:
     """One panel, on axes of its own or those of these limits."""
     if choice not in explorer.choices:
         return "<p>The study has no run with these values.</p>"

@@ -20,11 +20,12 @@ import sys
 from pathlib import Path
 
 from repro import scorecard
+from repro.analysis import recorded
 from repro.figures.shown import MARK
 from repro.lazy import Lazy
-from repro.profiles import PUBLISHED
+from repro.profiles import scale
 from repro.questions import studies
-from repro.running import run_study
+from repro.scales import PUBLISHED
 
 pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
 SCORECARD = "10_scorecard"  # the chapter whose tables are of all studies
@@ -175,10 +176,11 @@ def tables(executed: Path, chapter: str) -> list[Path]:
 def _tables(chapter: str, parameters: dict) -> dict[str, pd.DataFrame]:
     """What is recorded of a chapter's studies; on the scorecard of all of them, and every claim's effect."""
     profile, seeds, settings = (parameters.get(name) for name in ("profile", "seeds", "settings"))
-    asked = [study.name for study in studies() if chapter in (study.chapter, SCORECARD)]
+    chosen = None if profile in (None, PUBLISHED) else scale(profile, seeds, settings)
+    asked = [study for study in studies() if chapter in (study.chapter, SCORECARD)]
     if not asked:
         return {}
-    found = [run_study(name, profile or PUBLISHED, seeds, "none", settings) for name in asked]
+    found = [recorded.results(study, chosen) if chosen else recorded.published(study) for study in asked]
     runs = pd.concat(r.table.assign(study=r.study.name, profile=r.profile.name) for r in found)
     effects = {f"{chapter}.effects.csv": scorecard.effects()} if chapter == SCORECARD else {}
     return {f"{chapter}.runs.csv": runs} | effects

@@ -24,7 +24,7 @@ except ImportError:  # llvmlite is not installed
 HAS_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def forward(network: nn.Module, images: Tensor) -> Tensor:
+def forward(network: nn.Module, images: Tensor, has_bf16: bool = HAS_BF16) -> Tensor:
     """Logits [P, B, classes] that a `ResNet` gives for images [B, P * C, H, W], up to rounding.
 
     In float32, multiples of 16 images go through our own kernels (`repro.cpu.tiles`),
@@ -35,7 +35,7 @@ def forward(network: nn.Module, images: Tensor) -> Tensor:
     in_bf16 = torch.is_autocast_enabled("cpu")
     if tiles is not None and images.dtype == torch.float32 and not in_bf16 and len(images) % tiles.TILE == 0:
         return tiles.forward(network, images)
-    with EmulatedBf16() if in_bf16 and not HAS_BF16 else contextlib.nullcontext():
+    with EmulatedBf16() if in_bf16 and not has_bf16 else contextlib.nullcontext():
         return network(images.contiguous(memory_format=torch.channels_last))
 
 

@@ -13,10 +13,9 @@ import importlib.util
 import warnings
 from pathlib import Path
 
-from repro.config import Dataset, InputError
+from repro.config import ALL, Dataset, InputError, Run, Subset, given
 from repro.data.downloads import SIDE, SOURCES, cache, download
 from repro.data.npz import Images, pack, read, stamp
-from repro.data.places import given
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # a plan counts images without it
@@ -239,3 +238,26 @@ def shape(dataset: Dataset) -> tuple[int, int, int]:
 def side(dataset: Dataset) -> int:
     """Height and width of an image in pixels; a named data set need not be here."""
     return shape(dataset)[0]
+
+
+def expected_size(images: int, classes: int, subset: Subset) -> int:
+    """Number of images in a subset of so many, were the classes in proportion.
+
+    It fixes the steps of an epoch: the same for every seed, and known without the data.
+    """
+    uniform = round(subset.ratio * images)
+    dealt, seen = (
+        sum(n // subset.parts + (i < n % subset.parts) for i in range(subset.part))
+        for n in (uniform, classes)
+    )
+    return dealt + (images - uniform) * seen // classes
+
+
+def steps_per_epoch(run: Run) -> int:
+    """Full batches in an epoch of the run's last stage: of its subset, of all data with `gamma`."""
+    stage = run.stages[-1]
+    images, _, classes = counts(run.dataset)
+    n = expected_size(images, classes, stage.data if stage.data.gamma is None else ALL)
+    if n < run.batch_size:
+        raise InputError(f"batch_size {run.batch_size} is more than the {n} images of a stage")
+    return n // run.batch_size

@@ -13,9 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from repro.config import InputError
+from repro.config import InputError, given
 from repro.data.npz import ARRAYS, Images, one_line, pack, read, write
-from repro.data.places import given
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # as in `repro.data.datasets`

@@ -18,10 +18,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from repro.config import Code, InputError
+from repro.config import Code, InputError, given
 from repro.data.npz import stamp
-from repro.data.places import given
+from repro.lazy import Lazy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+torch = Lazy("torch")  # which only networks of one's own need here
 
 
 def code(what: str | Callable, **settings: object) -> Code:
@@ -42,6 +48,26 @@ def function(known: Code) -> Callable:
     if not callable(made := getattr(module(known.path), known.name)):
         raise InputError(f"{known.path}: {known.name} is no function")
     return functools.partial(made, **dict(known.settings))
+
+
+def module_of(network: nn.Module) -> dict[str, int]:
+    """The number of the module to which each tensor of a network's state belongs (`models.Own`)."""
+    names = list(network.state_dict())
+    starts = getattr(network, "modules_to_reset", None) or [name.split(".")[0] for name in names]
+    starts, found, current = list(dict.fromkeys(starts)), {}, 0
+    for name in names:
+        begun = [i for i, start in enumerate(starts) if f"{name}.".startswith(f"{start}.")]
+        current = begun[0] if begun else current
+        found[name] = current + 1
+    return found
+
+
+@functools.cache
+def modules(known: Code, channels: int, classes: int, side: int) -> tuple[int, ...]:
+    """Numbers of the modules of a network of one's own, which is built to count them."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        network = function(known)(channels, classes, side)
+    return tuple(sorted(set(module_of(network).values())))
 
 
 def module(where: str) -> ModuleType:

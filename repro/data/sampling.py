@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from repro.config import ALL, InputError, Run, Subset
-from repro.data import datasets
-from repro.data.datasets import generator
+from repro.config import InputError, Run, Subset
+from repro.data.datasets import generator, steps_per_epoch
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # a plan counts steps without it
@@ -37,29 +36,6 @@ def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
 def p_full(n: float, total: float, gamma: float) -> float:
     """Chance of drawing from all images at step n of `total` (paper, Figure 3)."""
     return 1 - gamma ** (50 * n / total)
-
-
-def expected_size(images: int, classes: int, subset: Subset) -> int:
-    """Number of images in a subset of so many, were the classes in proportion.
-
-    It fixes the steps of an epoch: the same for every seed, and known without the data.
-    """
-    uniform = round(subset.ratio * images)
-    dealt, seen = (
-        sum(n // subset.parts + (i < n % subset.parts) for i in range(subset.part))
-        for n in (uniform, classes)
-    )
-    return dealt + (images - uniform) * seen // classes
-
-
-def steps_per_epoch(run: Run) -> int:
-    """Full batches in an epoch of the run's last stage: of its subset, of all data with `gamma`."""
-    stage = run.stages[-1]
-    images, _, classes = datasets.counts(run.dataset)
-    n = expected_size(images, classes, stage.data if stage.data.gamma is None else ALL)
-    if n < run.batch_size:
-        raise InputError(f"batch_size {run.batch_size} is more than the {n} images of a stage")
-    return n // run.batch_size
 
 
 def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None = None) -> np.ndarray:

@@ -6,12 +6,7 @@ t intervals of the mean over seeds; one seed has none.
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterable
-
-from repro.analysis.claims import MORE, SAME, Verdict
 from repro.analysis.curves import in_last_stage
-from repro.analysis.stats import t_quantile
 from repro.figures import style
 from repro.figures.style import GAP, GREY, blank, colour, estimate, known, line, marker, message, styled
 from repro.lazy import Lazy
@@ -129,79 +124,4 @@ def gap_lines(
     ax.set_ylabel(GAP)
     if len(names) > 1 or len(reference):
         style.legend(figure, ax)
-    return figure
-
-
-VERDICTS = {  # symbol, colour, marker
-    "reproduced": ("✓", "#1B6E3C", "o"),
-    "contradicted": ("✗", "#A3195B", "X"),
-    "inconclusive": ("?", "#595959", "D"),
-    "not tested": ("–", "#595959", ""),
-    "exploratory": ("~", "#595959", "d"),
-    "incomplete": ("…", "#595959", "d"),
-    "not run": ("–", "#8A8A8A", ""),
-}
-FARTHEST = 100  # t value at which the axis ends
-
-
-def t_value(verdict: Verdict) -> float:
-    """The effect over its standard error, positive where it supports the claim; NaN without two seeds.
-
-    Of a claim of no difference, how far the mean lies within the margin.
-    """
-    effect, claim = verdict.effect, verdict.claim
-    if effect.n < 2:
-        return np.nan
-    inside = claim.margin - abs(effect.mean) if claim.direction == SAME else effect.mean
-    towards = inside if claim.direction in (MORE, SAME) else -inside
-    error = effect.sd / effect.n**0.5
-    return towards / error if error else float(np.copysign(np.inf, towards)) if towards else 0.0
-
-
-@styled
-def scorecard(verdicts: Iterable[Verdict]) -> style.mpl.Figure:
-    """A row per claim: its verdict, and how many standard errors the effect lies on the claim's side.
-
-    A small upright mark is where one claim alone would be significant at 5 %
-    with so many seeds; the verdict, corrected for all claims, asks for more.
-    """
-    verdicts = list(verdicts)
-    if not verdicts:
-        return message()
-    words = [textwrap.fill(verdict.claim.words, 32) for verdict in verdicts]
-    heights = np.array([0.3 + 0.2 * (text.count("\n") + 1) for text in words])
-    y = np.cumsum(heights) - heights / 2
-    figure, ax = blank(height=1.2 + heights.sum())
-    for place, verdict in zip(y, verdicts, strict=True):
-        symbol, shade, mark = VERDICTS[verdict.verdict]
-        t = t_value(verdict)
-        if not np.isnan(t):
-            threshold = t_quantile(0.95, verdict.effect.n)
-            ax.plot([threshold] * 2, [place - 0.14, place + 0.14], color=GREY, lw=1.5)
-            shown = float(np.clip(t, -FARTHEST, FARTHEST))
-            ax.plot([0, shown], [place] * 2, color=shade, lw=1.5)
-            beyond = {FARTHEST: ">", -FARTHEST: "<"}.get(shown, mark)
-            ax.plot(shown, place, beyond, color=shade, ms=9, mec="white", clip_on=False)
-        ax.text(
-            1.06,
-            place,
-            f"{symbol} {verdict.verdict}",
-            transform=ax.get_yaxis_transform(),
-            color=shade,
-            va="center",
-        )
-    ax.set_yticks(y, words)
-    for label, verdict in zip(ax.get_yticklabels(), verdicts, strict=True):
-        label.set_color(VERDICTS["not run"][1] if verdict.verdict == "not run" else "#1a1a1a")
-    ax.tick_params(axis="y", length=0)
-    ax.set_ylim(heights.sum(), 0)
-    ax.set_xscale("symlog", linthresh=3)
-    ax.set_xlim(-FARTHEST, FARTHEST)
-    style.ticks(ax, (-30, -3, 0, 3, 30))
-    ax.axvline(0, color=GREY, lw=1)
-    ax.grid(axis="y", visible=False)
-    figure.supxlabel(
-        "t value: ← against the claim, for it →\nUpright mark: 5 % level for one claim alone",
-        fontsize="medium",
-    )
     return figure

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from repro.analysis.claims import Claim
 from repro.config import InputError, Run
 from repro.data import own
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, Case, Study
 
 QUESTIONS = sorted(

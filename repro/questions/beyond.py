@@ -11,7 +11,8 @@ from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed
 from repro.figures.style import bar, blank, colour, estimate, known, marker, message, styled
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.profiles import module_numbers
+from repro.scales import Profile
 from repro.study import Arm, Study, crossed, pair, pretraining, reset_condition, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")
@@ -26,9 +27,9 @@ def beyond(profile: Profile) -> Iterator[Arm]:
     yield Arm("shrink and perturb", (half, tuning(profile, shrink=0.4, perturb=0.1)))
     yield Arm("rate restart", (half, tuning(profile, optimizer=falling)))
     yield Arm("fresh, falling rate", (tuning(profile, optimizer=falling),))
-    last, deep = profile.modules[-1:], profile.modules[2:]
-    for modules in filter(None, dict.fromkeys((last, deep))):
-        yield Arm(reset_condition(modules), (half, tuning(profile, reset=modules)))
+    every = module_numbers(profile)
+    for some in filter(None, dict.fromkeys((every[-1:], every[2:]))):
+        yield Arm(reset_condition(some), (half, tuning(profile, reset=some)))
     yield Arm("warm start, 10x", (half, tuning(profile, optimizer=larger)))
 
 

@@ -12,7 +12,7 @@ from repro.config import Model
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, enumerated, unrecorded
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import Arm, Study, crossed, pair
 
 pd = Lazy("pandas")

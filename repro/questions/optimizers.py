@@ -9,7 +9,7 @@ from repro.analysis.claims import Claim, gap
 from repro.analysis.recorded import Results
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import Arm, Study, crossed, pair
 
 

@@ -9,7 +9,7 @@ from repro.analysis.recorded import Results
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")

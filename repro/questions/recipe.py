@@ -10,7 +10,7 @@ from repro.data import datasets
 from repro.figures import common
 from repro.figures.shown import Captioned, Table, Words, captioned, enumerated, listed, unrecorded
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, own_rate_factors, pair
 
 pd = Lazy("pandas")

@@ -14,7 +14,8 @@ from repro.figures import style
 from repro.figures.shown import Captioned, Words, captioned, enumerated, listed
 from repro.figures.style import GAP, GREY, bar, blank, colour, estimate, known, line, marker, message, styled
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.profiles import module_numbers
+from repro.scales import Profile
 from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretraining, reset_condition, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")
@@ -29,7 +30,7 @@ _REST = len(MODULES) - 1  # modules besides the one in question
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
     """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone, or the last k."""
-    every = profile.modules
+    every = module_numbers(profile)
     counts = range(len(every) + 1)
     if profile.least:
         return [every[len(every) - k :] for k in counts]

@@ -13,7 +13,7 @@ from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed
 from repro.figures.style import blank, message, styled
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Explored, Study, crossed, pair
 
 np, pd = Lazy("numpy"), Lazy("pandas")

@@ -12,7 +12,7 @@ from repro.figures import style
 from repro.figures.shown import Captioned, Words, captioned, listed
 from repro.figures.style import GAP, GREY, blank, colour, known, line, marker, message, styled
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, LAST, Arm, Study, crossed, tuning
 
 pd = Lazy("pandas")

@@ -10,7 +10,7 @@ from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed, unrecorded
 from repro.figures.style import blank, colour, known, line, marker, message, styled
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, own_rate_factors, pair, pretraining, tuning
 
 np, pd = Lazy("numpy"), Lazy("pandas")

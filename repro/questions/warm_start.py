@@ -12,7 +12,7 @@ from repro.data.npz import Images
 from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed, unrecorded
 from repro.lazy import Lazy
-from repro.profiles import Profile
+from repro.scales import Profile
 from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, pair, pretraining, tuning
 
 pd = Lazy("pandas")

@@ -21,8 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import repro
-from repro.config import InputError, Run, as_json, run_from_json, run_id
-from repro.data.places import given
+from repro.config import InputError, Run, as_json, given, run_from_json, run_id
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
@@ -40,16 +39,19 @@ def results_folder() -> Path:
     return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "results"
 
 
-@functools.cache
 def commit() -> str | None:
-    """Commit of the code, `+` appended where `repro/` differs from it; `REPRO_COMMIT` where that is set.
+    """`REPRO_COMMIT` where that is set, else the commit that this process found first."""
+    return os.environ.get("REPRO_COMMIT") or head()
+
+
+@functools.cache
+def head() -> str | None:
+    """Commit of the code, `+` appended where `repro/` differs from it.
 
     None where no repository has this code: it may be installed within another project's.
     """
-    if named := os.environ.get("REPRO_COMMIT"):
-        return named
-    head = git("rev-parse", "HEAD")
-    return head and head + ("+" if git("status", "--porcelain", "repro") else "")
+    found = git("rev-parse", "HEAD")
+    return found and found + ("+" if git("status", "--porcelain", "repro") else "")
 
 
 def git(*command: str) -> str | None:

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import resource
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from repro.config import Dataset, InputError, Run, Stage
 from repro.data import datasets, downloads
-from repro.data.sampling import steps_per_epoch
+from repro.data.datasets import steps_per_epoch
 from repro.store.records import Store
-from repro.sweep import layouts, machine, plans, trainer
-from repro.sweep.layouts import Layout
+from repro.sweep import layouts, leases, machine, plans, trainer
 from repro.sweep.messages import End, Ended, Speed, Trial
-from repro.sweep.processes import Children
-from repro.training import cuda_graphs
-from repro.training.populations import Member, Population
+from repro.sweep.processes import Child, Children
 
 SECONDS = 2.0  # a measurement takes so long at least
 STEPS, GPU_STEPS = 4, 64  # in an epoch of a measurement; a GPU replays them
@@ -40,15 +33,16 @@ class Engine:
 
     def children(self) -> contextlib.closing[Children]:
         """The processes of a sweep, until the block ends."""
-        gpus = range(self.slots) if self.device == "cuda" else ()
-        return contextlib.closing(Children(self.slots, self.threads, gpus))
+        gpus = range(self.slots) if self.device == "cuda" else [None] * self.slots
+        return contextlib.closing(Children(Child(self.threads, gpu) for gpu in gpus))
 
     def trial(self, runs: Iterable[Run], seconds: float = SECONDS, **way: bool) -> Trial:
         return Trial(tuple(runs), self.device, self.precision, seconds, **way)
 
 
 def engine() -> Engine:
-    """A process of one thread for each GPU, or for each core, as a sweep has them."""
+    """A process of one thread for each GPU, or for each core, as a sweep has them, where one can train."""
+    leases.check()
     gpus = machine.gpus("auto")
     device = "cuda" if gpus else "cpu"
     return Engine(device, trainer.choose_precision(device, "auto"), gpus or machine.cores(), threads=1)
@@ -72,44 +66,6 @@ def speed(children: Children, trial: Trial) -> Speed | None:
     return Speed(sum(s.rate for s in found), max(s.memory for s in found), max(s.evaluation for s in found))
 
 
-def measured(trial: Trial) -> Ended:
-    """What a trial reaches in this process; its process ends where that fails, which may have spoilt it."""
-    try:
-        return Ended(End.DONE, speed=_speed(trial))
-    except Exception as error:
-        return Ended(End.SPLIT) if trainer.out_of_memory(error) else Ended(End.FAILED, trainer.line(error))
-
-
-def _speed(trial: Trial) -> Speed:
-    """It trains and tests as in a sweep, and is timed once a GPU replays that."""
-    device = torch.device(trial.device)
-    members = [Member(run) for run in trial.runs]
-    population = Population(members, device, trial.precision, trial.grouped, trial.compiled)
-    epoch = population.batches.numel()
-    population.train_epoch()  # the first one is slower
-    rate = turn(lambda: population.train_epoch() and epoch, trial.seconds)
-    for _ in range(cuda_graphs.WARM_UPS + 1 if population.test.captures else 1):
-        population.test_accuracy()
-    tests = len(members) * len(population.y_test)
-    evaluation = 1 / turn(lambda: population.test_accuracy() and tests, trial.seconds / 8)
-    return Speed(rate, _peak_memory(device), evaluation)
-
-
-def turn(epoch: Callable[[], int], seconds: float) -> float:
-    """Images a second, over as many epochs as fill the time; `epoch` returns its number of images."""
-    seen, start = 0, time.perf_counter()
-    while seen == 0 or time.perf_counter() - start < seconds:
-        seen += epoch()
-    return seen / (time.perf_counter() - start)
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
-
-
 def noise(folder: str, images: int) -> Dataset:
     """A data set of so many images of noise, as large as those of CIFAR-10."""
     random, path = np.random.default_rng(0), f"{folder}/noise{images}.npz"
@@ -126,7 +82,7 @@ def seconds_per_step(runs: list[Run], store: Store, seconds: float = SECONDS) ->
     Each measurement takes so many seconds, in populations as a sweep of this store trains them.
     """
     made, found = engine(), {}  # by shape, seconds of a training image and of a test image
-    fitted = layouts.fitted(plans.plan(runs), store)[1] if made.device == "cuda" else None
+    layout_of = layouts.fitted(plans.plan(runs), store)[1] if made.device == "cuda" else layouts.on_cpu
     with tempfile.TemporaryDirectory() as folder, made.children() as children:
         for key, run in {layouts.shape(run): run for run in runs}.items():
             dataset = run.dataset
@@ -134,7 +90,7 @@ def seconds_per_step(runs: list[Run], store: Store, seconds: float = SECONDS) ->
                 steps = GPU_STEPS if made.device == "cuda" else STEPS
                 dataset = noise(folder, steps * run.batch_size)
             one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
-            layout = fitted(run) if fitted else Layout(plans.population_size(run), grouped=True)
+            layout = layout_of(run)
             size, best = 2 * layout.population, None
             while best is None and size > 1:
                 size = -(-size // 2)  # from the second time on, as a sweep does where memory is short

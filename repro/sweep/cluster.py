@@ -29,7 +29,7 @@ from repro.config import InputError
 from repro.store.records import ROOT, Store, results_folder
 from repro.sweep import machine
 from repro.sweep.messages import End, Ended, Job, Report
-from repro.sweep.processes import BEAT, Children
+from repro.sweep.processes import BEAT, Child, Children, Place
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -38,21 +38,22 @@ PATIENCE = 10.0  # seconds to wait for a scheduler to answer
 JOBS = 8  # SLURM runs so many at once
 
 _own = threading.local()  # on a worker, the child of each of its threads
-_places = itertools.count()  # on a worker, the places of these threads
+_numbers = itertools.count()  # on a worker, those of these threads
 _stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
 
 
-def check(on: str) -> None:
-    """Refuse what is neither `slurm` nor the address of a scheduler."""
+def place(on: str, jobs: int | None = None) -> Place:
+    """The cluster that `--on` names: `slurm`, or the address of a scheduler; refuses what is neither."""
     if on != "slurm" and not on.startswith(("tcp://", "tls://")):
         raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
+    return lambda stopping: connected(on, jobs)
 
 
 @contextlib.contextmanager
 def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
-    """The cluster that `--on` names: `slurm`, or the address of a scheduler."""
+    """The cluster, while the block lasts."""
     try:
-        import distributed
+        import distributed  # Dask, which need not be installed
     except ImportError:
         raise InputError('--on needs Dask: pip install "repro[cluster]"') from None
     with contextlib.ExitStack() as stack:
@@ -76,7 +77,7 @@ def _slurm():
     """
     if not shutil.which("sbatch"):
         raise InputError("there is no sbatch here: --on slurm is for a machine that submits to SLURM")
-    import dask
+    import dask  # which need not be installed, like all that comes with it
     from distributed import Security
 
     before = signal.getsignal(signal.SIGINT)
@@ -165,11 +166,11 @@ def train(job: Job, token: str) -> Ended:
     if not leases.is_dir():
         return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
     if not hasattr(_own, "children"):
-        place, threads = next(_places), worker.state.nthreads
+        number, threads = next(_numbers), worker.state.nthreads
         # The child of a thread that is alone finds the first GPU by itself.
         gpus = machine.gpus("auto") if threads > 1 and job.device != "cpu" else 0
-        own = [place % gpus] if gpus else ()
-        _own.children = Children(1, max(1, machine.cores() // threads), own)
+        child = Child(max(1, machine.cores() // threads), number % gpus if gpus else None)
+        _own.children = Children([child])
     _own.children.start(job)
     while True:
         for _, ended in _own.children.listen(lambda news: worker.log_event(token, pickle.dumps(news))):

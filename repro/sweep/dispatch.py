@@ -20,11 +20,10 @@ from repro.config import InputError, Run, check_engine
 from repro.data import datasets
 from repro.store import files
 from repro.store.records import Store
-from repro.sweep import cluster, costs, layouts, leases, machine, plans
-from repro.sweep.layouts import Layout
+from repro.sweep import costs, layouts, leases, machine, plans
 from repro.sweep.messages import End, Ended, EpochDone, Job, Message, Warned
-from repro.sweep.plans import Part, Plan
-from repro.sweep.processes import STOP_SIGNALS, Children, Here
+from repro.sweep.plans import Layout, Part, Plan
+from repro.sweep.processes import STOP_SIGNALS, Child, Children, Here, Place, Workers
 from repro.sweep.progress import Progress
 
 TRIES = 3  # for a group whose child was killed, or whose parents' networks were not there
@@ -40,14 +39,6 @@ class Outcome:
     failures: list[str] = field(default_factory=list)  # a line for what could not be trained
 
 
-def _by_batch(run: Run) -> Layout:
-    """One grouped network, or networks side by side where those of a group would not be rounded as alone.
-
-    That is where PyTorch's convolutions train, for batches that are no multiple of 16 (`repro.cpu`).
-    """
-    return Layout(1, grouped=run.batch_size % 16 == 0)
-
-
 class Sweep:
     """The jobs of a plan that are left, those that are in training, and the outcome of the others."""
 
@@ -58,7 +49,7 @@ class Sweep:
         progress: Progress,
         device: str,
         precision: str,
-        layout: Callable[[Run], Layout] = _by_batch,
+        layout: Callable[[Run], Layout] = layouts.on_cpu,
     ) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.device, self.precision, self.layout = device, precision, layout
@@ -165,30 +156,29 @@ def execute(
     time_limit: float | None = None,
     slots: int | None = None,
     progress: Progress | None = None,
-    on: str | None = None,
-    jobs: int | None = None,
+    place: Place | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """Train and record every missing run of the plan, here or on a cluster (`cluster.connected`).
+    """Train and record every missing run of the plan.
 
-    Stops between two epochs once it gets SIGINT or SIGTERM, `stop()` is true or
-    `time_limit` seconds have passed, and leaves checkpoints, from which the next call goes on.
+    On this machine, in so many processes as `slots` says, or as there is memory and work
+    for; or at another place, whose workers look for GPUs themselves. Stops between two
+    epochs once it gets SIGINT or SIGTERM, `stop()` is true or `time_limit` seconds have
+    passed, and leaves checkpoints, from which the next call goes on.
     """
     check_engine(device, precision)
-    if on is not None:
-        cluster.check(on)
-    progress, gpus, layout = progress or Progress(), 0, _by_batch
+    progress, gpus, layout = progress or Progress(), 0, layouts.on_cpu
     with _usable(store, "read"), contextlib.suppress(FileNotFoundError):
         next(store.folder.iterdir(), None)  # else each run would be said to be unreadable
         store.leases.stat()
     if plans.missing(plan, store):
-        gpus = 0 if on else machine.gpus(device)  # on a cluster each worker looks for its own
+        gpus = 0 if place else machine.gpus(device)
         _check(plan)
         with _usable(store, "write in"):
             _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
-        if not on:  # a child that sees no GPU is not to decide for the processor
+        if not place:  # a child that sees no GPU is not to decide for the processor
             device = "cuda" if gpus else "cpu"
     else:
         with contextlib.suppress(OSError):  # a store that is whole may be read-only
@@ -204,27 +194,28 @@ def execute(
                 signalled.set()
             return signalled.is_set()
 
-        with _place(plan, gpus, slots, stopping) if on is None else cluster.connected(on, jobs) as workers:
+        with place(stopping) if place else _here(plan, gpus, slots, stopping) as workers:
             _train(sweep, workers, stopping)
     sweep.outcome.finished = not sweep.left
     return sweep.outcome
 
 
-def _place(
+def _here(
     plan: Plan, gpus: int, slots: int | None, stopping: Callable[[], bool]
-) -> contextlib.AbstractContextManager[Here | Children]:
+) -> contextlib.AbstractContextManager[Workers]:
     """Where to train on this machine: on each GPU, or on as many cores as there is memory and work for."""
     if gpus:
-        return contextlib.closing(Children(slots or min(gpus, len(plan.groups)), 1, range(gpus)))
+        return contextlib.closing(Children(Child(1, gpu) for gpu in range(min(gpus, len(plan.groups)))))
     cores, memory, taken = machine.cores(), machine.memory(), costs.process_bytes(plan)
+    few = slots is None and plan.steps < FEW_STEPS
     slots = slots or max(1, min(cores, (memory - costs.PROCESS) // taken, len(plan.groups)))
     small = 4 * taken < memory  # else the system may kill what trains, and somebody has to say so
-    if small and (slots == 1 or plan.steps < FEW_STEPS):
+    if small and (slots == 1 or few):
         return contextlib.nullcontext(Here(stopping))
-    return contextlib.closing(Children(slots, max(1, cores // slots)))
+    return contextlib.closing(Children(Child(max(1, cores // slots)) for _ in range(slots)))
 
 
-def _train(sweep: Sweep, workers: Here | Children | cluster.Cluster, stopping: Callable[[], bool]) -> None:
+def _train(sweep: Sweep, workers: Workers, stopping: Callable[[], bool]) -> None:
     """Train what is left, parents before their branches, until nothing is or there is to be a stop."""
     while sweep.training or (sweep.left and workers.slots):
         while len(sweep.training) < workers.slots and (job := sweep.next()) is not None:
@@ -237,11 +228,7 @@ def _train(sweep: Sweep, workers: Here | Children | cluster.Cluster, stopping: C
 
 def _check(plan: Plan) -> None:
     """Raise `InputError` where this system cannot train, or the data or the networks cannot be had."""
-    if leases.fcntl is None:
-        raise InputError(
-            "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
-            "is recorded can be read"
-        )
+    leases.check()
     datasets.images(plan.groups[0].trajectories[0].longest.dataset)
     _ = plan.steps  # a stage may have fewer images than a batch
     if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:

@@ -1,4 +1,4 @@
-"""How networks of one shape train together on a GPU: by a table, or as it was measured for a store.
+"""How networks of one shape train together; on a GPU by a table, or as it was measured for a store.
 
 So a sweep goes on in the very populations it began with, on whatever machine.
 """
@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from repro.config import Run, as_json
@@ -18,16 +18,15 @@ from repro.data import datasets
 from repro.store import files
 from repro.store.records import Store
 from repro.sweep import plans
-from repro.sweep.plans import Group, Plan
+from repro.sweep.plans import Group, Layout, Plan
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A population, as one grouped network or as networks side by side."""
+def on_cpu(run: Run) -> Layout:
+    """One grouped network, or networks side by side where those of a group would not be rounded as alone.
 
-    population: int
-    grouped: bool
-    compiled: bool = False
+    That is where PyTorch's convolutions train, for batches that are no multiple of 16 (`repro.cpu`).
+    """
+    return Layout(plans.population_size(run), grouped=run.batch_size % 16 == 0)
 
 
 # Up to a width, what was fastest on an H200, batches of 128 images of 32 x 32
@@ -54,8 +53,13 @@ def default(run: Run) -> Layout:
     return next(layout for width, layout in DEFAULTS if run.model.width <= width)
 
 
-def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
-    """The same runs in populations for a GPU, and how these train: as the store says, or the table."""
+def fitted(
+    plan: Plan, store: Store, compiling_pays: int = COMPILING_PAYS
+) -> tuple[Plan, Callable[[Run], Layout]]:
+    """The same runs in populations for a GPU, and how these train: as the store says, or the table.
+
+    Compiled is only what has so many training images.
+    """
     shapes = {shape(run): run for group in plan.groups for run in group.runs}
     found = {key: read(store, run) or default(run) for key, run in shapes.items()}
     made = plans.plan(plan.wanted.values(), lambda run: found[shape(run)].population)
@@ -68,7 +72,7 @@ def fitted(plan: Plan, store: Store) -> tuple[Plan, Callable[[Run], Layout]]:
     images: Counter[tuple] = Counter()
     for group in made.groups:
         images[compilation(group)] += group.steps * group.trajectories[0].longest.batch_size
-    long = {run.id: images[compilation(g)] >= COMPILING_PAYS for g in made.groups for run in g.runs}
+    long = {run.id: images[compilation(g)] >= compiling_pays for g in made.groups for run in g.runs}
 
     def layout(run: Run) -> Layout:
         chosen = found[shape(run)]

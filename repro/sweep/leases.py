@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from repro.config import InputError
 from repro.store.files import time_here
 
 try:
@@ -42,13 +43,25 @@ def machine() -> str:
     return f"{platform.node()} {boot.read_text('utf-8').strip() if boot.exists() else '-'}"
 
 
+def check() -> None:
+    """Raise `InputError` where this system cannot train."""
+    if fcntl is None:
+        raise InputError(
+            "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
+            "is recorded can be read"
+        )
+
+
 @contextlib.contextmanager
-def held(folder: Path, names: Iterable[str]) -> Iterator[None]:
-    """Hold the leases of all these names for the length of the block, or raise `Busy` and hold none."""
+def held(folder: Path, names: Iterable[str], beat: float = BEAT) -> Iterator[None]:
+    """Hold the leases of all these names for the length of the block, or raise `Busy` and hold none.
+
+    They are touched every `beat` seconds.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     handles: dict[Path, int] = {}
     done = threading.Event()
-    beating = threading.Thread(target=_beat, args=(handles, done), daemon=True)
+    beating = threading.Thread(target=_beat, args=(handles, done, beat), daemon=True)
     try:
         for name in sorted(set(names)):  # in one order everywhere: one of two that compete gets them all
             handles[folder / name] = _take(folder / name)
@@ -64,8 +77,8 @@ def held(folder: Path, names: Iterable[str]) -> Iterator[None]:
             os.close(handle)
 
 
-def _beat(handles: dict[Path, int], done: threading.Event) -> None:
-    while not done.wait(BEAT):
+def _beat(handles: dict[Path, int], done: threading.Event, beat: float) -> None:
+    while not done.wait(beat):
         for handle in handles.values():
             with contextlib.suppress(OSError):
                 os.utime(handle)

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from repro.config import InputError, check_engine
+
 # By these an OpenMP library binds its threads to cores, each process to the same ones.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
@@ -79,6 +81,7 @@ def gpus(device: str) -> int:
     Where no driver is installed there is none, and PyTorch, which would know but
     takes seconds and half a gigabyte, is left to the processes that train.
     """
+    check_engine(device, "auto")
     if device == "cpu":
         return 0
     try:
@@ -86,9 +89,12 @@ def gpus(device: str) -> int:
     except OSError:
         if device == "auto":
             return 0
-    from repro.sweep import trainer
+    import torch
 
-    return trainer.choose_device(device)[1]
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cuda" and not found:
+        raise InputError("no CUDA device here: choose auto or cpu")
+    return found
 
 
 def visible_gpu(place: int) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from repro.config import Run
-from repro.sweep.layouts import Layout
-from repro.sweep.plans import Part
+from repro.sweep.plans import Layout, Part
 
 
 @dataclass(frozen=True, eq=False)

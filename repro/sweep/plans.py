@@ -19,7 +19,7 @@ from pathlib import Path
 
 from repro.config import ALL, Run
 from repro.data import datasets
-from repro.data.sampling import steps_per_epoch
+from repro.data.datasets import steps_per_epoch
 from repro.store.records import Store
 
 CACHED = 2**20  # numbers in a layer of a population; with more of them a core slows down
@@ -89,6 +89,15 @@ class Part(Group):
         """Parts of the same planned group, of so many trajectories each."""
         starts = range(0, len(self.trajectories), size)
         return [Part(self.trajectories[i : i + size], self.whole) for i in starts]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A population, as one grouped network or as networks side by side."""
+
+    population: int
+    grouped: bool
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

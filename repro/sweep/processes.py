@@ -1,9 +1,4 @@
-"""Where jobs are done: in this process or in children, processes of our own on pipes.
-
-Each such place has a number of `slots`. It can `start` a job in a free one,
-`listen` for a beat to messages and to the ends of jobs, and `stop` all jobs at
-the end of an epoch, after which it has no slots.
-"""
+"""Where jobs are done: in this process or in children, processes of our own on pipes."""
 
 from __future__ import annotations
 
@@ -14,9 +9,10 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from typing import Protocol
 
 from repro.config import InputError
 from repro.store.records import ROOT
@@ -27,13 +23,32 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BEAT = 0.2  # seconds between looks at the clock and at signals
 
 
+class Workers(Protocol):
+    """Where jobs are done."""
+
+    slots: float  # how many at once
+
+    def start(self, job: Job) -> None:
+        """Begin a job in a free slot."""
+
+    def listen(self, hear: Report) -> Iterable[tuple[Job, Ended]]:
+        """Hand on, for a beat, what is told of jobs; yields those that ended, and how."""
+
+    def stop(self) -> None:
+        """Let all jobs stop at the end of an epoch; then there are no slots."""
+
+
+# Workers while a block lasts, which may ask the function that it is given whether to stop.
+Place = Callable[[Callable[[], bool]], contextlib.AbstractContextManager[Workers]]
+
+
 class Here:
-    """This process: it trains its job within `listen`."""
+    """This process: it trains its job within `listen`; `how` is for `trainer.train_part`."""
 
     slots = 1
 
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        self.stopping, self.job = stopping, None
+    def __init__(self, stopping: Callable[[], bool], **how: object) -> None:
+        self.stopping, self.how, self.job = stopping, how, None
 
     def start(self, job: Job) -> None:
         self.job = job
@@ -45,7 +60,7 @@ class Here:
         from repro.sweep import trainer  # PyTorch takes seconds to import
 
         job, self.job = self.job, None
-        yield job, trainer.train_part(job, hear, self.stopping)
+        yield job, trainer.train_part(job, hear, self.stopping, **self.how)
 
     def stop(self) -> None:
         self.slots = 0
@@ -54,9 +69,9 @@ class Here:
 class Children:
     """Children, one in each slot: on a GPU, or on a share of the processor's cores."""
 
-    def __init__(self, slots: int, threads: int, gpus: Sequence[int] = ()) -> None:
-        self.slots = slots
-        self.children = [Child(threads, gpus[slot] if gpus else None) for slot in range(slots)]
+    def __init__(self, children: Iterable[Child]) -> None:
+        self.children = list(children)
+        self.slots = len(self.children)
 
     def start(self, job: Job | Trial) -> None:
         next(child for child in self.children if child.job is None).start(job)
@@ -167,7 +182,7 @@ def serve(descriptor: int) -> None:
     """Do in a child what comes along its pipe until that closes; stop where told to, or with the parent."""
     import torch  # which takes seconds, and memory that the parent need not have
 
-    from repro.sweep import calibration, trainer
+    from repro.sweep import trainer, trials
 
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # they reach the parent too, which says when to stop
@@ -183,7 +198,7 @@ def serve(descriptor: int) -> None:
         while (job := pipe.recv()) is not None:
             try:
                 trial = isinstance(job, Trial)
-                ended = calibration.measured(job) if trial else trainer.train_part(job, tell, pipe.poll)
+                ended = trials.measured(job) if trial else trainer.train_part(job, tell, pipe.poll)
             except InputError as error:
                 ended = Ended(End.FAILED, str(error))
             pipe.send(ended)

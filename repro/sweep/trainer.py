@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import platform
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +20,8 @@ import torch
 from repro import cpu
 from repro.config import HALF, InputError, Model, Run, check_engine
 from repro.data import datasets
-from repro.data.sampling import portions, steps_per_epoch
+from repro.data.datasets import steps_per_epoch
+from repro.data.sampling import portions
 from repro.store import files, records
 from repro.store.records import Store
 from repro.sweep import leases, machine, messages, plans
@@ -31,13 +34,21 @@ from repro.training.populations import Member, resident
 from repro.training.snapshots import Snapshot
 
 
-def choose_device(name: str) -> tuple[str, int]:
-    """`cpu` or `cuda`, and the number of GPUs to use; raises `InputError` where there is none."""
-    check_engine(name, "auto")
-    gpus = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
-    if name == "cuda" and not gpus:
-        raise InputError("no CUDA device here: choose auto or cpu")
-    return ("cuda" if gpus else "cpu"), gpus
+@dataclass(frozen=True)
+class Processor:
+    """What networks train on."""
+
+    device: str  # cpu or cuda
+    name: str
+    memory: int  # bytes, of a GPU, or those that this process may use
+
+    @classmethod
+    def of(cls, device: str) -> Processor:
+        """The first GPU or the CPU; raises `InputError` where it is none that is here."""
+        if not machine.gpus(device):
+            return cls("cpu", device_name(torch.device("cpu")), machine.memory())
+        found = torch.device("cuda")
+        return cls("cuda", device_name(found), torch.cuda.get_device_properties(found).total_memory)
 
 
 def choose_precision(device: str, name: str) -> str:
@@ -46,15 +57,25 @@ def choose_precision(device: str, name: str) -> str:
     return name if name != "auto" else "bf16" if device == "cuda" else "float32"
 
 
-def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
+def train_part(
+    job: Job,
+    report: Report,
+    stop: Callable[[], bool],
+    processor: Processor | None = None,
+    train: Callable = train_population,
+) -> Ended:
     """Train what is left of a part, record the wanted runs, and keep the networks that others start from.
 
     Returns how that ended. Runs that fail together are to be tried again apart: each by
-    itself after an error, by halves where memory was short.
+    itself after an error, by halves where memory was short. The processor is the one that
+    the job asks for, if no other is named, and `train` trains as `train_population` does.
     """
     store, whole = Store(Path(job.folder)), job.part.whole
-    device, _ = choose_device(job.device)
-    job = dataclasses.replace(job, device=device, precision=choose_precision(device, job.precision))
+    processor = processor or Processor.of(job.device)
+    job = dataclasses.replace(
+        job, device=processor.device, precision=choose_precision(processor.device, job.precision)
+    )
+    train = functools.partial(train, stop=stop)
 
     def there(name: str) -> bool:
         return store.recorded(name) if name in job.wanted else store.snapshot(name).exists()
@@ -63,7 +84,7 @@ def train_part(job: Job, report: Report, stop: Callable[[], bool]) -> Ended:
         with leases.held(store.leases, (run.id for run in whole.runs)), _threads(whole.runs[0].model):
             # Another sweep may have been faster, or have left a checkpoint.
             part = plans.remaining(whole, store, {name for name in job.needed if not there(name)})
-            ended = _attempt(part, job, store, report, stop) if part is not None else Ended(End.DONE)
+            ended = Ended(End.DONE) if part is None else _attempt(part, job, store, report, processor, train)
             plans.discard_checkpoints([whole], store, job.wanted, job.parents)
             return ended
     except leases.Busy as busy:
@@ -83,10 +104,12 @@ def _threads(model: Model) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _attempt(part: Part, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
+def _attempt(
+    part: Part, job: Job, store: Store, report: Report, processor: Processor, train: Callable
+) -> Ended:
     """Train a part; where that fails, say how it is to be tried again, or that it is not."""
     try:
-        return _train(part, job, store, report, stop)
+        return _train(part, job, store, report, processor, train)
     except InputError:
         raise
     except OSError as error:
@@ -98,7 +121,7 @@ def _attempt(part: Part, job: Job, store: Store, report: Report, stop: Callable[
         traceback.clear_frames(error.__traceback__)  # they hold the networks
         if together == 1:
             lame = part.trajectories[0].longest
-            return Ended(End.FAILED, _too_large(lame, job.device) if starved else line(error))
+            return Ended(End.FAILED, _too_large(lame, processor.memory) if starved else line(error))
         store.checkpoint(part.id).unlink(missing_ok=True)
         size, why = 1, line(error)
         if starved:
@@ -120,9 +143,9 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _too_large(run: Run, device: str) -> str:
-    """A line which says that one network is too large, and which width would fit."""
-    model, memory = run.model, _memory(device)
+def _too_large(run: Run, memory: int) -> str:
+    """A line which says that one network is too large for so many bytes, and which width would fit."""
+    model = run.model
     here = f"more than the {memory / 2**30:,.1f} GiB of memory here"
     if model.code is not None:
         return f"a network of {model.code.name} needs {here}"
@@ -134,12 +157,9 @@ def _too_large(run: Run, device: str) -> str:
     return said
 
 
-def _memory(device: str) -> int:
-    """Bytes of memory of the GPU, or those that this process may use."""
-    return torch.cuda.get_device_properties(device).total_memory if device == "cuda" else machine.memory()
-
-
-def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[], bool]) -> Ended:
+def _train(
+    part: Part, job: Job, store: Store, report: Report, processor: Processor, train: Callable
+) -> Ended:
     """Train a part from its parents' snapshots, and keep what comes of it."""
     first = part.trajectories[0].longest
     starts = {name: _start(name, first, store) for name in part.starts}
@@ -151,7 +171,7 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
         "compiled": False,
         "layout": "contiguous" if first.model.code else "channels_last",  # of images and weights in memory
         "precision": job.precision,
-        "device": device_name(torch.device(job.device)),
+        "device": processor.name,
         "threads": torch.get_num_threads() if job.device == "cpu" else None,
         "versions": versions(),
         "commit": records.commit(),
@@ -168,18 +188,17 @@ def _train(part: Part, job: Job, store: Store, report: Report, stop: Callable[[]
 
     checkpoint = store.checkpoint(part.id)
     if members:
-        if PROCESS + len(members) * training_bytes(first, job.device) > _memory(job.device):
+        if PROCESS + len(members) * training_bytes(first, job.device) > processor.memory:
             raise MemoryError  # now, not when the system begins to kill for it
         steps, last = len(members) * steps_per_epoch(first), first.stages[-1].epochs
         try:
-            for _, run, snapshot in train_population(
+            for _, run, snapshot in train(
                 members,
                 torch.device(job.device),
                 job.precision,
                 grouped=job.layout.grouped,
                 compiled=job.layout.compiled,
                 checkpoint=checkpoint,
-                stop=stop,
                 on_begin=lambda population: environment.update(compiled=population.compiled),
                 on_epoch=lambda epoch, accuracies: report(
                     messages.EpochDone(steps, f"{epoch}/{last}", sum(accuracies) / len(accuracies))

@@ -35,6 +35,7 @@ def _examine(network: ResNet, x: Tensor, y: Tensor, bf16: bool) -> tuple[Tensor,
 
 @functools.cache
 def _compiler(free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    # One waits nearly as long for these as for PyTorch.
     from torch._dynamo import config
     from torch._inductor import config as inductor
 

@@ -64,14 +64,7 @@ class Own(nn.Module):
     @functools.cached_property
     def module_of(self) -> dict[str, int]:
         """The number of the module to which each tensor of the state belongs."""
-        names = list(self.network.state_dict())
-        starts = getattr(self.network, "modules_to_reset", None) or [name.split(".")[0] for name in names]
-        starts, found, current = list(dict.fromkeys(starts)), {}, 0
-        for name in names:
-            begun = [i for i, start in enumerate(starts) if f"{name}.".startswith(f"{start}.")]
-            current = begun[0] if begun else current
-            found[name] = current + 1
-        return found
+        return own.module_of(self.network)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -127,12 +120,6 @@ def hook(code: Code, network: ResNet | Own, p: int, seed: int, stage: int) -> No
 def size(model: Model, channels: int, classes: int, side: int) -> int:
     """Numbers in the state of a network of one's own."""
     return sum(tensor.numel() for tensor in network(model, channels, classes, side).member(0).values())
-
-
-@functools.cache
-def modules(model: Model, channels: int, classes: int, side: int) -> tuple[int, ...]:
-    """Numbers of the modules of a network of one's own."""
-    return network(model, channels, classes, side).numbers
 
 
 def check(runs: Iterable[Run]) -> None:

@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from repro import cpu
 from repro.config import PRECISIONS, InputError, Optimizer, Run
 from repro.data import datasets
+from repro.data.datasets import steps_per_epoch
 from repro.data.npz import Images
-from repro.data.sampling import examples, moves, portions, steps_per_epoch
+from repro.data.sampling import examples, moves, portions
 from repro.store import files
 from repro.store.records import CURVES
 from repro.training import compilation, models

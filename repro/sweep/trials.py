@@ -1,0 +1,53 @@
+"""How fast runs train in this process, by training them for some seconds as a sweep would."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from repro.sweep import trainer
+from repro.sweep.messages import End, Ended, Speed, Trial
+from repro.training import cuda_graphs
+from repro.training.populations import Member, Population
+
+
+def measured(trial: Trial) -> Ended:
+    """What a trial reaches in this process; its process ends where that fails, which may have spoilt it."""
+    try:
+        return Ended(End.DONE, speed=_speed(trial))
+    except Exception as error:
+        return Ended(End.SPLIT) if trainer.out_of_memory(error) else Ended(End.FAILED, trainer.line(error))
+
+
+def _speed(trial: Trial) -> Speed:
+    """It trains and tests as in a sweep, and is timed once a GPU replays that."""
+    device = torch.device(trial.device)
+    members = [Member(run) for run in trial.runs]
+    population = Population(members, device, trial.precision, trial.grouped, trial.compiled)
+    epoch = population.batches.numel()
+    population.train_epoch()  # the first one is slower
+    rate = turn(lambda: population.train_epoch() and epoch, trial.seconds)
+    for _ in range(cuda_graphs.WARM_UPS + 1 if population.test.captures else 1):
+        population.test_accuracy()
+    tests = len(members) * len(population.y_test)
+    evaluation = 1 / turn(lambda: population.test_accuracy() and tests, trial.seconds / 8)
+    return Speed(rate, _peak_memory(device), evaluation)
+
+
+def turn(epoch: Callable[[], int], seconds: float) -> float:
+    """Images a second, over as many epochs as fill the time; `epoch` returns its number of images."""
+    seen, start = 0, time.perf_counter()
+    while seen == 0 or time.perf_counter() - start < seconds:
+        seen += epoch()
+    return seen / (time.perf_counter() - start)
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30
