@@ -104,7 +104,7 @@ def clean() -> None:
 
 def machine(tell: Callable[..., None]) -> None:
     """Its name, and what its rates are measured against."""
-    matrix = training.matrix_rate(DEVICE, "bf16" if CUDA else "float32")
+    matrix = training.matrix_rate(DEVICE, *(("bf16",) if CUDA else ("float32", 256)))
     with tempfile.TemporaryDirectory() as folder:
         dataset = calibration.noise(folder, 4)
         networks = {w: Run(dataset, Model(w, DEPTH), (Stage(1),), 2) for w in (4, 8, 16, 64)}

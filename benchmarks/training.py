@@ -90,9 +90,9 @@ def runs_per_hour(dataset: Dataset, train: float, test: float) -> float:
     return 3600 / (EPOCHS * (images / train + tests / test))
 
 
-def matrix_rate(device: torch.device, precision: str) -> float:
-    """Floating-point operations a second of a large matrix product, the best of several."""
-    n = 8192 if device.type == "cuda" else 2048
+def matrix_rate(device: torch.device, precision: str, n: int = 0) -> float:
+    """Floating-point operations a second of a product of matrices [n, n], large ones unless told, at best."""
+    n = n or (8192 if device.type == "cuda" else 2048)
     dtype = {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     best = 0.0

@@ -17,12 +17,15 @@ settings.load_profile("repro")
 ROOT = Path(__file__).resolve().parents[1]
 
 
+SHARED = {"smoke_results", "done", "measured", "starter"}  # fixtures that take many seconds
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
-    """Tests of the one book, which is built once, go to one of pytest-xdist's processes."""
+    """Tests of the one book, or of what else takes long, go to one of pytest-xdist's processes."""
     for item in items:
-        if "smoke_results" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("book"))
+        for name in SHARED & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(autouse=True)

@@ -301,7 +301,8 @@ TRAIN = "Train what is missing"
 
 @pytest.mark.slow
 def test_a_live_explorer_trains_an_unrecorded_depth_and_shows_it(kernel):
-    live = kernel('explorer.live("reset", profile="smoke")')
+    small = profiles.profile("smoke", ["width=2"])
+    live = kernel('explorer.live("reset", profile="smoke", settings="width=2")')
     assert "Modules 4, 5 and 6 re-initialised" in live.panel
     assert live.state("PlayModel")["value"] == live.state("SelectionSliderModel", "How many")["index"] == 3
     live.set("SelectionSliderModel", "How many", index=2)
@@ -313,9 +314,9 @@ def test_a_live_explorer_trains_an_unrecorded_depth_and_shows_it(kernel):
     live.until(lambda: live.said == "recorded", "it does not say that it ended")
     assert live.state("FloatProgressModel")["value"] == 1.0
     assert live.state("ButtonModel", TRAIN)["disabled"]
-    found = explorer.of("reset", SMOKE)
+    found = explorer.of("reset", small)
     assert f"{found.panels().get(('56',)).gap}" in live.panel
-    results = recorded.results(STUDIES["reset"], SMOKE)
+    results = recorded.results(STUDIES["reset"], small)
     assert set(results.table.condition) == {FRESH, "reset 5 6"}
 
 

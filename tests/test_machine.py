@@ -224,13 +224,11 @@ def measured():
 
 @pytest.mark.slow
 @needs_linux
-@pytest.mark.xdist_group("measured")
 def test_a_child_is_not_bound_to_the_core_of_the_thread_that_starts_it(measured):
     assert {tuple(cores) for cores in measured[1]} == {tuple(sorted(os.sched_getaffinity(0)))}
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("measured")
 def test_a_script_from_standard_input_measures_speed(measured):
     """Multiprocessing would import it anew in each process, as it does a file without a guard."""
     assert measured[0] > 0

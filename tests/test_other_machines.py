@@ -12,8 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import papermill
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill
 
 from repro import cli, run_study, scale
 from repro.config import InputError
@@ -389,14 +390,14 @@ def test_parameters_may_come_as_text_as_papermill_passes_them(tmp_path):
 @pytest.mark.parametrize(
     "option", ["-r seeds two", "-p seeds two", "-p seeds 0", "-y seeds:[2]", "-y settings:{a:1}"]
 )
-def test_papermill_shows_the_line(tmp_path, option):
+def test_papermill_shows_the_line(tmp_path, monkeypatch, option):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     flag, _, words = option.partition(" ")
     value = words.split(" ") if flag != "-y" else [words.replace(":", ": ", 1)]
     chapter = ROOT / "book" / "chapters" / "01_warm_start.ipynb"
-    call = [sys.executable, "-m", papermill.__name__, chapter, tmp_path / "out.ipynb", "--cwd", tmp_path]
-    call += ["-p", "profile", "smoke", flag, *value]
-    done = subprocess.run(call, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    call = [str(chapter), str(tmp_path / "out.ipynb"), "--cwd", str(tmp_path), "-p", "profile", "smoke"]
+    done = CliRunner().invoke(papermill, [*call, flag, *value])
     found = json.loads((tmp_path / "out.ipynb").read_text(encoding="utf-8"))
     [error] = [o for c in found["cells"] for o in c.get("outputs", ()) if o["output_type"] == "error"]
-    assert done.returncode == 1 and error["ename"] == "InputError" and "\n" not in error["evalue"]
+    assert done.exit_code == 1 and error["ename"] == "InputError" and "\n" not in error["evalue"]
     assert not (tmp_path / "results").exists()

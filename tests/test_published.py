@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,14 +33,24 @@ PUBLISHED = re.findall(r"^!(results/[\w-]+)/$", (ROOT / ".gitignore").read_text(
 FOLDERS = [ROOT / name for name in sorted(PUBLISHED) if any((ROOT / name).glob("*.json"))]
 
 
-@pytest.fixture
-def store(monkeypatch):
-    """Six records of `smoke`, made by the present commit."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Six records of `smoke`, made by the present commit, and that commit."""
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    monkeypatch.setenv("REPRO_COMMIT", head.stdout.strip())
-    chosen = profiles.profile("smoke")
+    store, commit = Store(tmp_path_factory.mktemp("trained") / "smoke"), head.stdout.strip()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPRO_COMMIT", commit)
+        dispatch.execute(plans.plan(case.run for case in warm_start(profiles.profile("smoke"))), store)
+    return store, commit
+
+
+@pytest.fixture
+def store(trained, monkeypatch):
+    """A copy of these records for a test to change."""
+    made, commit = trained
+    monkeypatch.setenv("REPRO_COMMIT", commit)
     store = Store.of("smoke")
-    dispatch.execute(plans.plan(case.run for case in warm_start(chosen)), store)
+    shutil.copytree(made.folder, store.folder)
     return store
 
 

@@ -270,7 +270,6 @@ def starter(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("starter")
 def test_two_sweeps_in_processes_of_their_own_train_each_run_once(starter, tmp_path):
     runs = warm_start(settings=LONG)
     both = [starter.begin(1, tmp_path) for _ in range(2)]
@@ -297,7 +296,6 @@ def alive(pid):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("starter")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc to find children")
 def test_kills_at_random_moments_lose_nothing_and_change_nothing(starter, tmp_path):
     """Of drivers and of children; a sweep is gone on with until it is whole, then another is begun."""

@@ -29,7 +29,8 @@ from repro.scales import PUBLISHED
 
 pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
 SCORECARD = "10_scorecard"  # the chapter whose tables are of all studies
-JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
+# All is written when it returns, as where papermill does.
+JUPYTER_BOOK = "import os; from jupyter_book.cli.main import main; main(standalone_mode=False); os._exit(0)"
 IN_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # of tools' files and output, whatever the locale
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
 

@@ -50,7 +50,9 @@ def found(results: Results) -> Words:
         fit: enumerated(f"{signed(means[w, d])} at width {w}, depth {d}" for w, d in fits.index[fits == fit])
         for fit in fits.unique()
     }
-    words = f"Where both networks fit their training images, the mean gap is {said[True]}. " * (True in said)
+    words = ""
+    if True in said:
+        words += f"Where both networks fit their training images, the mean gap is {said[True]}. "
     if False in said:
         words += f"Where one of them does not, so that the claim cannot be tested, it is {said[False]}."
     return Words(words.strip())
