@@ -178,10 +178,8 @@ def strip() -> str:
     counts = Counter(verdict.verdict for verdict in told.values())
     against = [f"*{v.claim.words[:-1]}*" for v in told.values() if v.verdict == "contradicted"]
     counted = enumerated(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
-    lines += [
-        "",
-        f"These are the first claim of each question and our controls. Of all {len(told)}, {counted}.",
-    ]
+    told_of_all = f"Of all {len(told)} claims, {counted.replace(' ', ' are ', 1)}."
     if against:
-        lines[-1] += f" Contradicted: {enumerated(against)}."
+        told_of_all += f" Contradicted: {enumerated(against)}."
+    lines += ["", f"The table has the first claim of each question and our controls. {told_of_all}"]
     return "\n".join(lines) + "\n"
