@@ -43,7 +43,7 @@ def step(network: Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> None:
 
 @torch.no_grad()
 def accuracy(network: Module, x: Tensor, y: Tensor) -> float:
-    """Share of images whose class the network knows; batch norm has running statistics."""
+    """Share of images whose class the network knows, with running statistics."""
     network.eval()
     return (network(x)[0].argmax(1) == y).double().mean().item()
 
