@@ -19,8 +19,8 @@ def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
     The data are dealt into `parts` portions, of which the subset holds the first
     `part`: D_i = D_(i-1) + D_(u,i) + {(x, c) in D_c : c in C_i}. D_u is the share
     `ratio` of the images, dealt at random; all others, D_c, go by their classes, of
-    which portion i has C_i. With one seed and one number of parts, the subset of a later
-    part holds those of earlier ones.
+    which portion i has C_i. With one seed and one number of parts, the subset of a
+    later part holds those of earlier ones.
     """
     classes = np.unique(y)
     kind, most = ("classes", len(classes)) if subset.ratio < 1 else ("images", len(y))

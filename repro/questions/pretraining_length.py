@@ -27,7 +27,7 @@ def pretraining_lengths(profile: Profile) -> list[int]:
 
 @crossed
 def pretraining_length(profile: Profile) -> Iterator[Arm]:
-    """One pretraining a seed and optimiser, tuned from its snapshots at several epochs."""
+    """One pretraining a seed and optimiser, tuned from snapshots at several epochs."""
     for name, optimizer in profile.optimizers.items():
         tuned = tuning(profile, optimizer=optimizer)
         yield Arm(FRESH, (tuned,), {"optimizer": name})

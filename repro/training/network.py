@@ -137,13 +137,13 @@ class ResNet(nn.Module):
                     tensor.fill_(1.0 if name.endswith(("weight", "running_var")) else 0.0)
 
     @torch.no_grad()
-    def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *stream: int) -> None:
-        """Make each parameter of member p `shrink` times itself plus `perturb` times a new one.
+    def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *new: int) -> None:
+        """Make parameters of member p `shrink` times themselves plus `perturb` times new ones.
 
-        `initialise` draws that one from `stream`, seed and stage; statistics of batch norms stay.
+        `initialise` draws these by `new`, seed and stage; running statistics stay.
         """
         before = {name: tensor.clone() for name, tensor in self.member(p).items()}
-        self.initialise(p, MODULES, *stream)
-        for name, new in self.member(p).items():
+        self.initialise(p, MODULES, *new)
+        for name, tensor in self.member(p).items():
             old = before[name]
-            new.copy_(old if "running" in name else shrink * old + perturb * new)
+            tensor.copy_(old if "running" in name else shrink * old + perturb * tensor)
