@@ -138,7 +138,7 @@ class ResNet(nn.Module):
 
     @torch.no_grad()
     def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *new: int) -> None:
-        """Make parameters of member p `shrink` times themselves plus `perturb` times new ones.
+        """Make weights of member p `shrink` times themselves plus `perturb` times new ones.
 
         `initialise` draws these by `new`, seed and stage; running statistics stay.
         """
