@@ -138,9 +138,9 @@ class ResNet(nn.Module):
 
     @torch.no_grad()
     def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *new: int) -> None:
-        """Make weights of member p `shrink` times themselves plus `perturb` times new ones.
+        """Make member p `shrink` times itself plus `perturb` times a new network.
 
-        `initialise` draws these by `new`, seed and stage; running statistics stay.
+        `initialise` draws that by `new`, seed and stage; running statistics stay.
         """
         before = {name: tensor.clone() for name, tensor in self.member(p).items()}
         self.initialise(p, MODULES, *new)
