@@ -85,7 +85,7 @@ SHOWN = [
     for question in QUESTIONS
     for name, function in inspect.getmembers(question, inspect.isfunction)
     if function.__module__ == question.__name__
-    and function.__annotations__.get("return") in ("Captioned | Words", "Words")
+    and function.__annotations__.get("return") in ("Captioned | Words", "Table | Words", "Words")
 ]
 
 

@@ -102,8 +102,10 @@ def gaps(results: Results) -> Captioned | Words:
     return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'recipe')}.")
 
 
-def levels(results: Results) -> Table:
+def levels(results: Results) -> Table | Words:
     """What each network reaches with each part of the recipe, at its own rate, and the gaps."""
+    if results.table.empty:
+        return Words(unrecorded(results))
     rows = []
     for (name, condition), runs in at_own_rates(results.table).groupby(["recipe", "condition"], sort=False):
         test, train = (f"{100 * runs[kind].mean():.1f} %" for kind in ("test_accuracy", "train_accuracy"))
