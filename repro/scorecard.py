@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 
 from repro import questions
@@ -20,9 +21,9 @@ from repro.profiles import scale
 from repro.questions import CLAIMS, QUESTIONS, STUDIES, warm_start
 from repro.scales import LARGEST_FIRST, PROFILES, PUBLISHED, Profile
 from repro.store.records import Store
+from repro.study import CONTROL
 
 pd = Lazy("pandas")
-CONTROL = "control"  # in place of a figure, in a claim that is not the paper's
 INTERVAL = "effect (95 % interval)"  # a column of tables
 
 
@@ -168,8 +169,8 @@ def strip() -> str:
     lines = [objection, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]
     pages = {study.name: study.chapter for study in STUDIES.values()}
     controls = [claim for claim in CLAIMS if claim.figure == CONTROL]
-    first = [next(claim for claim in q.CLAIMS if claim not in controls) for q in QUESTIONS if q.CLAIMS]
-    for claim in [*first, *controls]:
+    first = ([claim for claim in q.CLAIMS if claim not in controls][:1] for q in QUESTIONS)
+    for claim in [*chain.from_iterable(first), *controls]:
         said, words = row(told[claim.id]), "*Our control:* " * (claim in controls)
         scale = f"; {said['seeds']} seeds, {said['scale']}" * bool(said["seeds"])
         effect = f"{said[INTERVAL]}{scale}" or "not run yet"

@@ -10,6 +10,7 @@ from repro.config import ALL, HALF, InputError, Model, Run, Stage
 from repro.scales import Profile
 
 FRESH, WARM = "fresh", "warm start"
+CONTROL = "control"  # in place of a figure, in what is not the paper's
 LONGER, REPLACED = "fresh, as many steps", "with replacement"  # controls
 LAST = 9  # priority of all that the other runs do not wait for
 HELD_OUT_SEEDS = 3

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -195,3 +197,5 @@ def test_a_claim_on_every_size_is_not_tested_where_one_does_not_fit():
     with pytest.raises(NotFitted, match="depth"):
         sample(asked, made)
     assert "cannot be tested, it is" in capacity.found(made)
+    half_made = made.table.drop(made.table.index[deep & (made.table.condition != "fresh")])
+    assert "cannot be tested" not in capacity.found(replace(made, table=half_made))

@@ -44,8 +44,8 @@ def found(results: Results) -> Words:
         return Words(unrecorded(results))
     of_size = ["width", "depth"]
     trained = results.table.groupby([*of_size, "condition"]).train_accuracy.mean()
-    fits = trained.groupby(of_size).min() >= FITTED
     means = results.gaps.groupby(of_size).gap.mean()
+    fits = trained.groupby(of_size).min()[means.index] >= FITTED
     said = {
         fit: enumerated(f"{signed(means[w, d])} at width {w}, depth {d}" for w, d in fits.index[fits == fit])
         for fit in fits.unique()

@@ -134,6 +134,18 @@ def _averaged(gaps: pd.DataFrame, weight: Callable[[int], float]) -> pd.DataFram
     return long.astype({"module": int, "value": float})
 
 
+def _panels(gap: pd.DataFrame) -> dict[str, dict[int, str]]:
+    """Modules by k for each panel: the last k, and the others where one of theirs alone is recorded."""
+    every, ks = "123456", range(7)
+    panels = {
+        "First k": {k: every[:k] for k in ks},
+        "Last k": {k: every[6 - k :] for k in ks},
+        "Only k": {k: every[k - 1] for k in ks if k},
+    }
+    told = set(gap.modules) - set(panels["Last k"].values())
+    return {name: of for name, of in panels.items() if name == "Last k" or told & set(of.values())}
+
+
 @styled
 def reset_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
     """Gap after re-initialising the first k, the last k, and single modules, as recorded (Figure 6).
@@ -143,14 +155,7 @@ def reset_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
     gap = known(gap, "modules", "gap")
     if gap.empty:
         return message()
-    every, ks = "123456", range(7)
-    panels = {
-        "First k": {k: every[:k] for k in ks},
-        "Last k": {k: every[6 - k :] for k in ks},
-        "Only k": {k: every[k - 1] for k in ks if k},
-    }
-    told = set(gap.modules) - set(panels["Last k"].values())  # by the other panels alone
-    panels = {name: of for name, of in panels.items() if name == "Last k" or told & set(of.values())}
+    ks, panels = range(7), _panels(gap)
     figure, axes = blank(1, len(panels), height=4.0, sharey=True, squeeze=False)
     for ax, (name, chosen) in zip(axes[0], panels.items(), strict=True):
         values = {k: gap[gap.modules == modules].gap for k, modules in chosen.items()}
@@ -260,16 +265,15 @@ def found(results: Results) -> Words:
 
 def gaps(results: Results) -> Captioned | Words:
     """The gap after re-initialising the first k, the last k, and single modules (Figure 6)."""
-    drawn = reset_gaps(results.gaps)
     words = {"First k": "the first k modules", "Last k": "the last k", "Only k": "module k alone"}
-    panels = enumerated(words[ax.get_title()] for ax in drawn.axes if ax.get_title())
+    panels = enumerated(words[name] for name in _panels(results.gaps))
     caption = (
         f"Generalisation gap after re-initialising {panels} of six modules, as in the paper's Figure 6: dots "
         "are seeds, markers their mean, bars its 95 % interval."
     )
     if "module k" in panels:
         caption += " The dashed line is the warm start with nothing re-initialised."
-    return captioned(drawn, results, "fig-resets", caption, found(results))
+    return captioned(reset_gaps(results.gaps), results, "fig-resets", caption, found(results))
 
 
 def shares(results: Results) -> Captioned | Words:

@@ -11,7 +11,19 @@ from repro.figures.shown import Captioned, Words, captioned, contrast, enumerate
 from repro.figures.style import blank, colour, known, line, marker, message, styled
 from repro.lazy import Lazy
 from repro.scales import Profile
-from repro.study import FRESH, LAST, WARM, Arm, Study, crossed, own_rate_factors, pair, pretraining, tuning
+from repro.study import (
+    CONTROL,
+    FRESH,
+    LAST,
+    WARM,
+    Arm,
+    Study,
+    crossed,
+    own_rate_factors,
+    pair,
+    pretraining,
+    tuning,
+)
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
@@ -70,7 +82,7 @@ def probes(profile: Profile) -> Iterator[Arm]:
 
 @claim(
     "Warm starts generalise worse where each has its own best rate on held-out images, too.",
-    "control",
+    CONTROL,
     "rates",
 )
 def gap_best_rates(arm: Arms) -> pd.Series:
@@ -273,7 +285,7 @@ STUDIES = (
     Study(
         "rates",
         "Is the gap there where each arm has its own best rate?",
-        "control",
+        CONTROL,
         "08_two_phases",
         rates,
         ("rate", "held_out"),

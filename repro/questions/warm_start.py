@@ -13,7 +13,19 @@ from repro.figures import common
 from repro.figures.shown import Captioned, Words, captioned, contrast, listed, unrecorded
 from repro.lazy import Lazy
 from repro.scales import Profile
-from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed, pair, pretraining, tuning
+from repro.study import (
+    CONTROL,
+    FRESH,
+    LONGER,
+    WARM,
+    Arm,
+    Study,
+    as_many_steps,
+    crossed,
+    pair,
+    pretraining,
+    tuning,
+)
 
 pd = Lazy("pandas")
 
@@ -37,7 +49,7 @@ def budget(profile: Profile) -> Iterator[Arm]:
 
 @claim(
     "Warm starts generalise worse than fresh networks trained for as many steps in all, too.",
-    "control",
+    CONTROL,
     "budget",
     exploratory=("cifar10",),
 )
@@ -118,7 +130,7 @@ STUDIES = (
     Study(
         "warm_start", "Does pretraining on half of the data hurt?", "Figure 1", "01_warm_start", warm_start
     ),
-    Study("budget", "Is it the warm start's longer training?", "control", "01_warm_start", budget),
+    Study("budget", "Is it the warm start's longer training?", CONTROL, "01_warm_start", budget),
 )
 THE_GAP = claim(
     "Networks pretrained on half of the data generalise worse than fresh ones.", "Figure 1", "warm_start"

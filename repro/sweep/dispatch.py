@@ -205,7 +205,9 @@ def _here(
 ) -> contextlib.AbstractContextManager[Workers]:
     """Where to train on this machine: on each GPU, or on as many cores as there is memory and work for."""
     if gpus:
-        return contextlib.closing(Children(Child(1, gpu) for gpu in range(min(gpus, len(plan.groups)))))
+        return contextlib.closing(
+            Children(Child(1, gpu) for gpu in range(min(slots or gpus, gpus, len(plan.groups))))
+        )
     cores, memory, taken = machine.cores(), machine.memory(), costs.process_bytes(plan)
     few = slots is None and plan.steps < FEW_STEPS
     slots = slots or max(1, min(cores, (memory - costs.PROCESS) // taken, len(plan.groups)))
