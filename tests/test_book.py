@@ -235,20 +235,13 @@ def test_pages_follow_outputs_sources_and_parameters(tiny, tmp_path):
 
 @needs_tools
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("text", "warning"),
-    [
-        ("{glue:text}`missing`", "No key 'missing'"),
-        ("{cite}`nobody1999`", "nobody1999"),
-    ],
-)
-def test_a_warning_fails_the_build_and_is_named(tiny, tmp_path, text, warning):
+def test_warnings_fail_the_build_and_are_named(tiny, tmp_path):
     for name in ("01_one", "02_two", "03_three"):
         (tiny / "book" / "chapters" / f"{name}.ipynb").unlink()
     (tiny / "_toc.yml").write_text(
         "format: jb-book\nroot: book/index\nchapters:\n  - file: book/chapters/01_one\n"
     )
-    write_chapter(tiny, "01_one", "", text)
+    write_chapter(tiny, "01_one", "", "{glue:text}`missing` {cite}`nobody1999`")
     executed, stage = tmp_path / "executed", tmp_path / "stage"
     executed.mkdir()
     source = tiny / "book" / "chapters" / "01_one.ipynb"
@@ -263,8 +256,9 @@ def test_a_warning_fails_the_build_and_is_named(tiny, tmp_path, text, warning):
     ]
     (executed / "01_one.ipynb").write_text(json.dumps(notebook))
     assert rendering.assemble(tiny, executed, stage, {}) == []
-    with pytest.raises(rendering.BuildError, match=re.escape(warning)):
+    with pytest.raises(rendering.BuildError) as refused:
         rendering.build(stage, tmp_path)
+    assert "No key 'missing'" in str(refused.value) and "nobody1999" in str(refused.value)
     with pytest.raises(rendering.BuildError):  # a second build must not pass either
         rendering.build(stage, tmp_path)
 
