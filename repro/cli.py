@@ -146,18 +146,16 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="most jobs of SLURM at once; 8 by default")] = None,
 ) -> None:
-    """Train what studies lack and record it; stopped at any time, the same command goes on.
+    """Train what studies lack, what says most first; stopped at any time, the same command goes on.
 
-    Without names all studies, what says most first.
+    Without names all studies.
     """
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
     if wrong := [item for item in only or () if "=" not in item]:
         raise InputError(f"--only takes FACTOR=VALUE, such as modules=456, not {wrong[0]!r}")
-    if only or names:
-        factors = dict(item.split("=", 1) for item in only or ())
-        runs = [case.run for study in asked for case in chosen_cases(study, study.cases(chosen), factors)]
-    else:
-        runs = questions.by_value(chosen)
+    factors = dict(item.split("=", 1) for item in only or ())
+    cases = (case for study in asked for case in chosen_cases(study, study.cases(chosen), factors))
+    runs = questions.by_value(cases)
     limit = _seconds(time_limit)
     if jobs is not None and on != "slurm":
         raise InputError("--jobs is for jobs of SLURM: it needs --on slurm")

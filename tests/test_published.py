@@ -174,10 +174,11 @@ def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing(
     assert results.gaps.empty and not Store.of("laptop").folder.exists()
 
 
-def test_what_says_most_is_trained_first():
+@pytest.mark.parametrize("names", [(), ("reset", "rates", "warm_start")], ids=["all", "named"])
+def test_what_says_most_is_trained_first_in_whatever_order_studies_are_named(names):
     chosen = profiles.profile("cifar10")
-    order = [run.id for run in by_value(chosen)]
-    cases = [case for study in studies() for case in study.cases(chosen)]
+    cases = [case for study in studies(names) for case in study.cases(chosen)]
+    order = [run.id for run in by_value(cases)]
     assert set(order) == {case.run.id for case in cases} and len(order) == len(set(order))
     first = {case.run.id for case in warm_start(chosen)}
     assert set(order[: len(first)]) == first
@@ -226,7 +227,8 @@ def origin(device, precision, versions):
 def test_training_anew_finds_the_beginning_of_published_curves(tmp_path):
     """Bitwise where machine, precision and libraries are the same, else within some percent of the loss."""
     store = Store(ROOT / "results" / "laptop")
-    runs = {run.id: run for run in by_value(profiles.profile("laptop")) if run.parent is None}
+    cases = (case for study in studies() for case in study.cases(profiles.profile("laptop")))
+    runs = {case.run.id: case.run for case in cases if case.run.parent is None}
     found = store.load(runs)
     kinds = {
         (*origin(r["device"], r["precision"], r["versions"]), r["population"]): name

@@ -81,9 +81,8 @@ def claims_of(study: str) -> list[Claim]:
     return [claim for claim in CLAIMS if claim.study == study]
 
 
-def by_value(profile: Profile) -> list[Run]:
-    """The runs of all studies, those that say most first, so that a sweep cut short is worth most."""
-    cases = [case for study in STUDIES.values() for case in study.cases(profile)]
+def by_value(cases: Iterable[Case]) -> list[Run]:
+    """The runs of these cases, those that say most first, so that a sweep cut short is worth most."""
     first: dict[Run, int] = {}
     for case in cases:
         first[case.run] = min(case.priority, first.get(case.run, case.priority))
