@@ -1,6 +1,6 @@
 """The executable edition of "A study on the plasticity of neural networks" (arXiv 2106.00042).
 
-What a notebook or a script needs has its name here, and is loaded when used.
+It offers the names that notebooks and scripts need; each is imported when first used.
 """
 
 import importlib

@@ -28,8 +28,8 @@ from repro.store.records import ROOT, Store
 from repro.study import only as chosen_cases
 from repro.sweep import costs, plans, progress
 
-STOPPED = 3
-OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # variables of the environment
+STOPPED = 3  # exit code
+OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # environment variables that hold paths
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 published = typer.Typer(no_args_is_help=True, help="Look after recorded results.")
 app.add_typer(published, name="results")
@@ -55,7 +55,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 def _table(*columns: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in columns:
-        numeric = name.startswith("#")
+        numeric = name.startswith("#")  # marks a column of numbers; not shown
         table.add_column(name.lstrip("#"), justify="right" if numeric else "left")
     return table
 
@@ -89,7 +89,7 @@ def plan(
     ] = None,
     price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in any currency")] = None,
 ) -> None:
-    """Say what studies take: runs, epochs with and without sharing, and hours at a known speed."""
+    """Show what studies cost: runs, epochs with and without shared stages, and hours at a known speed."""
     known = speed is not None
     if known and measure:
         raise InputError("--speed is given or found by --measure: choose one of them")
@@ -146,9 +146,9 @@ def run(
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="most jobs of SLURM at once; 8 by default")] = None,
 ) -> None:
-    """Train what studies lack, what says most first; stopped at any time, the same command goes on.
+    """Train the runs that studies lack, the most important first; if stopped, the same command goes on.
 
-    Without names all studies.
+    Without names, train all studies.
     """
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
     if wrong := [item for item in only or () if "=" not in item]:
@@ -166,8 +166,8 @@ def run(
 def _sweep(
     chosen, runs, device: str, on: str | None = None, jobs: int | None = None, **settings: object
 ) -> int:
-    """Exit status of training what is missing of the runs, here or on a cluster."""
-    from repro.sweep import cluster, dispatch  # a fifth of the time that a command takes to start
+    """Train those of the runs that are not recorded, here or on a cluster; return the exit status."""
+    from repro.sweep import cluster, dispatch  # this import takes a fifth of a command's start
 
     store, place = Store.of(chosen.name), None if on is None else cluster.place(on, jobs)
     with progress.shown() as shown:
@@ -223,9 +223,9 @@ def claims(
         typer.Option(metavar="FOLDER", help="beside other results: a folder of profiles, or published"),
     ] = None,
 ) -> None:
-    """Judge every claim of the paper, or of a question of one's own, by the records of a profile.
+    """Judge every claim of the paper, or of a question in a file, by the records of a profile.
 
-    With --profile published each claim by those of the largest scale that is whole, as the book has it.
+    With --profile published, as in the book, each claim is judged by the largest scale that decides it.
     """
     whole = profile == PUBLISHED
     if whole and (question or settings or seeds or against):
@@ -273,11 +273,11 @@ def book(
 ) -> None:
     """Execute the chapters and render the book to OUT/_build/html.
 
-    Without a profile the chapters show what is published and train little; with one, what they lack of it is
-    trained first. Chapters of downloaded data sets take hours to train: they show what is recorded.
-    `--set seeds=N` is `--seeds N`: chapters take the seeds of every study as one parameter.
+    Without a profile, chapters show published records and train little. With one, the runs they lack are
+    trained first; for downloaded data, which take hours, the default is to show what is recorded.
+    `--set seeds=N` means `--seeds N`, because chapters have one parameter for the seeds of all studies.
     """
-    from repro.book import execution as pages  # a fifth of the time that a command takes to start
+    from repro.book import execution as pages  # this import takes a fifth of a command's start
 
     pages.require_tools()
     if device not in (None, "none"):
@@ -303,7 +303,7 @@ def book(
         _count(chosen, asked_of)
     else:
         status = _sweep(chosen, [case.run for study in asked_of for case in study.cases(chosen)], device)
-    if status != STOPPED:  # a chapter that lacks a run fails by itself
+    if status != STOPPED:  # after failed runs too: a chapter that lacks one fails alone
         status = max(status, pages.make_book(profile, asked, parameters, out, jobs, pdf=pdf))
     raise typer.Exit(status)
 
@@ -312,7 +312,7 @@ def book(
 def verify(
     names: Annotated[list[str] | None, typer.Argument(metavar="[PROFILE]...", help="all by default")] = None,
 ) -> None:
-    """Check every recorded result, and say which device and commit it is from."""
+    """Check every recorded result, and show which devices and commits made them."""
     wrong = False
     for folder in audit.folders(names or []):
         rows, problems = audit.verify(folder)
@@ -348,9 +348,9 @@ def data(
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit; a mistake of the user is one line on standard error and exit code 2."""
+    """Run a command and exit; on a user's mistake, with one line on standard error and exit code 2."""
     warnings.showwarning = lambda message, *_, **__: _say(str(message))
-    if sys.stdout is None:  # a file that is opened would be taken for it by processes that we start
+    if sys.stdout is None:  # child processes would take the next file we open for it
         sys.exit(_say("standard output is closed: /dev/null throws away what is printed", 1))
     terminal.prepare()
     try:
@@ -364,25 +364,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         if (error.name or "repro").startswith("repro"):
             raise
         status = _say(f"this needs the module {error.name}, which this Python does not have", 2)
-    except BrokenPipeError:  # who reads has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe
         status = 1
-    except OSError as error:  # no fault of the code: a disk that is full, a folder that is gone
+    except OSError as error:  # not a bug: the disk is full, a folder is gone
         status = _say(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # typer's own mistakes of usage have it
+        if not hasattr(error, "format_message"):  # as the errors of typer for wrong usage do
             raise
         status = _say(f"{error.format_message()} See repro --help.", 2)
     try:
         terminal.flush()
     except OSError as error:
         status = status or _say(f"standard output: {error.strerror}", 1)
-    if arguments is None:  # the program: all is written, taking it down module by module is time for nothing
+    if arguments is None:  # run as a program: all is written, and an orderly shutdown takes time
         os._exit(status or 0)
     sys.exit(status or 0)
 
 
 def _fix_environment() -> None:
-    """Make the paths in the environment absolute, for this process and those that it starts."""
+    """Make the paths in environment variables absolute, for this process and those that it starts."""
     for name in OF_PATHS:
         if paths := os.environ.get(name):
             parts = paths.split(os.pathsep) if name == "PYTHONPATH" else [paths]
@@ -390,9 +390,9 @@ def _fix_environment() -> None:
 
 
 def _say(message: str, status: int = 0) -> int:
-    """The status, after one line on standard error, as far as there is one."""
+    """Print a message as one line on standard error, if that is open, and return `status`."""
     try:
         print(f"repro: {' '.join(message.split())}", file=sys.stderr or io.StringIO(), flush=True)
     except OSError:
-        sys.stderr = None  # Python would try again at its end, and change the status
+        sys.stderr = None  # else Python flushes it again at exit, and changes the status
     return status

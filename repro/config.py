@@ -1,8 +1,8 @@
-"""What a run is: frozen data that hashes to the run's id.
+"""The configuration of a run: frozen data classes, hashed to the run's id.
 
-A condition of the paper is never a branch in code. A fresh network is one
-stage, a warm start two, re-initialising modules 4 to 6 is `reset=(4, 5, 6)` on
-the second stage.
+A run is one network's training in stages. What the paper compares is data, never
+a branch in code: a fresh network has one stage, a warm start has two, and one whose
+modules 4 to 6 are re-initialised has `reset=(4, 5, 6)` on the second stage.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class InputError(ValueError):
 
 
 def given(path: str | Path) -> Path:
-    """A user's path, absolute: chapters are executed in a folder of their own, where a relative one differs.
+    """A path given by the user, made absolute, with `~` expanded.
 
-    Raises `InputError` where it begins with a `~` that stands for no folder.
+    Chapters are executed in another folder, where a relative path would mean another
+    file. Raises `InputError` on a `~` of no known home folder and on a character 0.
     """
     if "\0" in str(path):
         raise InputError(f"no path has the character 0, as {str(path)!r} does")
@@ -44,7 +45,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def check_engine(device: str, precision: str) -> None:
-    """Refuse the name of a device or of a precision that there is not; `auto` is one of both."""
+    """Raise `InputError` if a name is unknown; `auto` is allowed for both."""
     _require_known("device", device, DEVICES)
     _require_known("precision", precision, ("auto", *PRECISIONS))
 
@@ -62,17 +63,17 @@ def _require_whole(owner: object, least: int, *names: str) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images to learn from: a name `repro.data.datasets` knows, or the pixels of an `.npz` file."""
+    """Images to learn from: named in `repro.data.datasets`, or from an `.npz` file."""
 
     name: str
     train: int | None = None  # number of training images, None for all of them
     test: int | None = None
     noise: float = 0.0  # standard deviation of the pixel noise (digits only)
-    fingerprint: str | None = None  # of the pixels of an .npz file, so that its place does not matter
-    path: str | None = field(default=None, compare=False)  # where that file lies; not part of the id
-    sample: int = 0  # which random sample of so many training images
-    held_out: bool = False  # tests are on training images that are kept from training
-    split: int | None = None  # seed by which test images are split off, where the data have none
+    fingerprint: str | None = None  # of an .npz file: hash of its arrays
+    path: str | None = field(default=None, compare=False)  # of that file, not in ids
+    sample: int = 0  # number of the random sample of `train` images
+    held_out: bool = False  # test on training images that are not trained on
+    split: int | None = None  # seed that splits off test images if there are none
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -84,21 +85,21 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Code:
-    """A function of one's own, as `repro.data.own` finds it: what it does is in the id, not where it lies."""
+    """A user-supplied function (`repro.data.own`); its place is not part of an id."""
 
     name: str
     source: str  # hash of the function and of what it uses in its file
-    settings: tuple[tuple[str, object], ...] = ()  # keyword arguments: numbers, texts, truth values
-    path: str | None = field(default=None, compare=False)  # absolute, of a file; or a module's name
+    settings: tuple[tuple[str, object], ...] = ()  # arguments: text, number or bool
+    path: str | None = field(default=None, compare=False)  # absolute; or a module
 
 
 @dataclass(frozen=True)
 class Model:
-    """A ResNet of base width w and d blocks per module (paper, appendix A.4), or a network of one's own."""
+    """A ResNet (base width, blocks per module; appendix A.4), or a custom network."""
 
     width: int = 64
     depth: int = 2
-    code: Code | None = None  # gives the network from (channels, classes, size)
+    code: Code | None = None  # (channels, classes, image side) -> network
 
     def __post_init__(self) -> None:
         _require_whole(self, 1, "width", "depth")
@@ -106,17 +107,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optimiser, its state new at the start of every stage.
+    """An optimiser, whose state is new at the start of every stage.
 
-    The learning rate is constant, as everywhere in the paper, or falls along a
-    half cosine to zero at the end of the stage, epoch by epoch.
+    The learning rate is constant, as everywhere in the paper, or (`cosine`) falls
+    from epoch to epoch along half a cosine that is zero at the end of the stage.
     """
 
     name: str = "adam"
     learning_rate: float = 0.001
     momentum: float = 0.0
     schedule: str = "constant"
-    weight_decay: float = 0.0  # decoupled: a step first shrinks weights by the learning rate times this
+    weight_decay: float = 0.0  # decoupled: a step scales weights by 1 - rate * this
 
     def __post_init__(self) -> None:
         rate, decay = self.learning_rate, self.weight_decay
@@ -135,9 +136,9 @@ class Subset:
     The training set arrives in `parts` portions and the stage sees the first
     `part` of them. A fraction `ratio` of the images is dealt out uniformly at
     random, the others class by class: 1 makes every portion an unbiased sample,
-    0 gives each portion classes of its own. With `gamma`, examples are drawn
-    one by one, from the whole training set with a probability that grows along
-    the stage, and from this subset otherwise (paper, Figure 3).
+    0 gives each portion classes that no other has. With `gamma`, each example is
+    drawn by itself: from the whole training set with a probability that grows during
+    the stage, otherwise from this subset (paper, Figure 3).
     """
 
     part: int = 1
@@ -158,23 +159,23 @@ HALF = Subset(part=1, parts=2)
 
 @dataclass(frozen=True)
 class Stage:
-    """Some epochs on one subset with one optimiser, after re-initialising some modules.
+    """Some epochs on one subset with one optimiser, after changes to the network.
 
-    Before the first of them every parameter becomes `shrink` times itself plus
-    `perturb` times that of a new network, as Ash and Adams (2020) propose; last, a
-    `hook` of one's own, `(network, generator) -> None`, changes the network.
+    The changes, in this order: every parameter becomes `shrink` times itself plus
+    `perturb` times that of a new network (Ash and Adams, 2020), the modules in `reset`
+    are re-initialised, and a custom `hook`, `(network, generator) -> None`, is called.
     """
 
     epochs: int
     data: Subset = ALL
     optimizer: Optimizer = Optimizer()
     reset: tuple[int, ...] = ()
-    until: float | None = None  # train accuracy at which the stage ends before its last epoch
+    until: float | None = None  # train accuracy at which the stage ends early
     shrink: float = 1.0
     perturb: float = 0.0
     hook: Code | None = None
-    shift: int = 0  # each training image is moved at random by up to so many pixels, its border filled
-    flip: bool = False  # each training image is mirrored at random
+    shift: int = 0  # most pixels that training images move at random; edges repeat
+    flip: bool = False  # mirror training images at random
 
     def __post_init__(self) -> None:
         _require_whole(self, 1, "epochs")
@@ -187,23 +188,23 @@ class Stage:
 
     @property
     def prefixed(self) -> bool:
-        """Whether a shorter stage is the beginning of a longer one that is else the same."""
+        """Whether a shorter version of this stage is the same as its first epochs."""
         return self.data.gamma is None and self.until is None and self.optimizer.schedule == "constant"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One network, trained in one or more stages from one choice of seeds, and measured at the end."""
+    """One network's training in one or more stages, its seeds and its measurements."""
 
     dataset: Dataset
     model: Model
     stages: tuple[Stage, ...]
     batch_size: int = 128
-    split_seed: int = 0  # which images make a subset
+    split_seed: int = 0  # chooses the images of a subset
     init_seed: int = 0  # first weights, and those of re-initialised modules
     order_seed: int = 0  # order of the examples
-    probes: tuple[str, ...] = ()  # what to measure besides accuracy, by the names of `PROBES`
-    test_window: int | None = None  # tests after each epoch; or as `tested` says
+    probes: tuple[str, ...] = ()  # names from `PROBES`: what to measure at the end
+    test_window: int | None = None  # None: test after each epoch; else see `tested`
 
     def __post_init__(self) -> None:
         _require(bool(self.stages), "a run needs at least one stage")
@@ -226,15 +227,16 @@ class Run:
 
     @functools.cached_property
     def parent(self) -> Run | None:
-        """The run that ends where this one's last stage begins, if there is an earlier stage."""
+        """The run that the last stage continues; None if that is the only stage."""
         before = self.stages[:-1]
         return dataclasses.replace(self, stages=before, probes=()) if before else None
 
     @property
     def tested(self) -> frozenset[int]:
-        """Epochs of the last stage after which the network is tested, besides the one that ends it.
+        """Epochs of the last stage after which the network is tested.
 
-        Every epoch, or with a `test_window` of n the Fibonacci numbers 1, 2, 3, 5, 8, ... and the last n.
+        All, or with a `test_window` of n the Fibonacci numbers 1, 2, 3, 5, 8, ...
+        and the last n. (An epoch that ends the stage early is tested too.)
         """
         epochs = self.stages[-1].epochs
         if self.test_window is None:
@@ -253,12 +255,12 @@ class Run:
 
 @functools.cache
 def _fields(kind: type) -> list[tuple[str, object]]:
-    """Names and defaults of what a configuration is known by."""
+    """Names and defaults of the fields that are part of an id."""
     return [(f.name, f.default) for f in dataclasses.fields(kind) if f.compare]
 
 
 def as_json(value: object, *, defaults: bool = True) -> object:
-    """The configuration as plain JSON data, with or without fields at their default."""
+    """The configuration as JSON data, without paths, and with or without defaults."""
     if dataclasses.is_dataclass(value):
         named = ((name, default, getattr(value, name)) for name, default in _fields(type(value)))
         return {name: as_json(v, defaults=defaults) for name, default, v in named if defaults or v != default}
@@ -270,7 +272,7 @@ def as_json(value: object, *, defaults: bool = True) -> object:
 
 
 def run_from_json(data: dict) -> Run:
-    """The run that `as_json` describes; raises `InputError`, `TypeError` or `KeyError` where it is none."""
+    """Inverse of `as_json`; bad data raise `InputError`, `TypeError` or `KeyError`."""
     stages = tuple(
         Stage(
             **{

@@ -1,4 +1,4 @@
-"""Libraries that take long to import, where a command may do without them."""
+"""Delayed import of slow libraries that not every command needs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import importlib
 
 
 class Lazy:
-    """Stands for a module, which is imported when one of its names is asked for.
+    """Stands for a module, which is imported when one of its names is first used.
 
-    Every name is looked up once. Unlike `importlib.util.LazyLoader`, two threads
-    may be the first to ask.
+    Each name is looked up once and then kept. Unlike with `importlib.util.LazyLoader`,
+    two threads may use the module for the first time at once.
     """
 
     def __init__(self, module: str) -> None:

@@ -1,4 +1,4 @@
-"""What the planned seeds can decide, computed before anything is trained."""
+"""The smallest effects that the planned seeds can find, computed before anything is trained."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from repro.questions import CLAIMS, STUDIES
 from repro.scales import PROFILES, Profile
 from repro.study import FRESH, LAST, WARM, Case
 
-# Standard deviation of a run's test accuracy, in points, once the means of its arm and its seed are taken
-# away: declared on 26 November 2026, before the records that the present rules decide, from pilots.
+# Standard deviation of a run's test accuracy, in points, after subtracting the means of its arm and its seed.
+# Estimated from pilots and declared on 26 November 2026, before the records that the present rules decide.
 SPREAD = {"cifar10-small": 0.7, "cifar10": 0.45, "cifar10-wide": 0.45, "paper": 0.3, "quick": 3.0}
 WANTED = 0.9  # power
 MOST_SEEDS = 12
@@ -28,10 +28,10 @@ def planned(
     seed: int = 0,
     draw: Callable[[np.random.Generator, Case], float] | None = None,
 ) -> Results:
-    """Results of the claim's study as if all of it were recorded, and no arm were better than another.
+    """Simulated results of the claim's whole study, in which no arm is better than another.
 
-    Accuracies vary by `draw` from run to run, in points (a standard normal, if none is
-    given), and by ten times a standard normal from seed to seed.
+    A run's test accuracy is 50 %, plus an effect of its seed (standard deviation 10 points),
+    plus `draw(generator, case)` in points: a standard normal, if none is given.
     """
     study, random = STUDIES[claim.study], np.random.default_rng(seed)
     draw = draw or (lambda random, case: random.standard_normal())
@@ -52,9 +52,11 @@ def planned(
 
 
 def detectable(claim: Claim, profile: Profile, spread: float) -> dict[int, float]:
-    """Smallest effect, by seeds, that a power of `WANTED` finds at Holm's first step, in the claim's unit.
+    """For 2 to `MOST_SEEDS` seeds, the smallest effect found with power `WANTED`, in the claim's unit.
 
-    The spread is pooled over those arms of the claim's study that have a priority, and fresh and warm ones.
+    The t test is one-sided, at Holm's first step (`ALPHA` over the number of claims). `spread` is as in
+    `SPREAD`, pooled over the study's arms that are fresh, warm or of a priority before `LAST`, without
+    held-out ones. Raises `KeyError` if the profile does not plan an arm of the claim.
     """
     size = np.square(weights(claim.contrast, Arms(planned(claim, profile)))).sum(0).max() ** 0.5
     cases = [c for c in STUDIES[claim.study].cases(profile) if not c.run.dataset.held_out]
@@ -67,7 +69,7 @@ def detectable(claim: Claim, profile: Profile, spread: float) -> dict[int, float
 
 
 def table(profile: Profile) -> pd.DataFrame:
-    """A row per claim on accuracies: `seeds` planned, effect `detectable` with them, and `seeds_for_1.5`."""
+    """A row per claim on accuracies: `seeds` planned, effect `detectable`, `seeds_for_1.5` (seeds or NaN)."""
     rows = []
     for claim in CLAIMS:
         cases = STUDIES[claim.study].cases(profile)
@@ -75,7 +77,7 @@ def table(profile: Profile) -> pd.DataFrame:
             continue
         try:
             found = detectable(claim, profile, SPREAD[profile.name])
-        except KeyError:  # an arm that this profile does not plan
+        except KeyError:  # this profile lacks an arm of the claim, or a `SPREAD`
             continue
         n = len({case.seed for case in cases})
         enough = [k for k, effect in found.items() if effect <= 1.5]
@@ -85,7 +87,7 @@ def table(profile: Profile) -> pd.DataFrame:
 
 
 def shown() -> Table:
-    """The smallest effect that the planned seeds of each scale find, a row per claim on accuracies."""
+    """The book's table of the smallest effects that the planned seeds of two scales find, a row per claim."""
     rows = {}
     for name in ("cifar10-small", "cifar10"):
         for found in table(PROFILES[name]).itertuples():

@@ -1,4 +1,4 @@
-"""Profiles as users ask for them: a scale by its name, some fields changed, and the files that these name."""
+"""Profiles (scales) as users ask for them: by name, with fields changed, and with the files they name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from repro.data.downloads import SOURCES
 from repro.scales import FIELDS, PROFILES, Profile
 from repro.store.records import Store, names_of
 
-OWN = "own"  # name of all data of one's own
-is_folder = os.path.isdir  # that of pathlib raises an error at a name that no file could have
+OWN = "own"  # name of every user-supplied data set
+is_folder = os.path.isdir  # unlike that of pathlib, returns False for impossible file names
 
 
 def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -> Profile:
@@ -32,15 +32,15 @@ def profile(name: str, settings: Iterable[str] = (), seeds: int | None = None) -
         changes |= {"seeds": seeds, "study_seeds": seeds}
     found = resolved(replace(PROFILES[name], **changes))
     if {"dataset", "train", "test"} & changes.keys():
-        datasets.counts(found.data())  # refuses images that there are not
+        datasets.counts(found.data())  # raises `InputError` if there are not as many images
     return found
 
 
 def resolved(profile: Profile) -> Profile:
-    """The profile with what its files hold, where its data or its network are of one's own.
+    """The profile with `images` and `code` filled in, if its data or its network are user-supplied.
 
-    The content of a file of images is in the ids of runs. Its name is not, unless
-    the store has records from before that was so.
+    Run ids depend on the content of an image file. They depend on its name only if the
+    store has older records of these images, made when ids still did.
     """
     if profile.model_settings and not profile.model:
         raise InputError("model.NAME=VALUE is a setting of a model of one's own: name it by model=...")
@@ -59,13 +59,13 @@ def resolved(profile: Profile) -> Profile:
 
 
 def _is_path(dataset: str) -> bool:
-    """Whether the data are of one's own, in a file or a folder."""
+    """Whether `dataset` is the path of a file or a folder, not the name of a known data set."""
     found = Path(dataset).suffix or os.sep in dataset or (dataset and is_folder(dataset))
     return bool(found) and dataset not in ("digits", *SOURCES)
 
 
 def module_numbers(profile: Profile) -> tuple[int, ...]:
-    """Numbers of the modules of a profile's network; one of one's own is built, so as to count them."""
+    """Numbers of the modules of the profile's network; a custom network is built to count them."""
     if profile.code is None:
         return MODULES
     side, channels, classes = datasets.shape(profile.data())
@@ -73,11 +73,11 @@ def module_numbers(profile: Profile) -> tuple[int, ...]:
 
 
 def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
-    """The named profile, changed as a chapter's parameters say.
+    """The named profile, changed by the parameters of a chapter.
 
-    Papermill may pass numbers as text or with a point ("3", 3.0), and lists as one text: all
-    are taken. `seeds` is how many, None for the profile's own number; `settings` change
-    fields: ["width=16", "train=500"], or "width=16, train=500".
+    `seeds` is the number of seeds, None for the profile's own; `settings` change fields:
+    ["width=16", "train=500"], or "width=16, train=500". Numbers may come as text or as
+    floats ("3", 3.0), as papermill passes them. Raises `InputError` on any mistake.
     """
     if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
         raise InputError(
@@ -86,7 +86,7 @@ def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[st
     if isinstance(settings, str):
         settings = filter(
             None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings)
-        )  # not within a path that has a comma
+        )  # a comma within a path does not split
     chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
     return profile(name, chosen, None if seeds is None else int(float(seeds)))
 
@@ -117,7 +117,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _own_setting(text: str) -> tuple[str, object]:
-    """Name and value of `model.name=value`: a whole number, a number, true or false, or a text."""
+    """Name and value of `model.name=value`; the value becomes an int, float or bool if it reads as one."""
     name, equals, value = (part.strip() for part in text.partition("model.")[2].partition("="))
     if not (equals and name.isidentifier()):
         raise InputError(f"{text!r} sets nothing: write model.name=value")
@@ -128,7 +128,7 @@ def _own_setting(text: str) -> tuple[str, object]:
 
 
 def changes(profile: Profile) -> list[str]:
-    """The `field=value` settings that make this profile of the named one."""
+    """The `field=value` settings that turn the profile of this name into this one."""
     base = PROFILES[profile.name]
     values = {name: getattr(profile, name) for name in FIELDS}
     values = {name: value for name, value in values.items() if value != getattr(base, name)}

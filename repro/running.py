@@ -1,4 +1,4 @@
-"""Run a question of the paper, or read what is recorded of it: what a chapter calls."""
+"""The functions that chapters and scripts call to train networks, or to read what is recorded."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def run_study(
     device: str = "auto",
     settings: str | Sequence[str] | None = (),
 ) -> Results:
-    """The results of a study, after training what of it is not recorded yet; not with the device `none`.
+    """The results of a study, after training the runs that are not recorded yet.
 
-    The profile `published` is the largest at which all of the study is recorded; it trains nothing.
+    The device `none` trains nothing. Nor does the profile `published`: it reads the largest scale that
+    is recorded (see `repro.analysis.recorded.published`). Raises as `gap` does.
     """
     found = studies([name])
     if len(found) > 1:
@@ -60,8 +61,8 @@ def _run(study: Study, profile: Profile, device: str) -> Results:
 def _train(runs: list[Run], store: Store, device: str) -> None:
     """Train the runs that the store lacks, and record them there.
 
-    Raises `RuntimeError` with the first failure, all others being trained nevertheless, and
-    `KeyboardInterrupt` where it was stopped before.
+    If runs fail, the others are trained all the same, then `RuntimeError` is raised with the first
+    failure. Raises `KeyboardInterrupt` if training was stopped before its end.
     """
     check_engine(device, "auto")
     with shown() as progress:
@@ -83,20 +84,21 @@ def gap(
     """The generalisation gap: test accuracy of a warm start less that of a fresh network, in points.
 
     Mean over seeds with its 95 % interval (`mean`, `low`, `high`, `sd`, `n`); negative
-    where pretraining on half of the images hurts. Both networks of a seed have the
-    same test images, first weights and order of examples. What is trained is
-    recorded, and a second call trains nothing.
+    if pretraining on half of the images hurts. With one seed, `low`, `high` and `sd` are
+    NaN. Both networks of a seed have the same images and first weights. Runs are
+    recorded, so that a second call trains nothing.
 
     `data` is a name (digits, cifar10, ...), the path of an `.npz` file or of a folder
-    of images, a data set of PyTorch, or a pair of two, training and test
-    (`repro.data.datasets.npz_dataset` and `repro.data.folders` say in what shapes).
-    `model` gives a `torch.nn.Module` from (channels, classes, size), which maps
-    images [B, channels, size, size], float32, normalised, to logits [B, classes]:
-    a function, `./file.py:function` or `package.module:function`; if none is named it
-    is the paper's ResNet. `settings` change the profile, as `--set` does.
+    of images, a PyTorch data set, or a pair of them, training and test; see
+    `repro.data.datasets.npz_dataset` and `repro.data.folders` for their shapes.
+    `model` is a function that takes (channels, classes, size) and returns a
+    `torch.nn.Module`, which maps normalised images, float32 [B, channels, size, size],
+    to logits [B, classes]. It may be named: `./file.py:function` or
+    `package.module:function`. The default is the paper's ResNet. `settings` change
+    fields of the profile, as `--set` does.
 
-    Raises `InputError`, in one line, where this cannot be done, and `RuntimeError`
-    where a run failed.
+    Raises `InputError`, with a message of one line, on bad input, and `RuntimeError`
+    if a run fails.
     """
     chosen = scale(profile, seeds, settings)
     named = {"dataset": _place(data), "model": own.place(model) if model else chosen.model}
@@ -112,12 +114,13 @@ def train(
     seed: int = 0,
     device: str = "auto",
 ) -> pd.DataFrame:
-    """Learning curves of one network, a row per epoch, recorded as every run is.
+    """Train one network and return its learning curves, a row per epoch.
 
     Columns are `stage`, and `epoch` within it, from 1; `total`, epochs so far;
-    `train_loss`, the mean cross-entropy, in nats; `train_accuracy`, as met in
-    training, and `test_accuracy`, fractions. `data` and `model` are as `gap` takes
-    them, `model` also a `repro.config.Model` of some width. Raises as `gap` does.
+    `train_loss`, the mean cross-entropy in nats; `train_accuracy`, measured on the
+    batches as they are trained on, and `test_accuracy`, both fractions. `data` and
+    `model` are as in `gap`; `model` may also be a `repro.config.Model`. The run is
+    recorded, so that a second call trains nothing. Raises as `gap` does.
     """
     plain = resolved(dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data)))
     network = model if isinstance(model, Model) else Model(code=own.code(model) if model else None)
@@ -127,7 +130,7 @@ def train(
 
 
 def _place(data: Data) -> str:
-    """The name of a data set, or the path of its file or folder."""
+    """The name of a data set, or the path of its file or folder; PyTorch data are written to a file."""
     if isinstance(data, str | Path):
         return str(data)
     return str(folders.of_torch(*data) if isinstance(data, tuple) else folders.of_torch(data))

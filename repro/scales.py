@@ -1,4 +1,4 @@
-"""Scales at which the same studies run, from seconds on a laptop to the paper itself."""
+"""Profiles: the scales at which the same studies run, from seconds on a laptop to the paper's own."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from typing import get_type_hints
 
 from repro.config import Code, Dataset, InputError, Model, Optimizer, Stage, Subset
 
-MOST, MOST_SEEDS = 1_000_000_000, 1000  # whose plan takes a minute to make
+MOST, MOST_SEEDS = 1_000_000_000, 1000  # highest settings; planning 1000 seeds takes a minute
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Data set, network, budget and seeds of every study, the paper's by default."""
+    """Data set, network, training budget and seeds of all studies; the defaults are the paper's."""
 
     name: str
     dataset: str = "cifar10"  # a name known to `repro.data.datasets`, or the path of an .npz file or a folder
-    train: int | None = None  # images, None for all
+    train: int | None = None  # number of images, None for all
     test: int | None = None
     noise: float = 0.0  # standard deviation of the pixel noise, digits only
     width: int = 64
     depth: int = 2
     batch_size: int = 128
-    learning_rate: float = 0.001  # of Adam; those of the other optimisers are tied to it (`optimizers`)
+    learning_rate: float = 0.001  # of Adam; those of other optimisers are multiples of it (`optimizers`)
     pretraining_epochs: int = 350
     tuning_epochs: int = 500
-    window: int = 100  # last epochs of the tuning stage that make the test accuracy
-    seeds: int = 5  # of the first study
-    study_seeds: int = 5  # of each other study
-    full_grids: bool = True  # the grids of the paper, and all 64 subsets of modules, or smaller ones
-    controls: bool = True  # the arms that the protocol added to the paper's, and the new probes
-    least: bool = False  # the smallest grids of all, for a book in minutes
-    base: str = "Adam"  # the optimiser of every study but those that compare optimisers
+    window: int = 100  # test accuracy is averaged over this many last epochs of tuning
+    seeds: int = 5  # number of seeds of the first study, `warm_start`
+    study_seeds: int = 5  # number of seeds of each other study
+    full_grids: bool = True  # grids of the paper, and all 64 subsets of modules; else smaller grids
+    controls: bool = True  # also train the conditions that the protocol added to the paper's
+    least: bool = False  # the smallest grids, so that a book takes minutes
+    base: str = "Adam"  # the optimiser (a key of `optimizers`), unless a study compares them
     first_seed: int = 0
-    arm_epochs: int | None = None  # epochs of tuning in all but the first study, None for `tuning_epochs`
-    until: float = 0.99  # train accuracy at which a stage before the last ends (paper, appendix A.3)
-    own_samples: bool = False  # each seed has training images of its own, where not all are used
-    sparse_tests: bool = False  # test early epochs seldom (`config.Run.tested`)
-    median: bool = False  # test accuracy is the median over the window, not the mean
-    exploratory: bool = False  # its records were seen before the present rules were made
-    size: int = 32  # side in pixels to which the images of a folder are scaled
-    split: int = 0  # seed by which test images are set apart, where one's own data have none
-    model: str = ""  # of one's own: ./file.py:function or package.module:function; else the paper's ResNet
-    model_settings: tuple[tuple[str, object], ...] = ()  # of that function
+    arm_epochs: int | None = None  # tuning epochs of all but the first study, None for `tuning_epochs`
+    until: float = 0.99  # train accuracy that ends stages on portions before the last (paper, appendix A.3)
+    own_samples: bool = False  # each seed draws its own sample of `train` images
+    sparse_tests: bool = False  # test after few of the early epochs (`config.Run.tested`)
+    median: bool = False  # take the median test accuracy over the window, not the mean
+    exploratory: bool = False  # records were seen before the present rules: no verdicts, older probes
+    size: int = 32  # side in pixels to which images of a folder are scaled and cropped
+    split: int = 0  # seed that splits off test images, if user-supplied data have none
+    model: str = ""  # custom: ./file.py:function or package.module:function; if empty, the paper's ResNet
+    model_settings: tuple[tuple[str, object], ...] = ()  # keyword arguments of that function
 
-    images: Dataset | None = None  # what `dataset` names, if that is one's own (`repro.profiles.resolved`)
-    code: Code | None = None  # what `model` names
+    images: Dataset | None = None  # what `dataset` names, if a path (set by `repro.profiles.resolved`)
+    code: Code | None = None  # the function that `model` names (set likewise)
 
     def __post_init__(self) -> None:
-        # The configuration's own checks, before anything is trained.
+        # Run the checks of these classes now, before anything is trained.
         Model(self.width, self.depth), Stage(1, until=self.until)
         Dataset(self.dataset, self.train, self.test, self.noise)
         if self.base not in self.optimizers:
@@ -66,16 +66,16 @@ class Profile:
 
     @property
     def arms_tuned(self) -> int:
-        """Epochs of tuning in all but the first study."""
+        """Tuning epochs of all studies but the first."""
         return min(self.tuning_epochs, self.arm_epochs or self.tuning_epochs)
 
     @property
     def network(self) -> Model:
-        """What is trained, unless an arm of a study says otherwise."""
+        """The network to train, unless a condition of a study names another one."""
         return Model(code=self.code) if self.code else Model(self.width, self.depth)
 
     def data(self, seed: int = 0) -> Dataset:
-        """The data set of this profile and seed."""
+        """The data set of a run; it depends on the seed only with `own_samples`."""
         noise = self.noise if self.dataset == "digits" else 0.0
         found = self.images or Dataset(self.dataset, self.train, self.test, noise)
         return replace(found, sample=seed) if self.own_samples else found
@@ -86,7 +86,7 @@ class Profile:
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
-        """Four optimisers, rates tied to that of Adam, all that the paper gives."""
+        """The four optimisers; the paper gives the rate of Adam only, so the others are multiples of it."""
         rate = self.learning_rate
         return {
             "Adam": Optimizer("adam", rate),
@@ -101,7 +101,7 @@ class Profile:
         return self.optimizers[self.base]
 
     def at_rate(self, factor: float, **changes: object) -> Optimizer:
-        """The base optimiser at so many times its rate."""
+        """The base optimiser at `factor` times its learning rate, with other `changes`."""
         rate = factor * self.optimizer.learning_rate
         return replace(self.optimizer, learning_rate=rate, **changes)
 
@@ -116,7 +116,7 @@ _DIGITS = Profile(
     width=12,
     depth=1,
     batch_size=32,
-    learning_rate=0.002,  # SGD at 0.2: see the protocol for how it was chosen
+    learning_rate=0.002,  # so SGD at 0.2; the protocol tells how it was chosen
     base="SGD",
     pretraining_epochs=20,
     tuning_epochs=20,
@@ -171,6 +171,6 @@ PROFILES = {
         Profile("paper"),
     )
 }
-# A claim is told at the first that is whole.
+# The book gives the verdict of the first of these scales that decides a claim.
 LARGEST_FIRST = ("paper", "cifar10-wide", "cifar10", "cifar10-small", "laptop", "digits", "quick")
-PUBLISHED = "published"  # for a chapter: what is recorded of a study, at the largest scale that is whole
+PUBLISHED = "published"  # in place of a profile: the largest scale at which a study is recorded

@@ -1,4 +1,4 @@
-"""The verdict of the records on every claim, at one scale or at the largest that is whole."""
+"""The scorecard: a verdict on every claim, by the records of one scale or of the largest that decides it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ INTERVAL = "effect (95 % interval)"  # a column of tables
 
 
 def scorecard(profile: Profile, question: str | None = None) -> dict[str, Verdict]:
-    """The verdict on every claim by its id, from what is recorded at a profile; trains nothing.
+    """The verdict on every claim, by the claim's id, from what is recorded at a profile; trains nothing.
 
-    On the paper's claims, or on those of the question in a file, which are a family of their own.
+    `question` is the path of a file with other claims than the paper's; p values are adjusted for
+    the number of claims that are judged together.
     """
     if question is None:
         return _judged(profile)[1]
@@ -40,23 +41,24 @@ def scorecard(profile: Profile, question: str | None = None) -> dict[str, Verdic
 
 
 def _judged(profile: Profile, folder: Path | None = None) -> tuple[dict[str, Results], dict[str, Verdict]]:
-    """The results of all studies and the verdicts on all claims, from the records in a folder."""
+    """The results of all studies and the verdicts on all claims, from a folder or the profile's store."""
     store = Store.of(profile.name) if folder is None else Store(folder)
     return _stamped(profile, store.folder, store.stamp())
 
 
 @lru_cache(maxsize=32)  # a chapter asks many times
 def _stamped(profile: Profile, folder: Path, stamp: tuple) -> tuple[dict[str, Results], dict[str, Verdict]]:
-    """The same, while the folder holds what it did at this stamp."""
+    """The same, cached: a new `stamp` has records read again; an empty one means that there are none."""
     store = Store(folder)
     made = {name: recorded.results(study, profile, store=store) for name, study in STUDIES.items() if stamp}
     return made, {v.claim.id: v for v in verdicts((claim, made.get(claim.study)) for claim in CLAIMS)}
 
 
 def against(profile: Profile, folder: Path) -> pd.DataFrame:
-    """A row for each claim of which a number is recorded both here and in another folder of the same profile.
+    """Our effects beside those in another folder of the same profile: a row per claim with two seeds in both.
 
-    They agree where they differ by no more than two standard errors of the difference.
+    They agree if they differ by no more than two standard errors of the difference. Raises `InputError`
+    if nothing in that folder gives an effect.
     """
     ours, theirs = scorecard(profile), _judged(profile, folder)[1]
     if not any(v.effect.n for v in theirs.values()):
@@ -73,9 +75,10 @@ def against(profile: Profile, folder: Path) -> pd.DataFrame:
 
 
 def best() -> dict[str, Verdict]:
-    """The verdict on every claim at the largest scale of which all planned seeds are recorded.
+    """The verdict on every claim at the largest scale whose records decide it, else at the largest with any.
 
-    Which scale that is depends on what is recorded, never on what came out.
+    Records decide if they are of all planned seeds, of networks that fit their training data, and not
+    exploratory; whether the claim holds plays no part. P values are adjusted over the verdicts chosen.
     """
     judged = [_judged(PROFILES[name]) for name in LARGEST_FIRST]
     chosen = []
@@ -88,12 +91,12 @@ def best() -> dict[str, Verdict]:
 
 
 def _known(verdict: Verdict) -> bool:
-    """Whether anything is recorded that the claim is about."""
+    """Whether the claim has an effect, or has networks that do not fit their training data."""
     return verdict.effect.n > 0 or verdict.verdict == "not tested"
 
 
 def at_all_scales() -> list[list[Verdict]]:
-    """For each claim the verdict that is told (`best`), then those of other scales with records of it."""
+    """For each claim the verdict of `best`, then those of the other scales with records of it."""
     names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
     told, cards = best(), [scorecard(PROFILES[name]) for name in names]
     return [
@@ -103,9 +106,9 @@ def at_all_scales() -> list[list[Verdict]]:
 
 
 def claims_table(*studies: str) -> Table:
-    """A row for each claim that these studies decide, all by default, at each scale that has records of it.
+    """A row for each claim of these studies (all by default) at each scale that has records of it.
 
-    The first row of a claim is the one that is told.
+    The first row of a claim is the verdict of `best`.
     """
     rows = []
     for first, *others in at_all_scales():
@@ -115,13 +118,13 @@ def claims_table(*studies: str) -> Table:
 
 
 def effects() -> pd.DataFrame:
-    """A row for each claim at each scale that has records of it; the first row of a claim is the one told."""
+    """The rows of `claims_table` for all claims, with effects and intervals as numbers."""
     rows = pd.DataFrame(verdict.as_json() for found in at_all_scales() for verdict in found)
     return rows.assign(low=rows.interval.str[0], high=rows.interval.str[1]).drop(columns="interval")
 
 
 def row(verdict: Verdict) -> dict[str, str]:
-    """A verdict in words, by the columns of a table."""
+    """A verdict as a row of a table: text by column name."""
     v, effect = verdict, verdict.effect
     said = f"{signed(effect.mean, 2)} {v.claim.unit}" if effect.n else v.reason
     return {
@@ -135,13 +138,13 @@ def row(verdict: Verdict) -> dict[str, str]:
 
 
 def told(profile: str = PUBLISHED, seeds: int | None = None, settings: str = "") -> list[Verdict]:
-    """The verdict on every claim, at the largest scale that is whole or at one profile."""
+    """The verdict on every claim, as `best` chooses it or at one profile."""
     found = best() if profile == PUBLISHED else scorecard(scale(profile, seeds, settings))
     return list(found.values())
 
 
 def tally(verdicts: Iterable[Verdict]) -> Words:
-    """Which claims got each verdict, in words."""
+    """Lists of the claims that got each verdict, as Markdown."""
     claims = {word: [] for word in VERDICTS}
     for v in verdicts:
         claims[v.verdict].append(f"\n- {v.claim.words}" + f" *{v.profile}*" * bool(v.profile))
@@ -150,7 +153,7 @@ def tally(verdicts: Iterable[Verdict]) -> Words:
 
 
 def picture(verdicts: Iterable[Verdict]) -> Captioned:
-    """Every claim with its verdict and its t value."""
+    """The figure of every claim with its verdict and its t value."""
     verdicts = list(verdicts)
     caption = (
         "Every claim with its verdict and its t value, which is the distance of the effect from zero in "
@@ -163,7 +166,7 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
 
 
 def strip() -> str:
-    """The first page's account: the finding, what weakens it, and a line for each question of the paper."""
+    """Markdown for the first page: what weakens the finding, the finding, and the main verdicts."""
     objection = warm_start.objection(published(STUDIES["two_phases"]))
     found, told = warm_start.found(published(STUDIES["warm_start"])), best()
     lines = [objection, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]

@@ -1,4 +1,4 @@
-"""A question's list of runs: which networks are trained at a profile, and in which role."""
+"""Studies: the runs that answer a question at a profile (a scale), and their roles."""
 
 from __future__ import annotations
 
@@ -10,68 +10,72 @@ from repro.config import ALL, HALF, InputError, Model, Run, Stage
 from repro.scales import Profile
 
 FRESH, WARM = "fresh", "warm start"
-CONTROL = "control"  # in place of a figure, in what is not the paper's
-LONGER, REPLACED = "fresh, as many steps", "with replacement"  # controls
-LAST = 9  # priority of all that the other runs do not wait for
-HELD_OUT_SEEDS = 3
+CONTROL = "control"  # in place of the paper's figure, for what it does not have
+LONGER, REPLACED = "fresh, as many steps", "with replacement"  # control conditions
+LAST = 9  # priority of runs that a scale can lack and still be published
+HELD_OUT_SEEDS = 3  # how many seeds an arm with `held_out` has at most
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run in its role within a study: condition, seed that pairs it with others, plotted factors."""
+    """A run in its role within a study; the seed pairs it with runs of other arms."""
 
     condition: str
     seed: int
     run: Run
     factors: dict[str, object] = field(default_factory=dict)
-    epochs: int | None = None  # of the last stage, if not all count: the beginning of a longer run
-    priority: int = LAST  # of all that there is to train, the lower comes first
+    epochs: int | None = None  # how many of the last stage count, if not all
+    priority: int = LAST  # lower numbers are trained first
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A condition of a study, and what a run of it is at every seed."""
+    """A condition that a study compares: what is common to its runs, one per seed."""
 
     condition: str
     stages: tuple[Stage, ...]
     factors: dict[str, object] = field(default_factory=dict)
     model: Model | None = None  # None for the profile's
     probes: tuple[str, ...] = ()
-    held_out: bool = False  # tested on held-out training images, at a few seeds
+    held_out: bool = False  # tested on held-out training images, at few seeds
     priority: int = LAST
 
 
 @dataclass(frozen=True)
 class Explored:
-    """A factor whose values readers choose in the book's explorer, and how they do."""
+    """A factor whose value readers choose in the book's explorer, by a control."""
 
     factor: str
     label: str  # of the control
-    words: Callable[[str], str]  # a value in words
-    control: str = "slider"  # or "menu", or "boxes" to tick, of which a value such as "456" names three
-    boxes: Mapping[str, str] = field(default_factory=dict)  # what each box is called, by its one character
-    start: str = ""  # the value that is shown first, if it is recorded
-    wider: Mapping[str, object] = field(default_factory=dict)  # profile settings under which all is offered
+    words: Callable[[str], str]  # turns a value into words
+    control: str = "slider"  # or "menu", or "boxes": "456" ticks three
+    boxes: Mapping[str, str] = field(default_factory=dict)  # label of each character
+    start: str = ""  # value shown first, if it is recorded
+    # Changes of the profile, with which the study has all values to offer.
+    wider: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """One question of the paper."""
+    """Runs that answer one question of the paper, or a user's own."""
 
     name: str
     question: str
     figures: str  # of the paper
     chapter: str
     cases: Callable[[Profile], list[Case]]
-    pairs: tuple[str, ...] = ()  # factors that a pretrained run shares with its fresh one, besides the seed
-    explored: tuple[Explored, ...] = ()  # if none, all factors are offered, under their names
+    pairs: tuple[str, ...] = ()  # factors, besides the seed, in which gaps pair runs
+    explored: tuple[Explored, ...] = ()  # if empty, all factors, under their names
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cases", cache(self.cases))  # the id of each run is a hash to compute
+        object.__setattr__(self, "cases", cache(self.cases))  # hashing runs is slow
 
 
 def crossed(arms: Callable[[Profile], Iterable[Arm]], first: bool = False) -> Callable[[Profile], list[Case]]:
-    """The cases of a study: each of its arms at each seed that the profile has for it."""
+    """A function that lists a study's cases: each arm at each of the profile's seeds.
+
+    The `first` study has `seeds` of them, others `study_seeds`; `held_out` arms fewer.
+    """
 
     @wraps(arms)
     def cases(profile: Profile) -> list[Case]:
@@ -104,11 +108,11 @@ def _case(profile: Profile, seed: int, arm: Arm) -> Case:
 
 
 def _as_recorded(profile: Profile, stages: tuple[Stage, ...]) -> tuple[tuple[Stage, ...], int | None]:
-    """Stages of a longer run of which these are the beginning, and how many epochs of its last one count.
+    """The stages to train, and how many epochs of the last one count (None for all).
 
-    Fresh networks, warm starts and those with modules 3 to 6 re-initialised are
-    tuned for all of `tuning_epochs`, also where other conditions are tuned for
-    fewer: at a constant rate the beginning of a run is a run.
+    Fresh networks, warm starts and warm starts with modules 3 to 6 re-initialised are
+    always tuned for `tuning_epochs`. If a study wants fewer, the beginning of that
+    run serves: at a constant learning rate, it is what a shorter run would be.
     """
     tuned, wanted = tuning(profile, epochs=profile.tuning_epochs), stages[-1].epochs
     long = (
@@ -131,12 +135,13 @@ def tuning(profile: Profile, **settings: object) -> Stage:
 
 
 def as_many_steps(profile: Profile, **settings: object) -> Stage:
-    """Tuning of a fresh network for as many steps as a warm start has in both stages, the first on half."""
+    """A fresh network's only stage, with the steps of both stages of a warm start."""
+    # An epoch of pretraining, on half of the data, has half as many steps.
     return tuning(profile, epochs=profile.arms_tuned + round(profile.pretraining_epochs / 2), **settings)
 
 
 def pair(profile: Profile, factors: Mapping[str, object] | None = None, **settings: object) -> list[Arm]:
-    """The fresh network and the warm start, as in Figure 1 but for settings of the arms or of all stages."""
+    """The arms of Figure 1; `settings` change both arms or all of their stages."""
     own = {name: settings.pop(name) for name in ("model", "priority", "held_out") if name in settings}
     half, tuned = pretraining(profile, **settings), tuning(profile, **settings)
     chosen = dict(factors or {})
@@ -144,29 +149,29 @@ def pair(profile: Profile, factors: Mapping[str, object] | None = None, **settin
 
 
 def own_rate_factors(profile: Profile) -> tuple[float, ...]:
-    """Rates, times the base rate, among which each arm is given its own.
+    """Multiples of the base learning rate to try; `Arms.best_rate` chooses among them.
 
     Adam's base rate is the paper's, and fresh networks gain by a larger one; that of SGD
-    was chosen for fresh networks.
+    was chosen for fresh networks, so that a smaller one is tried too.
     """
     return (1, 3, 10) if profile.base == "Adam" else (0.5, 1, 2, 4)
 
 
 def reset_condition(modules: tuple[int, ...]) -> str:
-    """A name for a warm start with these modules re-initialised: `reset 4 5 6`."""
+    """Condition of a warm start with these modules, or none, reset: `reset 4 5 6`."""
     return " ".join(["reset", *map(str, modules)]) if modules else WARM
 
 
 def factor_text(value: object) -> str:
-    """A value of a factor as commands and pages write it."""
+    """A factor's value as text, as in commands and on pages: `0.5`, not `0.50`."""
     return value if isinstance(value, str) else f"{value:g}"
 
 
 def only(study: Study, cases: Iterable[Case], chosen: Mapping[str, str]) -> list[Case]:
-    """The cases with these values of factors, and those with which they are compared.
+    """The cases with the chosen values of factors, and those they are compared with.
 
-    These lack the factor, or are fresh and paired without regard to it. Raises `InputError`
-    on a factor or a value that the study does not have.
+    The latter lack the factor, or are fresh networks of any value of it, unless the
+    study pairs by that factor. Raises `InputError` on an unknown factor or value.
     """
     cases = list(cases)
     for name, value in chosen.items():

@@ -1,4 +1,4 @@
-"""What commands print, on whatever is there to print on: their text as it is, never as markup."""
+"""Printing of text and tables to any terminal, file or pipe; text is never read as markup."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TextIO
 
 from rich.console import Console
 
-PLAIN = str.maketrans("−×–—·…│─α", "-x--..|-a")  # for terminals without the first ones
-WIDTH = 200  # of tables that no terminal shows
+PLAIN = str.maketrans("−×–—·…│─α", "-x--..|-a")  # replacements where the encoding lacks a character
+WIDTH = 200  # characters of a table that goes to a file or a pipe
 
 
 def prepare() -> None:
-    """Let every text be printed: a sign that a terminal lacks becomes another one."""
+    """Replace characters that the encoding of an output stream lacks, so that printing cannot fail."""
     codecs.register_error("repro", _plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -28,21 +28,21 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def console(stream: TextIO) -> Console:
-    """For tables and bars on a stream, without markup and the names of signs that look like `:this:`."""
+    """A console for tables and progress bars that prints `[markup]` and `:emoji:` codes as they are."""
     width = None if stream.isatty() else WIDTH
     return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
 
 
 def show(table: object) -> None:
-    """Print a table of rich."""
+    """Print a `rich` table to standard output."""
     console(sys.stdout).print(table)
 
 
 def flush() -> None:
-    """Put on standard output what is not there yet; raises `OSError` where it cannot be, and drops it."""
+    """Flush standard output; if that fails, drop what is not written yet and raise `OSError`."""
     try:
         sys.stdout.flush()
     except OSError:
-        with contextlib.suppress(OSError, ValueError):  # or the interpreter tries again at its end
+        with contextlib.suppress(OSError, ValueError):  # else Python flushes again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise

@@ -1,4 +1,7 @@
-"""What a claim is, how it is tested over seeds, and what verdict that gives."""
+"""Claims of the paper as hypotheses, their tests over seeds, and the verdicts.
+
+An arm is a condition of a study at one value of each factor, such as a learning rate.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,23 @@ from repro.study import FRESH, WARM
 np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")  # as in `repro.analysis.stats`
 
 ALPHA = 0.05  # chance of any false "reproduced" on a scorecard, and of any false "contradicted"
-FITTED = 0.99  # mean train accuracy from which an arm counts as trained to the end, as the paper's are
-FEWEST_SEEDS = 3
-PRIOR = 8  # degrees of freedom, at most, that the pooled variance has beside a larger one of a claim's own
-SMALLEST_P = 0.0001  # smaller p values print as < 0.0001
+FITTED = 0.99  # an arm of at least this mean train accuracy counts as fitted, as the paper's networks are
+FEWEST_SEEDS = 3  # with fewer, a verdict is incomplete
+PRIOR = 8  # most degrees of freedom that the pooled variance counts for when a claim's own is larger
+SMALLEST_P = 0.0001  # p values below it print as < 0.0001
 LESS, MORE, SAME = "less", "more", "same"
-DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts from all planned seeds
+DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts that need all planned seeds
 NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 OPEN = (1.0, 1.0)  # p values for and against a claim that is not decided
 VERDICTS = (*DECIDED, "not tested", "exploratory", "incomplete", "not run")
 
 
 class NotFitted(Exception):
-    """An arm does not fit its training data, so that the paper's claim is not about it."""
+    """An arm does not fit its training data; the paper's claims are about networks that do."""
 
 
 class Arms:
-    """Test accuracies of the arms of a study, in percent."""
+    """Test accuracies of the arms of a study, in percent, with those on held-out images kept apart."""
 
     def __init__(self, results: Results) -> None:
         factors = [name for name in results.factors if name != "held_out"]
@@ -41,18 +44,18 @@ class Arms:
         table["arm"] = table.groupby(["condition", *factors], dropna=False).ngroup()
         held_out = table.held_out.astype(bool) if "held_out" in results.factors else table.seed < 0
         self.table, self.held_out = table[~held_out], table[held_out]
-        self.columns = {name: self.table[name].to_numpy() for name in self.table}  # asked many times
+        self.columns = {name: self.table[name].to_numpy() for name in self.table}  # arrays: read many times
         self.used: set[int] = set()  # arms that were asked for
         self.planned = [case.factors for case in results.study.cases(results.profile)]  # recorded or not
 
     def only(self, arm: int) -> Arms:
-        """The same arms, had one of them an accuracy of 1 and the others of 0."""
+        """A copy in which the accuracy of this arm is 1 at every seed, and that of all others 0."""
         changed = copy.copy(self)
         changed.columns = self.columns | {"accuracy": (self.columns["arm"] == arm).astype(float)}
         return changed
 
     def __call__(self, condition: str, **factors: object) -> pd.Series:
-        """Accuracy of one arm by seed; raises `KeyError` where none is recorded, or `NotFitted`."""
+        """Accuracy of one arm by seed; raises `KeyError` if none is recorded, or `NotFitted`."""
         chosen = self.columns["condition"] == condition
         for name, value in factors.items():
             chosen &= self.columns[name] == value
@@ -67,7 +70,10 @@ class Arms:
         return pd.Series(self.columns["accuracy"][chosen], seeds)
 
     def best_rate(self, condition: str) -> object:
-        """The rate at which these networks are best on held-out training images, of those that fit theirs."""
+        """The rate with the highest mean accuracy on held-out images, of those at which the networks fit.
+
+        Raises `NotFitted` if they fit at no rate, `KeyError` if nothing is recorded.
+        """
         tried = self.held_out[self.held_out.condition == condition]
         means = tried.groupby("rate")[["test_accuracy", "train_accuracy"]].mean()
         means = means[means.train_accuracy >= FITTED]
@@ -76,7 +82,7 @@ class Arms:
         return means.test_accuracy.idxmax()
 
     def matrix(self, seeds: pd.Index) -> pd.DataFrame:
-        """Accuracies [seed, arm] of all arms that are fitted and recorded at each of these seeds."""
+        """Accuracies [seed, arm] of all arms that fit their data and are recorded at each of these seeds."""
         fitted = self.table.groupby("arm").train_accuracy.transform("mean") >= FITTED
         return (
             self.table[fitted]
@@ -94,9 +100,9 @@ class Claim:
     """One sentence of the paper as a statement about one number per seed.
 
     The claim says that this number is `less` or `more` than zero in expectation,
-    or the `same` as zero up to `margin`. Where the paper says it of several
-    conditions, there is a column for each, and it has to hold in all of them. The
-    number is a weighted sum of the accuracies of `Arms`, or any other `effect`.
+    or the `same` as zero up to `margin`. If the paper says it of several conditions,
+    there is a number for each, and the claim has to hold for all of them. `contrast`
+    gives a weighted sum of the accuracies of `Arms`, `effect` any other number.
     """
 
     id: str
@@ -108,19 +114,19 @@ class Claim:
     margin: float = 0.0
     unit: str = "points"
     effect: Callable[[Results], pd.Series | pd.DataFrame] | None = None
-    exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this rule was made
+    exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this claim was fixed
 
 
 def claim(
     words: str, figure: str, study: str, kind: str = "contrast", **settings: object
 ) -> Callable[[Callable], Claim]:
-    """Makes a claim of a function: its `contrast`, or its `effect`, under the function's name."""
+    """Decorator that turns a function into a `Claim` with its name as id; `kind`: "contrast" or "effect"."""
     return lambda measure: Claim(measure.__name__, words, figure, study, **{kind: measure}, **settings)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The number, or numbers, of a claim: means over seeds with their standard errors, [conditions]."""
+    """The numbers of a claim, one for each condition: means over seeds with their standard errors."""
 
     means: np.ndarray
     errors: np.ndarray
@@ -130,11 +136,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records of one profile say of a claim.
+    """What the records of one profile say about a claim.
 
-    `verdict` is reproduced, contradicted or inconclusive; exploratory where the
-    rule was made after the records; incomplete before all planned seeds are
-    there; not tested where a network does not fit its training data; not run.
+    `verdict` is reproduced, contradicted or inconclusive; exploratory if the records
+    were seen before the rule was made; incomplete while planned seeds are missing;
+    not tested if networks do not fit their training data; not run without records.
     """
 
     claim: Claim
@@ -142,11 +148,11 @@ class Verdict:
     effect: Estimate = NOTHING
     p: float = math.nan  # of the test that gave the verdict, adjusted for all claims
     profile: str = ""
-    planned: int = 0  # seeds
+    planned: int = 0  # number of seeds
     reason: str = ""  # why a claim is not tested
 
     def __str__(self) -> str:
-        """As in `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
+        """For example `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
         if not self.effect.n:
             return self.verdict + (f" ({self.reason})" if self.reason else "")
         p = f", p = {self.p_text}".replace("= <", "<") if self.p_text else ""
@@ -154,7 +160,7 @@ class Verdict:
 
     @property
     def p_text(self) -> str:
-        """As in `0.003`; `< 0.0001` where it is smaller than that, empty where there is none."""
+        """For example `0.003`; `< 0.0001` if it is smaller than that, empty if there is none."""
         if math.isnan(self.p):
             return ""
         return f"{self.p:.2g}" if self.p >= SMALLEST_P else f"< {SMALLEST_P:g}"
@@ -178,20 +184,20 @@ class Verdict:
 
 
 def sample(claim: Claim, results: Results) -> Sample:
-    """The claim's number from the seeds at which all that it needs is recorded; of no seed where nothing is.
+    """The claim's numbers, from the seeds at which everything that it needs is recorded, possibly none.
 
-    The error of a contrast is from the spread that the arms of its study share. Where
-    the contrast itself varies more, it is from the mean of both variances, weighted by
-    their degrees of freedom (a moderated t test: Smyth, 2004), the pooled one's being
-    those it has from other arms, `PRIOR` at most.
-
-    Raises `NotFitted` where the claim is about networks that do not fit their data.
+    The standard error of a contrast comes from the pooled variance of the arms of its
+    study. If the contrast itself varies more, it comes from the mean of both variances,
+    weighted by their degrees of freedom (a moderated t test: Smyth, 2004); the pooled
+    one counts for those it has from other arms, at most `PRIOR`. An `effect` has its own
+    variance alone. No standard deviation is taken to be less than one test image. Errors
+    are NaN for fewer than two seeds. Raises `NotFitted` if networks do not fit their data.
     """
     floor = (100 if claim.unit.startswith("points") else 1) / datasets.counts(results.profile.data())[1]
     arms = None if claim.contrast is None else Arms(results)
     try:
         found = claim.effect(results) if arms is None else claim.contrast(arms)
-    except KeyError:  # a condition of which nothing is recorded
+    except KeyError:  # nothing is recorded of one of its arms
         found = ()
     values = pd.DataFrame(found).dropna()
     n = len(values)
@@ -211,10 +217,10 @@ def sample(claim: Claim, results: Results) -> Sample:
 
 
 def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tuple[np.ndarray, int]:
-    """Standard deviation of each number of a contrast from the spread that all arms of its study share.
+    """Standard deviation of each number of a contrast, from the spread of all fitted arms of its study.
 
-    That is the residual of arms and seeds (a two-way analysis of variance), with
-    its degrees of freedom.
+    The spread is the residual of a two-way analysis of variance by arm and seed,
+    whose degrees of freedom are returned as well.
     """
     residuals = two_way_residuals(arms.matrix(seeds).to_numpy())
     freedom = (residuals.shape[0] - 1) * (residuals.shape[1] - 1)
@@ -223,7 +229,7 @@ def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tu
 
 
 def weights(contrast: Contrast, arms: Arms) -> np.ndarray:
-    """Weights [arm, number] in a contrast: what it makes of 1 for one arm and 0 for all others."""
+    """Weights [arm, number] of a contrast: its value if one arm has accuracy 1 and all others have 0."""
     contrast(arms)
     return np.array(
         [pd.DataFrame(contrast(arms.only(arm))).dropna().iloc[0] for arm in sorted(arms.used)], float
@@ -233,9 +239,9 @@ def weights(contrast: Contrast, arms: Arms) -> np.ndarray:
 def p_values(claim: Claim, found: Sample) -> tuple[float, float]:
     """P values for and against the claim, from one-sided t tests.
 
-    There are two tests, of which the larger p value counts, where the claim is
-    that there is no difference. Over conditions the largest p value counts for
-    the claim, and against it the smallest, times their number.
+    A claim of no difference is tested against both margins: the larger p value
+    counts for it, twice the smaller one against it. Over several conditions, the
+    largest p value counts for the claim, the smallest times their number against it.
     """
     pairs = []
     columns = zip(found.means, found.errors, found.freedom, strict=True)
@@ -254,10 +260,10 @@ def p_values(claim: Claim, found: Sample) -> tuple[float, float]:
 
 
 def verdicts(asked: Iterable[tuple[Claim, Results | None]]) -> list[Verdict]:
-    """A verdict on every claim from the results of its study, all of them one family for Holm's method.
+    """A verdict on every claim from the results of its study, with p values adjusted by Holm's method.
 
-    A claim that is not decided here stays in the family with a p value of 1, so
-    that no verdict hangs on what else is recorded.
+    All claims are one family. One that is not decided here stays in it with a p
+    value of 1, so that the size of the family does not depend on what is recorded.
     """
     undecided = [_undecided(claim, results) for claim, results in asked]
     adjusted = [holm(side) for side in zip(*(pair for _, pair in undecided), strict=True)]
@@ -272,7 +278,7 @@ def verdicts(asked: Iterable[tuple[Claim, Results | None]]) -> list[Verdict]:
 
 
 def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[float, float]]:
-    """The verdict, and p values for and against the claim, before these are adjusted."""
+    """The verdict, "inconclusive" if p values are to decide, and p values for and against, unadjusted."""
     if results is None or results.table.empty:
         return Verdict(claim, "not run"), OPEN
     made = Verdict(claim, "not run", profile=results.profile.name, planned=results.planned_seeds)
@@ -291,7 +297,7 @@ def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[fl
 
 
 def _weakest(claim: Claim, found: Sample) -> Estimate:
-    """The condition that speaks least for the claim, with its t interval."""
+    """The number of the condition whose mean supports the claim least, with its 95 % t interval."""
     towards = {LESS: found.means, MORE: -found.means, SAME: np.abs(found.means)}[claim.direction]
     i = int(np.argmax(towards))
     mean, error, freedom = (float(x[i]) for x in (found.means, found.errors, found.freedom))
@@ -305,6 +311,6 @@ def gap(arm: Arms, **factors: object) -> pd.Series:
 
 
 def slope(columns: Sequence[pd.Series], x: Sequence[float]) -> pd.Series:
-    """Least-squares slope along x within each seed, of a column for each x."""
+    """Least-squares slope over x within each seed; `columns` has the values by seed at each x."""
     centred = np.asarray(x, float) - np.mean(x)
     return sum(w * column for w, column in zip(centred, columns, strict=True)) / np.square(centred).sum()

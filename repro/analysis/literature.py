@@ -1,9 +1,9 @@
-"""Warm-start gaps that others published, to stand beside those of this book.
+"""Generalisation gaps of warm starts that others published, for comparison with those of this book.
 
 All are of a ResNet-18 on CIFAR-10 without augmentation: half of the data first,
-then all of it. What is said of a source was read in its paper and in its code.
-The standard error of a gap is that of its pairs of one seed where the runs are
-published (Kireev et al.), else that of a difference of independent means.
+then all of it. What is said of a source comes from its paper and its code. The
+standard error of a gap is computed from pairs of one seed if single runs are
+published (Kireev et al.), else as that of a difference of independent means.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A publication, or this book at one scale, and its protocol, as far as it is known."""
+    """A publication, or this book at one scale, with its protocol, as far as that is known."""
 
     name: str  # HTML
     network: str
     training: str
-    uncertainty: str
+    uncertainty: str  # what the numbers in parentheses are
     note: str
     accuracies: dict[str, Pair]  # by optimiser
 
@@ -70,12 +70,12 @@ SOURCES = (
 
 
 def beside(*results: Results) -> pd.DataFrame:
-    """A row for each published gap, then for each optimiser of the study `optimizers` at each scale.
+    """A row for each published gap, then for each optimiser in `results` (of the study `optimizers`).
 
-    In percent and points. In parentheses the uncertainty that each source gives,
-    behind a gap its standard error. Ours are means over seeds of which both
-    networks are recorded, with standard errors, of a gap in pairs of one seed; a
-    scale without any has no row.
+    Parentheses hold the uncertainty that the source gives for an accuracy, and the
+    standard error of a gap. Our own rows have means and standard errors over the
+    seeds at which both networks are recorded, for gaps in pairs of one seed. A scale
+    with no such seed, or with other data than CIFAR-10, has no row.
     """
     return pd.DataFrame(
         {
@@ -92,14 +92,14 @@ def beside(*results: Results) -> pd.DataFrame:
 
 
 def protocols(*results: Results) -> pd.DataFrame:
-    """A row for each source, ours last: network, training, what stands in parentheses, and what to know."""
+    """A row for each source, ours last: network, training, meaning of the parentheses, and a note."""
     columns = ["source", "network", "training", "in parentheses", "note"]
     rows = [dataclasses.astuple(source)[: len(columns)] for source in (*SOURCES, *_ours(results))]
     return pd.DataFrame(rows, columns=columns)
 
 
 def _ours(results: Iterable[Results]) -> Iterator[Source]:
-    """This book at each scale of CIFAR-10, whose the published gaps are, of which a gap is recorded."""
+    """This book as a source, once per scale that uses CIFAR-10, as the others do, and has a recorded gap."""
     for profile, r in {r.profile: r for r in results}.items():
         pairs = r.gaps[r.gaps.condition == WARM]
         if pairs.empty or profile.dataset != "cifar10":
@@ -117,7 +117,7 @@ def _ours(results: Iterable[Results]) -> Iterator[Source]:
 
 
 def _pair(pairs: pd.DataFrame) -> Pair:
-    """Means over seeds; the errors of one seed are NaN."""
+    """Means over seeds with their standard errors, which are NaN for a single seed."""
     columns = 100 * pairs.fresh_accuracy, 100 * pairs.test_accuracy, pairs.gap
     fresh, warm, gap = map(mean_estimate, columns)
     of_fresh, of_warm, of_gap = (found.sd / found.n**0.5 for found in (fresh, warm, gap))
@@ -125,5 +125,5 @@ def _pair(pairs: pd.DataFrame) -> Pair:
 
 
 def _with_error(value: str, error: float) -> str:
-    """As in `80.3 (0.1)`, on one line; the value alone where one seed has no error."""
+    """`80.3 (0.1)`, with a space that does not break; the value alone if its error is NaN."""
     return value if np.isnan(error) else f"{value}\N{NO-BREAK SPACE}({error:.1f})"

@@ -1,4 +1,4 @@
-"""The results of a study: what is recorded of it, after training what is not."""
+"""The results of a study: the tables made of its recorded runs. Nothing is trained here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pd = Lazy("pandas")
 
 @dataclass(frozen=True)
 class Results:
-    """What is recorded of a study: the tables that figures and statistics are made of."""
+    """The tables of a study's recorded runs at one profile, of which figures and statistics are made."""
 
     study: Study
     profile: Profile
@@ -27,12 +27,12 @@ class Results:
 
     @property
     def factors(self) -> list[str]:
-        """What tells the arms of the study apart besides their conditions."""
+        """Names of the factors that tell the arms of the study apart, besides the condition."""
         return list(dict.fromkeys(f for case in self.study.cases(self.profile) for f in case.factors))
 
     @property
     def planned_seeds(self) -> int:
-        """How many seeds the study has at this profile."""
+        """How many seeds the study has at this profile, recorded or not."""
         return len({case.seed for case in self.study.cases(self.profile)})
 
     def gaps_to(self, condition: str) -> pd.DataFrame:
@@ -48,17 +48,17 @@ class Results:
 def results(
     study: Study, profile: Profile, cases: list[Case] | None = None, store: Store | None = None
 ) -> Results:
-    """The recorded part of a study, or of these cases, in the profile's store or another; trains nothing."""
+    """Results of a study, or of some of its cases, from the records of `store` (by default the profile's)."""
     cases, store = study.cases(profile) if cases is None else cases, store or Store.of(profile.name)
     table = tables.table(cases, store, profile.window, profile.median)
     return Results(study, profile, table, tables.curves(cases, store), len(cases) - len(table))
 
 
 def published(study: Study) -> Results:
-    """What is recorded of a study at the largest scale that is whole, else at the one with most seeds.
+    """Results of a study at the largest complete scale, or else at the one with the most seeds recorded.
 
-    Whole is a scale without its runs of the last priority, which no claim waits for. A
-    scale that is exploratory, so that it decides nothing, comes after all others.
+    A scale counts as complete without its runs of the last priority, for which no claim
+    waits. Exploratory scales, which decide nothing, come after all others.
     """
     seeds = {}
     for name in sorted(LARGEST_FIRST, key=lambda name: PROFILES[name].exploratory):

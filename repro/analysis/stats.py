@@ -1,4 +1,4 @@
-"""Numbers made of records: the generalisation gap, and how sure one can be of a mean over seeds."""
+"""Statistics of records: the generalisation gap, intervals of means over seeds, and p values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from repro.lazy import Lazy
 
-# Together half a second, and claims are listed without them; scipy.stats would take another second.
+# Lazy: they take half a second to import, and claims are listed without them; scipy.stats would add a second.
 np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")
 
 FRESH = "fresh"
@@ -15,17 +15,17 @@ FRESH = "fresh"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval; numbers are NaN where there are too few seeds."""
+    """A mean over seeds with its interval; all numbers are NaN without seeds, all but the mean with one."""
 
     mean: float
-    low: float  # of Student's t interval
-    high: float
+    low: float  # lower bound of Student's t interval
+    high: float  # upper bound
     sd: float  # standard deviation over seeds
     n: int
     level: float = 0.95
 
     def __str__(self) -> str:
-        """As in `-9.8 (95 % interval -15.7 to -4.0, 5 seeds)`, with a true minus sign."""
+        """For example `-9.8 (95 % interval -15.7 to -4.0, 5 seeds)`, with typographic minus signs."""
         if not self.n:
             return "(not recorded)"
         if self.n < 2:
@@ -35,7 +35,7 @@ class Estimate:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """The number with its sign, minus as the typographic character."""
+    """The number with its sign, a typographic minus; "not known" for NaN."""
     if np.isnan(value):
         return "not known"
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
@@ -49,11 +49,12 @@ def between(interval: tuple[float, float]) -> str:
 def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:
     """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
-    Takes `tables.table`; pretrained minus fresh test accuracy, so negative
-    where pretraining hurt. Both runs of a pair share first weights, test images
-    and, where each seed has its own, training images; that helps as far as these
-    make the difference between seeds. `pairs` names factors in which the two must
-    agree too. A run whose fresh one is not recorded is left out.
+    `table` is a `tables.table`; the rows of all other conditions are returned with
+    the accuracy of `against` as `fresh_accuracy` and the difference as `gap`, which is
+    negative if pretraining hurt. Both runs of a pair share initial weights, test images
+    and training images; that makes gaps vary less, as far as these are what makes seeds
+    differ. `pairs` names factors in which both must agree too. A run without a recorded
+    partner is left out.
     """
     if table.empty:
         return table.assign(fresh_accuracy=[], gap=[])
@@ -65,20 +66,20 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: 
 
 
 def t_quantile(p: float, n: int) -> float:
-    """Quantile p of Student's t for the mean of n values."""
+    """Quantile p of Student's t distribution for the mean of n values (n - 1 degrees of freedom)."""
     return float(special.stdtrit(n - 1, p))
 
 
 def p_below(mean: float, error: float, freedom: float, bound: float) -> float:
     """P value of the one-sided t test of H0: true mean >= bound, against H1: true mean < bound.
 
-    From a mean with its standard error, which is positive, and that error's degrees of freedom.
+    `error` is the standard error of `mean`, which must be positive, `freedom` its degrees of freedom.
     """
     return float(special.stdtr(freedom, (mean - bound) / error))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """P values adjusted for their number by Holm's step-down method."""
+    """P values adjusted for multiple tests by Holm's step-down method, in the order given."""
     order = np.argsort(p)
     steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
     adjusted = np.empty(len(p))
@@ -87,12 +88,12 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def two_way_residuals(y: np.ndarray) -> np.ndarray:
-    """What is left of values [seeds, arms] without the mean of each arm and of each seed."""
+    """Residuals of values [seeds, arms] after removing the mean of each arm and of each seed."""
     return y - y.mean(0) - y.mean(1, keepdims=True) + y.mean()
 
 
 def noncentrality(freedom: float, level: float, power: float) -> float:
-    """True effect in units of its standard error that a one-sided t test at `level` finds with this power."""
+    """True effect, in standard errors, that a one-sided t test at `level` detects with this power."""
     return float(special.nctdtrinc(freedom, 1 - power, special.stdtrit(freedom, 1 - level)))
 
 

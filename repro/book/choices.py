@@ -1,9 +1,9 @@
-"""What a reader can look up in a study's records, choice by choice.
+"""What readers can look up in a study's records with an explorer: its controls and panels.
 
 A choice is a value for each factor of a study, such as modules 456 to
-re-initialise; the study says how they are offered (`repro.study.Explored`). The
-page (`repro.book.panels`) and the widgets (`repro.book.live`) of an explorer are
-both made of the controls and panels of this module.
+re-initialise; the study says how they are offered (`repro.study.Explored`). A
+panel is what is shown of a choice. An explorer's page (`repro.book.panels`) and
+widgets (`repro.book.live`) are both made from this module.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from repro.scales import Profile
 from repro.study import FRESH, WARM, Case, Explored, Study, factor_text, only
 
 Choice = tuple[str, ...]  # a value of each factor, as text
-SIDES = ("last", "first")  # from which a number of boxes is ticked
+SIDES = ("last", "first")  # the end from which a chosen number of boxes is ticked
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What is recorded of one choice, beside fresh networks and, where that is another, the warm start."""
+    """What is recorded of one choice, with the fresh networks and warm starts that it is compared with."""
 
     condition: str
     curves: pd.DataFrame  # mean over seeds, a row per condition and epoch of the last stage, fractions
     gaps: pd.Series  # of each seed, in percentage points
-    reached: dict[str, list[Estimate]]  # epochs to each of `LEVELS`, by condition; n seeds got there
-    seeds: dict[str, int]  # recorded, by condition
-    missing: int  # runs of it, or of those it is compared with, that are not recorded
+    reached: dict[str, list[Estimate]]  # epochs to each of `LEVELS`, by condition; `n`: seeds that got there
+    seeds: dict[str, int]  # number recorded, by condition
+    missing: int  # number of runs not recorded, of the choice or of what it is compared with
 
     @property
     def gap(self) -> Estimate:
@@ -54,27 +54,27 @@ class Control:
 
     label: str
     kind: str  # as `repro.study.Explored.control`
-    options: Mapping[str, str]  # what can be chosen, or ticked, and the name of a box
-    value: str  # at first
+    options: Mapping[str, str]  # what can be chosen or ticked; for boxes with their names
+    value: str  # the initial one
 
     @property
     def how_many(self) -> Control:
-        """Of boxes: a slider for the number of those to tick."""
+        """For boxes: a slider for how many of them to tick."""
         counts = {str(n): "" for n in range(len(self.options) + 1)}
         return Control("How many", "slider", counts, str(len(self.value)))
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What can be chosen of one study at one profile, and what is recorded of it."""
+    """The choices that one study offers at one profile, and what is recorded of each."""
 
     study: Study
     profile: Profile
-    file: str = ""  # of a question of one's own
+    file: str = ""  # path of the user's own question, if the study is in one
 
     @cached_property
     def explored(self) -> tuple[Explored, ...]:
-        """What readers choose by: as the study says, else every factor of its case with most, by its name."""
+        """The factors that readers choose by: `Study.explored`, else those of the case with most."""
         if self.study.explored:
             return self.study.explored
         most = max((case.factors for case in self.study.cases(self.profile)), key=len, default={})
@@ -91,12 +91,12 @@ class Choices:
 
     @property
     def cases(self) -> list[Case]:
-        """All on offer, which can be more than the profile's own grid."""
+        """All cases on offer, which can be more than those of the profile itself (`Explored.wider`)."""
         return self.study.cases(self._wider)
 
     @cached_property
     def choices(self) -> list[Choice]:
-        """All that can be chosen, in the study's order."""
+        """All choices, in the study's order."""
         return self._choices(self.cases)
 
     def _choices(self, cases: Iterable[Case]) -> list[Choice]:
@@ -112,7 +112,7 @@ class Choices:
         ]
 
     def start(self, panels: Mapping[Choice, Panel | None]) -> Choice:
-        """The choice that is shown first: the study's if that is recorded, else the last that is."""
+        """The choice to show first: the study's if that is recorded, else the last recorded one."""
         known = [choice for choice, panel in panels.items() if panel] or list(panels)
         wanted = tuple(e.start for e in self.explored)
         return wanted if wanted in known else known[-1]
@@ -120,7 +120,7 @@ class Choices:
     def title(self, choice: Choice) -> str:
         """The choice in words: `Modules 4, 5 and 6 re-initialised`."""
         words = ", ".join(e.words(value) for e, value in zip(self.explored, choice, strict=True))
-        return words[0].upper() + words[1:] if words[0].isascii() else words  # Γ is another symbol than γ
+        return words[0].upper() + words[1:] if words[0].isascii() else words  # γ must not become Γ
 
     def named(self, choice: Choice) -> dict[str, str]:
         return dict(zip(self.factors, choice, strict=True))
@@ -130,7 +130,7 @@ class Choices:
         return only(self.study, self.cases, self.named(choice)) if choice in self.choices else []
 
     def command(self, choice: Choice) -> str:
-        """The command that records a choice."""
+        """The shell command that trains and records a choice."""
         profile = self.profile if choice in self._choices(self.study.cases(self.profile)) else self._wider
         name = f"{self.file}:{self.study.name}" if self.file else self.study.name
         words = ["repro", "run", name, "--profile", profile.name]
@@ -141,7 +141,7 @@ class Choices:
         return shlex.join(words)
 
     def panels(self) -> dict[Choice, Panel | None]:
-        """What is recorded of each choice, None where no seed of it, with its fresh run, is."""
+        """The panel of each choice; None if no seed has both its run and the fresh run recorded."""
         results = recorded.results(self.study, self.profile, self.cases)
         table, curves, gaps = map(self._with_text, (results.table, results.curves, results.gaps))
         alike = ["condition", *self.factors]
@@ -176,7 +176,7 @@ class Choices:
         return {choice: panel(choice) for choice in self.choices}
 
     def _with_text(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with values of factors as text, empty where there are none, or fresh runs need none."""
+        """The frame with factors as text; "" if a run has none, or for a fresh run that all values share."""
         for name in self.factors:
             text = frame[name].map(lambda v: "" if v != v else factor_text(v))
             unpaired = (frame.condition == FRESH) & (name not in self.study.pairs)

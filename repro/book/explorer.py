@@ -1,7 +1,7 @@
 """Explorers of a study's records, as a chapter shows them.
 
-An `Explorer` shows itself as a page that needs no kernel and, where there is a
-kernel, as widgets that also train what is not recorded.
+An `Explorer` is displayed as HTML that needs no kernel (its page) and, if there is a
+kernel, as widgets that can also train what is not recorded.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from repro.scales import Profile
 
 
 class Explorer(Choices):
-    """The choices of a study, shown by the last line of a cell."""
+    """The choices of a study, displayed as the value of a cell's last line."""
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict:
-        """Widgets where there is a kernel, and the page for where there is none."""
+        """Both forms of the explorer: widgets, and the page to show where there is no kernel."""
         found = self.panels()
         widgets = _live(self, self.start(found))
         return widgets._repr_mimebundle_() | {"text/html": panels.page(self, found)}
 
 
 def of(study: str, profile: Profile) -> Explorer:
-    """The explorer of a study, or of one in a file: `question.py:study`; `InputError` if it has no factor."""
+    """The explorer of a study, such as `reset` or `question.py:study`; `InputError` if it has no factor."""
     path, ending, _ = study.rpartition(".py")
     found = Explorer(studies([study])[0], profile, path + ending)
     if not any(found.choices):
@@ -40,6 +40,6 @@ def live(study: str, profile: str = "quick", seeds: int | None = None, settings:
 
 
 def _live(explorer: Explorer, start: Choice):
-    from repro.book.live import Live  # the widgets of Jupyter
+    from repro.book.live import Live  # imports ipywidgets
 
     return Live(explorer, start).box

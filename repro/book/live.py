@@ -1,7 +1,7 @@
 """The explorer as widgets, for JupyterLab or Voila: the controls of its page, and training.
 
-Training runs in a thread, so that the kernel still hears the cancel button;
-what it needs of the other widgets it is told before it starts.
+Training runs in a thread, so that the kernel can react to the cancel button.
+What to train is read from the controls before the thread starts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from repro.sweep.progress import Progress
 
 
 class Slider(widgets.HBox):
-    """A slider over a few values, with a button that plays them all."""
+    """A slider over a few values, with a button that steps through them all."""
 
     value = traitlets.Unicode()
 
     def __init__(self, control: Control) -> None:
         values = list(control.options)
         slider = widgets.SelectionSlider(options=values, value=control.value, description=control.label)
-        # The button begins where the slider is: a front end sets the slider to it when it links them.
+        # The button starts at the slider's value: on linking, a front end sets the slider to the button.
         play = widgets.Play(slider.index, max=len(values) - 1, interval=1000)
         widgets.jslink((play, "value"), (slider, "index"))
         super().__init__([play, slider])
@@ -35,7 +35,7 @@ class Slider(widgets.HBox):
 
 
 class Boxes(widgets.VBox):
-    """Boxes to tick, and a slider that ticks the last or the first so many; `value` lists those ticked."""
+    """Boxes to tick, and a slider that ticks the first or last n; `value` joins those ticked, as in `456`."""
 
     value = traitlets.Unicode()
 
@@ -48,7 +48,7 @@ class Boxes(widgets.VBox):
             self.value = "".join(v for v, box in zip(control.options, boxes, strict=True) if box.value)
 
         def tick(_: object) -> None:
-            with self.hold_trait_notifications():  # one new panel, not six
+            with self.hold_trait_notifications():  # draw one new panel, not one per box
                 for place, box in enumerate(boxes if side.value == "first" else reversed(boxes)):
                     box.value = place < int(number.value)
 
@@ -60,7 +60,7 @@ class Boxes(widgets.VBox):
 
 
 class Live:
-    """Widgets of an explorer; `box` holds them all."""
+    """All widgets of an explorer; `box` holds them, for display."""
 
     def __init__(self, explorer: Choices, start: Choice) -> None:
         self.explorer = explorer
@@ -85,7 +85,7 @@ class Live:
         return tuple(control.value for control in self.controls)
 
     def show(self, _: object = None) -> None:
-        """Show the panel of the choice, read anew from the records."""
+        """Show the panel of the current choice, with the records read again."""
         found = self.explorer.panels().get(self.choice)
         self.panel.value = panels.panel_html(self.explorer, self.choice, found)
         lacking = found.missing if found else len(self.explorer.runs(self.choice))
@@ -111,7 +111,7 @@ class Live:
             outcome = dispatch.execute(made, store, progress=progress, stop=self._stop.is_set)
             ended = "recorded" if outcome.finished else "cancelled; training again goes on from here"
             ended = outcome.failures[0] if outcome.failures else ended
-        except Exception as error:  # there is no one above this thread to see it
+        except Exception as error:  # nothing above this thread would show it
             ended = f"{type(error).__name__}: {error}"
         self.thread, self.cancel.disabled, self.bar.layout.visibility = None, True, "hidden"
         self.show()
@@ -124,7 +124,7 @@ class Live:
 
 
 def _widget(control: Control) -> widgets.Widget:
-    """A widget whose `value` is that of the control."""
+    """A widget for the control; its `value` is the chosen one."""
     if control.kind != "menu":
         return {"slider": Slider, "boxes": Boxes}[control.kind](control)
     values = list(control.options)

@@ -1,7 +1,7 @@
-"""The page of an explorer: all its panels drawn beforehand, and controls that choose one of them.
+"""The page of an explorer: all its panels, drawn beforehand, and controls that choose one of them.
 
 `book/_static/explorer.js` shows the panel that the controls name and draws
-nothing itself; without it the page shows the panel it starts with, and a table.
+nothing itself; without JavaScript the page shows the choice to start with, and a table.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from repro.book.choices import SIDES, Choice, Choices, Control, Panel
 from repro.figures import style
 from repro.study import FRESH, WARM
 
-WIDE, HIGH, LEFT, BOTTOM, TOP = 400, 250, 40, 206, 36  # of a drawing, and of the axes within
-Limits = dict[str, tuple[float, float]]  # of axes, by what is drawn
-POINTS = 100  # of a curve: more cannot be told apart at this size
-# Panels are shown in JupyterLab too, where the sheet of the book is not.
+WIDE, HIGH, LEFT, BOTTOM, TOP = 400, 250, 40, 206, 36  # of a drawing and its axes, in SVG units
+Limits = dict[str, tuple[float, float]]  # lowest and highest value of an axis, by what is drawn
+POINTS = 100  # most points of a curve: more cannot be told apart at this size
+# Styles are inline, as panels are also shown in JupyterLab, without the style sheet of the book.
 SIDE_BY_SIDE = "display:grid;gap:.5rem;grid-template-columns:repeat(auto-fit,minmax(min(17rem,100%),1fr))"
 CARD = "background:#fff;border-radius:.4rem;font-size:13px;max-width:26rem;width:100%"
 
 
 def page(explorer: Choices, panels: Mapping[Choice, Panel | None]) -> str:
-    """HTML with controls and a panel for every choice, `panels` being all of the explorer's."""
+    """HTML with controls and a panel for every choice; `panels` are those of `explorer.panels()`."""
     start, limits = explorer.start(panels), _limits(filter(None, panels.values()))
     shown = "".join(
         f'<div class="explorer-panel" data-key="{escape("|".join(choice))}"{" hidden" * (choice != start)}>'
@@ -36,7 +36,7 @@ def page(explorer: Choices, panels: Mapping[Choice, Panel | None]) -> str:
     gaps = "".join(_row(explorer.title(choice), panel.gap) for choice, panel in panels.items() if panel)
     return (
         f'<div class="explorer" role="group" aria-label="Explorer: {escape(explorer.study.question)}">'
-        # disabled until the script is there to answer
+        # disabled until explorer.js runs
         '<fieldset class="explorer-controls" disabled aria-label="Choose">'
         f"{''.join(map(_control, explorer.controls(start)))}</fieldset>"
         f'<p class="visually-hidden" role="status"></p>{shown}'
@@ -47,7 +47,7 @@ def page(explorer: Choices, panels: Mapping[Choice, Panel | None]) -> str:
 
 
 def panel_html(explorer: Choices, choice: Choice, panel: Panel | None, limits: Limits | None = None) -> str:
-    """One panel, on axes of its own or those of these limits."""
+    """HTML of one panel, with axes for `limits` or else for its values; a sentence if there is none."""
     if choice not in explorer.choices:
         return "<p>The study has no run with these values.</p>"
     name, command = escape(explorer.title(choice)), escape(explorer.command(choice))
@@ -67,13 +67,13 @@ def panel_html(explorer: Choices, choice: Choice, panel: Panel | None, limits: L
 
 
 def epochs(estimate: Estimate, seeds: int) -> str:
-    """Epochs to a level as the table has it: `4.3`, `4.3 (2 of 5 seeds)`, `never`."""
+    """Mean epochs to an accuracy, as the table shows them: `4.3`, `4.3 (2 of 5 seeds)`, `never`."""
     some = f" ({estimate.n} of {seeds} seeds)" if estimate.n < seeds else ""
     return f"{estimate.mean:.1f}{some}" if estimate.n else "never"
 
 
 def _reached(panel: Panel) -> str:
-    """Epochs to each train accuracy, a row for each condition."""
+    """A table of the epochs to each train accuracy of `LEVELS`, a row for each condition."""
     head = "".join(f'<th scope="col">{100 * level:g} %</th>' for level in LEVELS)
     rows = "".join(
         _row(name, *(epochs(estimate, panel.seeds[name]) for estimate in found))
@@ -90,7 +90,7 @@ def _row(head: str, *cells: object) -> str:
     return f'<tr><th scope="row">{escape(head)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
 
 
-# Drawings: SVG of few elements, on a white card in either theme as all figures of the book
+# Drawings: SVG of few elements, on white in the light and the dark theme, as all figures of the book
 
 
 def _drawing(height: int, label: str, body: str) -> str:
@@ -109,7 +109,7 @@ def _rule(x: float, y: float, to: str, look: str = 'stroke="#e6e6e6"') -> str:
 
 
 def _limits(panels: Iterable[Panel]) -> Limits:
-    """Lowest and highest of all that panels draw: accuracies in tens of percent, gaps in points."""
+    """Range of each axis over all panels: accuracies in percent, in steps of ten, gaps in points."""
     panels, found = list(panels), {}
     for column in ("test_accuracy", "train_accuracy"):
         tens = [10 * value for panel in panels for value in panel.curves[column].dropna()]
@@ -121,7 +121,7 @@ def _limits(panels: Iterable[Panel]) -> Limits:
 
 
 def _curves(panel: Panel, which: str, limits: Limits) -> str:
-    """Mean test or train accuracy along the last stage, a line for each condition."""
+    """A drawing of mean test or train accuracy through the last stage, a line for each condition."""
     column = f"{which}_accuracy"
     last = max(int(panel.curves.epoch.max()), 2)
     low, high = limits[column]
@@ -151,7 +151,7 @@ def _curves(panel: Panel, which: str, limits: Limits) -> str:
 
 
 def _gaps(panel: Panel, limits: Limits) -> str:
-    """The gap of each seed, their mean and its interval."""
+    """A drawing of the gap of each seed, their mean and its interval."""
     found, shade = panel.gap, style.colour(panel.condition)
     low, high = limits["gap"][0] - 0.5, limits["gap"][1] + 0.5
 
@@ -202,7 +202,7 @@ def _control(control: Control) -> str:
 
 
 def _slider(control: Control) -> str:
-    """A slider over a few values, with the value beside it and a button that plays them all."""
+    """A slider over a few values, with the value beside it and a button that steps through them all."""
     values, value = list(control.options), control.value
     scale = f'min="0" max="{len(values) - 1}" value="{values.index(value)}" data-values="{"|".join(values)}"'
     return (

@@ -1,9 +1,9 @@
-"""The pages of the book: executed chapters put beside the other sources, and rendered.
+"""The pages of the book, rendered from executed chapters and the other sources.
 
-Jupyter Book renders `_build/stage`, a copy of the sources in which the executed
-chapters replace theirs. A chapter is rendered only if this very source was
-executed with these very parameters, and nothing is rendered twice from the same
-stage.
+Jupyter Book renders the stage, `_build/stage`: a copy of the sources in which
+executed chapters replace the originals. A chapter has results only if its present
+source was executed with the present parameters. An unchanged stage is not rendered
+again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from repro.profiles import scale
 from repro.questions import studies
 from repro.scales import PUBLISHED
 
-pd = Lazy("pandas")  # with tables of records, half a second: for the CSV of a chapter just executed
-SCORECARD = "10_scorecard"  # the chapter whose tables are of all studies
-# All is written when it returns, as where papermill does.
+pd = Lazy("pandas")  # half a second to import, needed only for the CSV of a newly executed chapter
+SCORECARD = "10_scorecard"  # the chapter whose tables cover all studies
+# All files are written when `main` returns: `_exit` saves the time of taking the interpreter down.
 JUPYTER_BOOK = "import os; from jupyter_book.cli.main import main; main(standalone_mode=False); os._exit(0)"
-IN_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # of tools' files and output, whatever the locale
+IN_UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}  # for tools' files and output in any locale
 RENDERERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinxcontrib-bibtex")
 
-LAUNCH = {  # where readers can run a chapter, given a public repository
+LAUNCH = {  # where readers can run a chapter of a public repository
     "notebook_interface": "jupyterlab",
     "binderhub_url": "https://mybinder.org",
     "colab_url": "https://colab.research.google.com",
@@ -48,7 +48,7 @@ This chapter has no results in this build: it was not among the chapters to exec
 
 
 class BuildError(RuntimeError):
-    """Pages that Jupyter Book refused to render; the message holds its first warnings."""
+    """Rendering or printing failed; the message holds Jupyter Book's first warnings or Chromium's error."""
 
 
 def chapters(root: Path) -> list[Path]:
@@ -57,16 +57,19 @@ def chapters(root: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict:
-    """A notebook as it is stored; the library for it takes longer to import than all chapters to read."""
+    """A notebook as JSON, without nbformat, which takes longer to import than all chapters to read."""
     return json.loads(path.read_bytes())
 
 
 def source_of(cell: dict) -> str:
-    return "".join(cell["source"])  # a string, or one for each line
+    return "".join(cell["source"])  # stored as a string or as a list of lines
 
 
 def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None:
-    """The executed notebook without what names this machine and hour; None if it is of another version."""
+    """The executed notebook to render, without traces of machine and time.
+
+    None if there is none, or if it was executed from another source or with other parameters.
+    """
     if not executed.exists():
         return None
     page, now = read(executed), read(source)
@@ -76,7 +79,7 @@ def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None
     if sources != known or used != json.loads(json.dumps(parameters)):
         return None
     page["metadata"].pop("papermill", None)
-    page["metadata"].pop("widgets", None)  # an explorer brings its own page; these would bring a manager
+    page["metadata"].pop("widgets", None)  # an explorer has its own HTML; these would load a widget manager
     for cell in page["cells"]:
         for volatile in ("papermill", "execution"):
             cell["metadata"].pop(volatile, None)
@@ -85,7 +88,7 @@ def executed_page(source: Path, executed: Path, parameters: dict) -> dict | None
 
 
 def _number_figures(cell: dict, chapter: str) -> None:
-    """Let Jupyter Book number the figure of a cell: its caption becomes that of the page's figure."""
+    """Let Jupyter Book number the figure of a cell: the caption moves to the cell's metadata."""
     outputs = cell.get("outputs", [])
     told = [output.get("metadata", {}).get(MARK) for output in outputs]
     for figure in filter(None, told):
@@ -95,12 +98,12 @@ def _number_figures(cell: dict, chapter: str) -> None:
 
 
 def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: bool = False) -> list[str]:
-    """Names of the chapters without results, after making `stage` the sources to render.
+    """Replace `stage` by the sources to render; return the names of the chapters without results.
 
     A chapter has results if its present source was executed with `parameters`.
-    Its tables as CSV and its first figure as PNG go with it.
+    Its tables are added as CSV, and its first PNG figure, if any, as a file.
     """
-    import yaml  # part of the book's tools, which only this command needs
+    import yaml  # installed only with the tools for the book
 
     config = published(yaml.safe_load((root / "_config.yml").read_bytes()))
     config.setdefault("execute", {})["execute_notebooks"] = "off"
@@ -137,11 +140,11 @@ def _without_results(page: dict) -> dict:
 
 
 def published(config: dict) -> dict:
-    """The configuration with what the environment says of where the book is published.
+    """The configuration, changed in place to name where the book is published.
 
-    `BOOK_URL` is the address of its pages, for the sitemap and the cards of links;
-    `BOOK_REPOSITORY` that of a public repository, for the buttons that open a chapter
-    from there.
+    The environment variable `BOOK_URL` is the address of its pages, for the sitemap and
+    for previews of links; `BOOK_REPOSITORY` is that of a public repository, for the
+    buttons that open a chapter from there.
     """
     sphinx = config["sphinx"]["config"]
     if url := os.environ.get("BOOK_URL"):
@@ -153,9 +156,9 @@ def published(config: dict) -> dict:
 
 
 def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> dict[str, bytes]:
-    """The tables of a chapter as CSV and its first figure as PNG, by their place in the stage."""
+    """CSV tables of a chapter, made in `executed` if missing, and its first PNG, by path in the stage."""
     files, kept = {}, tables(executed, chapter)
-    if not kept:  # since the chapter was executed
+    if not kept:  # executing the chapter deleted them
         for name, table in _tables(chapter, parameters).items():
             (executed / name).write_bytes(table.to_csv(index=False).encode())
         kept = tables(executed, chapter)
@@ -174,7 +177,7 @@ def tables(executed: Path, chapter: str) -> list[Path]:
 
 
 def _tables(chapter: str, parameters: dict) -> dict[str, pd.DataFrame]:
-    """What is recorded of a chapter's studies; on the scorecard of all of them, and every claim's effect."""
+    """Tables by file name: recorded runs of the chapter's studies; for the scorecard of all, with effects."""
     profile, seeds, settings = (parameters.get(name) for name in ("profile", "seeds", "settings"))
     chosen = None if profile in (None, PUBLISHED) else scale(profile, seeds, settings)
     asked = [study for study in studies() if chapter in (study.chapter, SCORECARD)]
@@ -187,11 +190,11 @@ def _tables(chapter: str, parameters: dict) -> dict[str, pd.DataFrame]:
 
 
 def build(stage: Path, out: Path) -> Path:
-    """The first page, `out/_build/html/index.html`, rendered from `stage` with warnings as errors.
+    """Render `stage` and return the first page, `out/_build/html/index.html`.
 
-    Renders everything or, where neither the stage nor the tools changed,
-    nothing: by itself Sphinx leaves old sidebars on the pages it takes for
-    unchanged, and pages and figures that no longer exist.
+    Renders nothing if neither the stage nor the tools changed, otherwise everything: with its
+    cache Sphinx keeps old sidebars on pages that it takes for unchanged, and pages and
+    figures that no longer exist. Raises `BuildError`; warnings count as errors.
     """
     stage, out = stage.resolve(), out.resolve()
     index, stamp = out / "_build" / "html" / "index.html", out / "_build" / "stage.sha256"
@@ -222,12 +225,12 @@ def build(stage: Path, out: Path) -> Path:
 
 
 def browser() -> str | None:
-    """The path of a Chromium, or None."""
+    """The path of a Chromium or Chrome, or None."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def print_pdfs(html: Path) -> None:
-    """A PDF beside the page of each chapter, by Chromium."""
+    """Print the page of each chapter to a PDF beside it, by Chromium; raises `BuildError` if that fails."""
     for page in sorted((html / "book" / "chapters").glob("*.html")):
         pdf = page.with_suffix(".pdf")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]

@@ -1,14 +1,16 @@
-"""Loops of convolutions and batch norms, for few channels, where PyTorch's own are slow.
+"""Kernels (compiled loops) of convolutions and batch norms with few channels, where PyTorch's are slow.
 
-Images lie in tiles of 16 (`repro.cpu.tiles`): a vector holds the same number of
-each of several images, so no lane is idle however few channels there are. The
-kernels of convolutions know nothing of sizes and strides: tables say which
-pixels meet in which tap, a place of the 3 x 3 or 1 x 1 weights. Products are
-summed in one order on every processor, but for sums over lanes.
+A tile is 16 images stored so that their 16 values of one pixel and channel are
+neighbours in memory. A processor's vector takes 8 or 16 of these (its lanes), so it is
+full however few the channels. A function that returns `Compiled` builds one kernel, for
+the forward or backward pass as its docstring says. Kernels of convolutions take tables
+instead of sizes and strides: pairs of an input and an output pixel that meet at a tap,
+a place in the 3 x 3 or 1 x 1 weights. Products are summed in the same order on every
+processor, except in sums over lanes.
 
-Letters in formulas: m member, t tile, p pixel of an output, q pixel of an input,
-k tap, o output channel, c input channel. The lanes are left out. Capitals are
-their counts, and arguments of the kernels.
+Letters in formulas: m member (a network of several trained together), t tile, p output
+pixel, q input pixel, k tap, o output channel, c input channel; the lane is left out.
+Capitals are their counts, which are arguments of the kernels.
 """
 
 from __future__ import annotations
@@ -21,29 +23,29 @@ from llvmlite import ir
 
 from repro.cpu.vectors import LANES, Compiled, Int, Kernel
 
-TILE = 16  # images
-PARTS = range(0, TILE, LANES)  # where the vectors of a tile begin: AVX2's hold half of it
-OUTPUT_BLOCK = 6  # output channels of an inner loop: with AVX2 12 sums, of 16 registers
-WEIGHT_BLOCK = 3, 4  # output and input channels of an inner loop, so 12 sums, for gradients of weights
+TILE = 16  # images in a tile
+PARTS = range(0, TILE, LANES)  # where vectors begin in 16 lanes: one with AVX-512, else two of 8
+OUTPUT_BLOCK = 6  # output channels per inner loop: 12 sums in AVX2's 16 registers
+WEIGHT_BLOCK = 3, 4  # output and input channels per inner loop, so 12 sums, for gradients of weights
 
-Place = tuple[ir.Value, Int | int]  # an array, and where in it, counted in 16 floats
+Place = tuple[ir.Value, Int | int]  # an array and an offset in it, in units of 16 floats
 
 
 def cut(count: int, most: int) -> tuple[tuple[int, ...], int]:
-    """`count` as few and even blocks of at most `most`: their one or two sizes; where the smaller begin."""
+    """Cut `count` into few, even blocks of at most `most`: one or two sizes, and where the smaller begin."""
     blocks = -(-count // most)
     size = -(-count // blocks)
     larger = count - blocks * (size - 1)
     return ((size, size - 1) if larger < blocks else (size,)), larger * size
 
 
-# Sums, with an accumulator for each. For an output: sums[o][part]; for a gradient of weights: sums[o][c].
+# Inner loops. `sums` holds accumulators: sums[o][part] of outputs, or sums[o][c] of gradients of weights.
 
 
 def add_products(
     f: Kernel, sums: list, x: ir.Value, at: Int, w: ir.Value, first: Int, wo: int, wc: int
 ) -> None:
-    """sums[o] += the sum over c of w[first + wo o + wc c] x[at + c]: one pixel of the input."""
+    """sums[o] += the sum over c of w[first + wo o + wc c] x[at + c], for one pixel of the input."""
     with f.loop(0, f.C) as c:
         parts = [f.load(x, (at + c) * TILE + part) for part in PARTS]
         for o, places in enumerate(sums):
@@ -70,7 +72,7 @@ def add_outer_product(f: Kernel, sums: list, ys: list[Place], xs: list[Place]) -
 
 
 def add_lane_sums(f: Kernel, sums: list, w: ir.Value, rows: list[Int]) -> None:
-    """w[rows[o] + c] += the lanes of sums[o][c]."""
+    """w[rows[o] + c] += the sum of the lanes of sums[o][c]."""
     for row, places in zip(rows, sums, strict=True):
         f.add_lane_sums(places, w, row)
 
@@ -80,12 +82,12 @@ def add_lane_sums(f: Kernel, sums: list, w: ir.Value, rows: list[Int]) -> None:
 
 @cache
 def gather(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
-    """y[m, t, p, o] = the sum over c, and over the pairs (q, k) of pixel p, of w[m, o, k, c] x[m, t, q, c].
+    """A convolution forward; or its input's gradient y, from its output's gradient x and swapped tables.
 
-    The pairs of p are source[i], tap[i] for i from first[p] to first[p + 1]. Output
-    channels come in blocks of `sizes`, the smaller ones from `split` on (`cut`). In
-    w, `wo` lies between output channels, `wc` between input channels, wm between
-    members and wk between taps.
+    y[m, t, p, o] = the sum over c, and over pairs (q, k) of p, of w[m, o, k, c] x[m, t, q, c]. The
+    pairs of p are source[i], tap[i] for first[p] <= i < first[p + 1]. Output channels come in blocks
+    of `sizes`, the smaller ones from `split` on (`cut`). In w, neighbouring output channels lie `wo`
+    apart, input channels `wc`, members wm, and taps wk.
     """
     f = Kernel("y x w first source tap", "M T O split C P Q wm wk")
     with f.loop(0, f.M) as m, f.loop(0, f.T) as t, f.loop(0, f.P) as p:
@@ -102,12 +104,12 @@ def gather(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
 
 @cache
 def correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
-    """w[m, o, k, c] += the sum over the pairs (p, q) of a group, and over lanes, of y[m, p, o] x[m, q, c].
+    """The gradient of a convolution's weights, from its input x and its output's gradient y.
 
-    All pairs of group g have the tap k = tap[g]. They are target[i], source[i] for i
-    from first[g] to first[g + 1], and count pixels through all tiles: there are P of
-    y and Q of x in a member. Output channels come in blocks of `rows`, input
-    channels in blocks of `columns`, each with its split (`cut`).
+    w[m, o, k, c] += the sum over pairs (p, q) of a group, and over lanes, of y[m, p, o] x[m, q, c].
+    The pairs of group g are target[i], source[i] for first[g] <= i < first[g + 1], all with tap
+    k = tap[g]. Here p and q count the P and Q pixels of all tiles of a member. Output channels
+    come in blocks of `rows`, input channels in blocks of `columns`, each with its split (`cut`).
     """
     f = Kernel("w y x first target source tap", "M O o_split C c_split G P Q K")
     with f.loop(0, f.M) as m, f.loop(0, f.G) as g:
@@ -124,12 +126,12 @@ def correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
     return f.compile()
 
 
-# Batch norms. Here p counts the pixels of all tiles of a member.
+# Batch norms. Here p counts pixels through all tiles of a member, and k is a number per channel, not a tap.
 
 
 @contextlib.contextmanager
 def _every_vector(f: Kernel) -> Iterator[tuple[Int, Int]]:
-    """A loop over all (m, p, c): where [m, p, c] begins in tiles, and [m, c] in an array of channels."""
+    """A loop over all (m, p, c): yields the offsets of [m, p, c] in tiles and of [m, c] in channels."""
     with f.loop(0, f.M) as m, f.loop(0, f.P) as p, f.loop(0, f.C) as c:
         yield ((m * f.P + p) * f.C + c) * TILE, m * f.C + c
 
@@ -137,9 +139,9 @@ def _every_vector(f: Kernel) -> Iterator[tuple[Int, Int]]:
 def _before_relu(
     f: Kernel, at: Int, x: ir.Value, a: ir.Value, b: ir.Value, relu: bool, residual: bool
 ) -> ir.Value:
-    """The gradient before ReLU: dy where y is positive, else 0.
+    """The gradient of ReLU's input: dy where y is positive, else 0; without ReLU, dy.
 
-    Without a residual y's sign is found from x, which is cheaper than reading y.
+    Without a residual, y's sign is that of a x + b, which is cheaper than reading y.
     """
     dy = f.load(f.dy, at)
     if not relu:
@@ -156,7 +158,7 @@ def _add_moments(f: Kernel, g: ir.Value, v: ir.Value, channel: Int, part: int) -
 
 @cache
 def moments() -> Compiled:
-    """In each lane, s[0, m, c] += the sum over p of v = x[m, p, c] - k[m, c], and s[1, m, c] that of v v."""
+    """Forward, lane by lane: s[0, m, c] += sum over p of v = x[m, p, c] - k[m, c]; s[1, m, c] that of v v."""
     f = Kernel("s x k", "M P C")
     with _every_vector(f) as (at, channel):
         k = f.broadcast(f.k, channel)
@@ -168,7 +170,7 @@ def moments() -> Compiled:
 
 @cache
 def affine(relu: bool, residual: bool) -> Compiled:
-    """y[m, p, c] = a[m, c] x[m, p, c] + b[m, c], plus the residual r[m, p, c], then ReLU, if asked for."""
+    """Forward: y[m, p, c] = a[m, c] x[m, p, c] + b[m, c] (+ r[m, p, c] if `residual`); ReLU if `relu`."""
     f = Kernel("y x r a b", "M P C")
     with _every_vector(f) as (at, channel):
         a, b = f.broadcast(f.a, channel), f.broadcast(f.b, channel)
@@ -182,9 +184,10 @@ def affine(relu: bool, residual: bool) -> Compiled:
 
 @cache
 def gradient_sums(relu: bool, residual: bool) -> Compiled:
-    """In each lane, s[0, m, c] += the sum over p of g, and s[1, m, c] that of g (x[m, p, c] - k[m, c]).
+    """Backward: sums for the gradients of bias, weight and input. g is the gradient of ReLU's input.
 
-    g is the gradient before ReLU; a and b are those of `affine`.
+    In each lane, s[0, m, c] += the sum over p of g; s[1, m, c] that of g (x[m, p, c] - k[m, c]);
+    a and b are those of `affine`.
     """
     f = Kernel("s dy y x k a b", "M P C")
     with _every_vector(f) as (at, channel):
@@ -198,9 +201,10 @@ def gradient_sums(relu: bool, residual: bool) -> Compiled:
 
 @cache
 def affine_gradient(relu: bool, residual: bool) -> Compiled:
-    """dx[m, p, c] = a[m, c] g + c[m, c] (x[m, p, c] - k[m, c]) + d[m, c], and dr[m, p, c] = g.
+    """Backward: dx[m, p, c] = a[m, c] g + c[m, c] (x[m, p, c] - k[m, c]) + d[m, c], and dr[m, p, c] = g.
 
-    g, a and b are those of `gradient_sums`; dr is written if there is a residual.
+    dx and dr are gradients of the input and of the residual, dr only if `residual`.
+    g, a and b are those of `gradient_sums`.
     """
     f = Kernel("dx dr dy y x k a b c d", "M P C")
     with _every_vector(f) as (at, channel):

@@ -1,11 +1,13 @@
-"""The network with images in tiles of 16, in float32 on one core of a CPU.
+"""The ResNet forwards and backwards in float32 on one core of a CPU, with images in tiles of 16.
 
-Where PyTorch spreads the channels of a pixel over the lanes of a vector, these
-functions spread 16 images, of which a batch always has enough.
+PyTorch fills a processor's vectors (8 or 16 numbers that it computes at once) with the
+channels of a pixel, and wastes part of them if channels are few. A tile is 16 images,
+whose values of one pixel and channel lie side by side in memory: these fill vectors,
+and a batch always has enough images.
 
-Letters in shapes: P members, B images, T tiles, L the 16 images of a tile, C
-channels of a member (O those of a convolution's output), H rows, W columns, k
-the side of a convolution's weights. Images are [B, P * C, H, W] and tiles
+Letters in shapes: P members (networks trained together), B images, T tiles, L the 16
+images of a tile, C channels of a member (O those of a convolution's output), H rows, W
+columns, k the side of a convolution's weights. Images are [B, P * C, H, W] and tiles
 [P, T, H, W, C, L], in that order in memory.
 """
 
@@ -22,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from repro.cpu import kernels, winograd
 from repro.cpu.kernels import TILE
 
-NEAR = 16  # pixels of an output in a group: they stay in the cache while each tap has its turn
+NEAR = 16  # output pixels in a group (`Geometry.groups`), which stay in the cache for all taps in turn
 
 
 def forward(network: nn.Module, images: Tensor) -> Tensor:
@@ -51,15 +53,15 @@ def tile(images: Tensor, members: int) -> Tensor:
 
 
 class Geometry:
-    """Which pixels of a convolution's input meet which of its output, and in which tap of its weights.
+    """Which input pixel contributes to which output pixel of a convolution, by which tap of its weights.
 
-    These are triples (target, source, tap). Pixels are counted through rows, taps
-    through the k x k weights.
+    These are triples (source, target, tap). Pixels are numbered row by row in an
+    image, taps row by row in the k x k weights.
     """
 
     def __init__(self, height: int, width: int, size: int, stride: int) -> None:
-        self.size = tuple((side - 1) // stride + 1 for side in (height, width))  # of the output
-        self.pixels = height * width, self.size[0] * self.size[1]  # of input and output
+        self.size = tuple((side - 1) // stride + 1 for side in (height, width))  # the output's sides
+        self.pixels = height * width, self.size[0] * self.size[1]  # numbers of input and of output
         row, column, *tap = np.indices((*self.size, size, size)).reshape(4, -1)
         y, x = (stride * at + step - size // 2 for at, step in zip((row, column), tap, strict=True))
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
@@ -77,7 +79,7 @@ class Geometry:
 
     @cache  # noqa: B019  # a geometry lives as long as the process
     def groups(self, tiles: int) -> list[Tensor]:
-        """The tables of `kernels.correlate`: where groups begin; targets, sources; the tap of each group."""
+        """The tables of `kernels.correlate`: where groups begin; targets; sources; each group's tap."""
         taps, tile = self.tap.max() + 1, np.arange(tiles)[:, None]
         source = (tile * self.pixels[0] + self.source).ravel()
         target = (tile * self.pixels[1] + self.target).ravel()
@@ -135,11 +137,11 @@ class _Convolution(torch.autograd.Function):
 
 
 def _gather(y: Tensor, x: Tensor, weight: Tensor, pairs: list[Tensor], steps: tuple[int, int]) -> None:
-    """Fill y with sums of x times weights [P * O, k, k, C].
+    """Fill y with sums of x times weights [P * O, k, k, C], over `pairs` of pixels.
 
-    Forward, y and x are output and input of a convolution; backward, gradients of
-    its input and output. In the weights, neighbouring channels of y lie steps[0]
-    apart, those of x steps[1].
+    Forward, y is a convolution's output and x its input; backward, y is its input's
+    gradient and x its output's. In the weights, neighbouring channels of y lie
+    steps[0] apart, those of x steps[1].
     """
     sizes, split = kernels.cut(y.shape[4], kernels.OUTPUT_BLOCK)
     counts = *y.shape[:2], y.shape[4], split, x.shape[4], *(t.shape[2:4].numel() for t in (y, x))
@@ -147,7 +149,7 @@ def _gather(y: Tensor, x: Tensor, weight: Tensor, pairs: list[Tensor], steps: tu
 
 
 def _correlate(dy: Tensor, x: Tensor, weight: Tensor, groups: list[Tensor]) -> Tensor:
-    """The gradient of weights [P * O, k, k, C], of the same shape."""
+    """The gradient of weights [P * O, k, k, C], from the output's gradient dy and the input x."""
     dw = torch.zeros_like(weight)
     blocks = zip((dy.shape[4], x.shape[4]), kernels.WEIGHT_BLOCK, strict=True)
     (rows, o_split), (columns, c_split) = (kernels.cut(*block) for block in blocks)
@@ -161,7 +163,7 @@ def _correlate(dy: Tensor, x: Tensor, weight: Tensor, groups: list[Tensor]) -> T
 
 
 def normalise(x: Tensor, norm: nn.BatchNorm2d, relu: bool = True, residual: Tensor | None = None) -> Tensor:
-    """Batch norm of tiles, plus the residual, then ReLU. In training it can be differentiated once."""
+    """Batch norm of tiles, plus `residual`, then ReLU if `relu`; in training mode, differentiable once."""
     return _Norm.apply(x, residual, norm.weight, norm.bias, norm, relu)
 
 
@@ -176,7 +178,7 @@ class _Norm(torch.autograd.Function):
         counts = len(x), n // TILE, x.shape[4]
         mean, var = norm.running_mean, norm.running_var  # [P * C]
         if norm.training:
-            # Moments around the running mean: the nearer it is, the less the squares round.
+            # Moments around the running mean: the nearer it is to the mean, the less the squares are rounded.
             sums = x.new_zeros(2, len(mean), TILE)
             kernels.moments()(sums, x, mean, *counts)
             first, second = sums.sum(2).div_(n)
@@ -195,7 +197,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """With g the gradient before ReLU, and sums over the n numbers of a channel:
+        """With g the gradient of ReLU's input, and sums over the n numbers of a channel:
 
         d_bias = sum g, d_weight = scale sum g (x - mean),
         dx = a (g - d_bias / n - (x - mean) scale d_weight / n), and the residual's gradient is g.

@@ -1,9 +1,13 @@
-"""A small language for loops over arrays, compiled by LLVM for the processor at hand.
+"""Loops over arrays, written in Python and compiled by LLVM for the processor at hand.
+
+PyTorch has no fast operations for tiles (16 images side by side in memory, see
+`repro.cpu.tiles`), and llvmlite includes LLVM, so no machine needs a C++ compiler.
 
 A `Kernel` is a function of arrays and integers. Its methods append instructions:
-they are called once, when the kernel is written; the instructions run whenever
-the compiled kernel is called. A vector is `LANES` float32 numbers that lie side
-by side in memory. llvmlite brings LLVM along, so no machine needs a compiler.
+Python calls them once, to write the kernel; the instructions run at every call of the
+compiled kernel. A vector is `LANES` float32 numbers side by side in memory, which
+the processor computes at once; a lane is one of its places, here for one image of a
+tile. This module knows no axes: arrays are flat, and an index counts their numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from llvmlite import binding as llvm
 from llvmlite import ir
 from torch import Tensor
 
-Compiled = Callable[..., None]  # takes contiguous tensors for arrays, then ints, as the kernel names them
+Compiled = Callable[..., None]  # takes contiguous tensors, then ints, in the order of the kernel's names
 
 LANES = 16 if llvm.get_host_cpu_features().get("avx512f") else 8
 INT, FLOAT = ir.IntType(64), ir.FloatType()
@@ -27,7 +31,7 @@ ZERO = ir.Constant(VECTOR, [0.0] * LANES)
 
 
 class Int:
-    """An integer of the compiled kernel, with the arithmetic that addresses take."""
+    """An integer of the compiled kernel; operators append its arithmetic, // and % unsigned."""
 
     def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
         self.builder, self.value = builder, value
@@ -50,7 +54,7 @@ def _value(number: Int | int) -> ir.Value:
 
 
 class Kernel:
-    """A function that is being written; its arguments are attributes, by the names given."""
+    """A function under construction; its arguments, arrays first, become attributes by their names."""
 
     def __init__(self, arrays: str, numbers: str) -> None:
         self.module, names = ir.Module(), [*arrays.split(), *numbers.split()]
@@ -64,7 +68,7 @@ class Kernel:
 
     @contextlib.contextmanager
     def loop(self, start: Int | int, end: Int | int, step: Int | int = 1) -> Iterator[Int]:
-        """A loop over start, start + step, ... below end, around what is written within."""
+        """A loop over start, start + step, ... below end; its body is what the `with` block appends."""
         builder, at = self.builder, self._variable(INT)
         builder.store(_value(start), at)
         head, body, after = (builder.append_basic_block() for _ in range(3))
@@ -79,10 +83,10 @@ class Kernel:
         builder.position_at_end(after)
 
     def blocks(self, sizes: tuple[int, ...], split: Int, end: Int) -> Iterator[tuple[int, Int]]:
-        """Size and start of blocks that cover 0 to end: those of sizes[0] up to split, then of sizes[1].
+        """Loops over blocks that cover 0 to end: of sizes[0] up to split, then of sizes[1], if there are two.
 
-        A size is a constant of the code, so what is written for a block is written
-        once for each size, in a loop of its own.
+        Yields a block's size and start, once per size: the size is a constant of the
+        code, so each size has a loop of its own.
         """
         for size, *ends in zip(sizes, (0, split), (split, end), strict=False):
             with self.loop(*ends, size) as i:
@@ -119,7 +123,7 @@ class Kernel:
         return self.builder.select(self.builder.fcmp_ordered("<=", x, ZERO), ZERO, value)
 
     def multiply(self, matrix: np.ndarray, vectors: list[ir.Value]) -> list[ir.Value]:
-        """A constant matrix times a column of vectors; its zeros cost nothing."""
+        """A constant matrix times a column of vectors; zeros of the matrix cost nothing."""
         products = []
         for row in matrix:
             total = None
@@ -133,12 +137,12 @@ class Kernel:
         return products
 
     def _variable(self, kind: ir.Type) -> ir.Value:
-        """A place on the stack, which LLVM turns into a register."""
+        """A variable on the stack, which LLVM turns into a register."""
         with self.builder.goto_entry_block():
             return self.builder.alloca(kind)
 
     def accumulators(self, count: int) -> list[ir.Value]:
-        """Places for so many vectors, zero at first."""
+        """`count` variables for vectors, set to zero."""
         places = [self._variable(VECTOR) for _ in range(count)]
         for place in places:
             self.builder.store(ZERO, place)
@@ -154,8 +158,8 @@ class Kernel:
     def add_lane_sums(self, places: list[ir.Value], array: ir.Value, index: Int) -> None:
         """array[index + i] += the sum of the lanes of places[i]."""
         vectors, lanes = [self.read(place) for place in places], LANES
-        vectors += [ZERO] * (2 ** (len(places) - 1).bit_length() - len(places))  # a power of two of them
-        while lanes > 1:  # each pass halves the lanes that are left per sum, and packs two vectors into one
+        vectors += [ZERO] * (2 ** (len(places) - 1).bit_length() - len(places))  # up to a power of two
+        while lanes > 1:  # each pass halves the lanes left per sum, and packs two vectors into one
             pairs = zip(vectors[::2], vectors[1::2], strict=True) if vectors[1:] else [(vectors[0], None)]
             vectors, lanes = [self._halve(*pair, lanes) for pair in pairs], lanes // 2
         sums = self._shuffle(vectors[0], None, range(len(places)))
@@ -164,14 +168,14 @@ class Kernel:
         self.builder.store(self.builder.fadd(before, sums), at, align=4)
 
     def _halve(self, a: ir.Value, b: ir.Value | None, lanes: int) -> ir.Value:
-        """Of every `lanes` numbers of a, then of b, the first half plus the second."""
+        """For each `lanes` numbers of a, then of b: their first half plus their second."""
         count = a.type.count * (1 if b is None else 2)
         first = [i for i in range(count) if i % lanes < lanes // 2]
         second = [i + lanes // 2 for i in first]
         return self.builder.fadd(self._shuffle(a, b, first), self._shuffle(a, b, second))
 
     def _shuffle(self, a: ir.Value, b: ir.Value | None, lanes: Sequence[int]) -> ir.Value:
-        """The numbers in these lanes, counted through a and on through b."""
+        """The vector of these lanes, where lanes of b are numbered after those of a."""
         b = ir.Constant(a.type, ir.Undefined) if b is None else b
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes))
         return self.builder.shuffle_vector(a, b, mask)

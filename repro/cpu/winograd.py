@@ -1,19 +1,21 @@
 """3 x 3 convolutions of tiles with a quarter of the products, by Winograd's method.
 
-Lavin and Gray, arXiv 1509.09308. A square of 4 x 4 outputs depends on 6 x 6
-inputs. Polynomials of 4 and of 3 coefficients can be multiplied by way of their
-values at 6 points, here 0, A, -A, B, -B and infinity; a convolution is the
-transpose of such a product, in rows and in columns. So constant matrices bring
-the inputs of a square and the weights to 6 x 6 points; there they are multiplied
-and summed over input channels, 36 products instead of 144; and another matrix
-brings the sums back to 4 x 4 outputs. Both gradients are found in the same way.
+See Lavin and Gray, arXiv 1509.09308. A tile is 16 images side by side in memory
+(`repro.cpu.tiles`). A square of 4 x 4 output pixels depends on 6 x 6 input pixels. The
+product of polynomials with 4 and 3 coefficients follows from their values at 6 points,
+here 0, A, -A, B, -B and infinity; a convolution is the transpose of such a product, in
+rows and in columns. So constant matrices transform the inputs of a square, and the
+weights, to values at 6 x 6 points; these are multiplied and summed over input channels,
+with 36 products instead of 144 (16 outputs of 9 taps); another matrix transforms the
+sums to 4 x 4 outputs. Gradients of the input and of the weights work in the same way.
 
-A band is the row of squares of four rows of outputs, in one tile. One band at a
-time, or a few, so that all stays in a core's cache, first columns of pixels are
-brought to points, then rows.
+A band is a row of squares, hence four rows of outputs, in one tile. The kernels process
+one band at a time, or a few, so that all stays in a core's cache; they transform columns
+of pixels first, then rows.
 
-Letters in shapes, besides those of `repro.cpu.tiles`: K squares in a band, R
-bands in a tile, G bands at a time. Letters of `repro.cpu.kernels` in formulas.
+Letters in shapes: P members (networks trained together; M in kernels), T tiles, H rows
+and W columns of pixels, C input and O output channels, L the 16 images of a tile, K squares
+in a band, R bands in a tile, G bands at a time. Formulas use those of `repro.cpu.kernels`.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ from repro.cpu.kernels import PARTS, TILE, Place, cut
 from repro.cpu.vectors import Compiled, Int, Kernel
 
 SQUARE, POINTS = 4, 6  # sides of a square's outputs, and of its inputs and points
-SQUARES = 8  # or more: so many are summed in registers before a gradient of weights is added to
-A, B = 0.5**0.5, 2**0.5  # of the points tried, these round least
+SQUARES = 8  # at least so many are summed in registers before they are added to the weights' gradient
+A, B = 0.5**0.5, 2**0.5  # of the points tried, these had the smallest rounding errors
 
-# Each matrix is a product of two sparse ones. Of a polynomial at the points A and -A, the first gives the
-# even terms and the odd ones over A, the second their sums.
+# Each matrix is the product of two sparse ones, to save work. For a polynomial at A and -A, the first gives
+# the sum of its even terms and that of its odd terms divided by A, the second its two values.
 _TERMS = np.array(
     [[1, 0, 0, 0], [1, 0, A**2, 0], [0, 1, 0, A**2], [1, 0, B**2, 0], [0, 1, 0, B**2], [0, 0, 0, 1]]
 )
@@ -52,13 +54,13 @@ _INPUT_TERMS = np.array(
         [0, A**2 * B**2, 0, -(A**2) - B**2, 0, 1],
     ]
 )
-INPUTS_TO_POINTS = _INPUT_TERMS, _SUMS  # 6 to 6
-OUTPUTS_TO_POINTS = _TERMS, _SUMS  # 4 to 6, for gradients of outputs
+INPUTS_TO_POINTS = _INPUT_TERMS, _SUMS  # 6 input pixels to 6 points
+OUTPUTS_TO_POINTS = _TERMS, _SUMS  # 4 to 6, for outputs' gradients
 POINTS_TO_OUTPUTS = _SUMS.T, _TERMS.T  # 6 to 4
 
 
 def _weights_to_points() -> Tensor:
-    """The matrix [36, 9] that brings 3 x 3 weights to points."""
+    """The matrix [36, 9] that transforms 3 x 3 weights to values at 6 x 6 points."""
     points = 0, A, -A, B, -B
     rows = [np.array([1, p, p * p]) / np.prod([p - q for q in points if q != p]) for p in points]
     side = np.array([*rows, [0, 0, 1]])
@@ -71,8 +73,8 @@ WEIGHTS_TO_POINTS = _weights_to_points()
 def pays(size: int, stride: int, tiles: int, height: int, width: int, channels: int) -> bool:
     """Whether a convolution and its gradients are faster this way; `channels` is the smaller of C and O.
 
-    Measured: with few channels or squares the matrices cost more than they save,
-    and so do squares of which more than a quarter lies outside the images.
+    As measured, the transformations cost more than they save with few channels or
+    squares, or if more than a quarter of the squares' area lies outside the images.
     """
     squares = tiles * -(-height // SQUARE) * -(-width // SQUARE)
     enough = channels >= 8 and squares >= 4
@@ -82,16 +84,16 @@ def pays(size: int, stride: int, tiles: int, height: int, width: int, channels: 
 def convolve(x: Tensor, weight: Tensor, backward: bool = False) -> Tensor:
     """Convolution of tiles [P, T, H, W, C, L] with weights [P * O, C, 3, 3] to [P, T, H, W, O, L].
 
-    Backward, x is the gradient of such a convolution's output, so C and O change
-    places in the weights, and the gradient of its input comes back.
+    If `backward`, x is the gradient of such a convolution's output and the result is
+    the gradient of its input; the weights are then [P * C, O, 3, 3].
     """
     members, tiles, height, width, inputs, _ = x.shape
     outputs = weight.numel() // (9 * members * inputs)
-    matrix = WEIGHTS_TO_POINTS.flip(1) if backward else WEIGHTS_TO_POINTS  # flipped: weights turned around
+    matrix = WEIGHTS_TO_POINTS.flip(1) if backward else WEIGHTS_TO_POINTS  # flipped: turned by 180 degrees
     u = matrix @ weight.reshape(members, inputs * outputs, 9).transpose(1, 2)  # [P, 36, O * C]
     across, down = -(-width // SQUARE), -(-height // SQUARE)  # K and R
     y = x.new_empty(members, tiles, height, width, outputs, TILE)
-    a = x.new_zeros(POINTS, across * SQUARE + 2, inputs, TILE)  # zeros beside the images stay
+    a = x.new_zeros(POINTS, across * SQUARE + 2, inputs, TILE)  # its border stays zero: the padding
     v, z = (x.new_empty(POINTS, across * n + 1, TILE) for n in (inputs, outputs))
     b = x.new_empty(POINTS, across * SQUARE, outputs, TILE)
     blank, beyond = x.new_zeros(width, inputs, TILE), x.new_empty(width, outputs, TILE)
@@ -104,10 +106,10 @@ def convolve(x: Tensor, weight: Tensor, backward: bool = False) -> Tensor:
 
 @cache
 def _convolve(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
-    """Writes to y the convolution of x with weights at points u[m, point, o, c], over scratch a, v, z and b.
+    """A convolution y of x, or the gradient y of its input, from weights at points u[m, point, o, c].
 
-    sizes, split, wo and wc are those of `kernels.gather`. Of the rows of pixels, `blank`
-    stands for those above and below x, and `beyond` takes those below y.
+    sizes, split, wo and wc are those of `kernels.gather`; a, v, z and b are scratch memory.
+    `blank` is read for rows of pixels above and below x; `beyond` takes rows below y.
     """
     f = Kernel("y x u a v z b blank beyond", "M T H W K R O split C")
     with f.loop(0, f.M) as m, f.loop(0, f.T) as t, f.loop(0, f.R) as r:
@@ -135,7 +137,7 @@ def _convolve(sizes: tuple[int, ...], wo: int, wc: int) -> Compiled:
 
 
 def correlate(x: Tensor, dy: Tensor) -> Tensor:
-    """Gradient [P * O, C, 3, 3] of the weights that made of tiles x a result with gradient dy."""
+    """Gradient [P * O, C, 3, 3] of a convolution's weights; x is its input, dy the gradient of its output."""
     members, tiles, height, width, inputs, _ = x.shape
     outputs, across, down = dy.shape[4], -(-width // SQUARE), -(-height // SQUARE)
     bands = -(-SQUARES // across)
@@ -152,10 +154,10 @@ def correlate(x: Tensor, dy: Tensor) -> Tensor:
 
 @cache
 def _correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
-    """s[m, point, o, c] += the sum over squares and lanes of dy and x at that point, over scratch a, b, v, z.
+    """The gradient of weights at points: s[m, point, o, c] += the sum over squares and lanes of dy x there.
 
-    rows, columns and their splits are those of `kernels.correlate`; `blank` stands for
-    rows of pixels above and below x and dy.
+    rows, columns and their splits are those of `kernels.correlate`; a, b, v and z are scratch
+    memory. `blank` is read for rows of pixels above and below x and dy.
     """
     f = Kernel("s dy x a b v z blank", "M T H W K R O o_split C c_split G")
     with f.loop(0, f.M) as m, f.loop(0, f.T * f.R, f.G) as first:
@@ -170,7 +172,7 @@ def _correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
             _transform(f, OUTPUTS_TO_POINTS, f.W * f.O, ys, [b(g * POINTS + i, 0) for i in range(POINTS)])
         with f.loop(0, POINTS) as i:
             with f.loop(0, bands) as g, f.loop(0, f.K) as k:
-                n = g * f.K + k  # the square, of those of all bands
+                n = g * f.K + k  # number of the square among those of all bands
                 xs = [a(g * POINTS + i, k * SQUARE + (j - 1)) for j in range(POINTS)]
                 _transform(f, INPUTS_TO_POINTS, f.C, xs, [v(j, n) for j in range(POINTS)], squares)
                 ys = [b(g * POINTS + i, k * SQUARE + j) for j in range(SQUARE)]
@@ -188,29 +190,29 @@ def _correlate(rows: tuple[int, ...], columns: tuple[int, ...]) -> Compiled:
     return f.compile()
 
 
-# Where things lie. A place is an array and an index in it, counted in tiles' numbers (`kernels.Place`).
+# Where things lie in memory. A place is an array and an offset in it, in units of 16 floats.
 
 
 def _pixel_rows(
     array: ir.Value, squares: Int, channels: Int, border: int = 0
 ) -> Callable[[Int | int, Int | int], Place]:
-    """The place of (row, pixel) in rows of so many squares, with a border before and after them."""
+    """A function from (row, pixel) to its place, in rows of `squares` with `border` pixels on both sides."""
     pixels = squares * SQUARE + 2 * border
     return lambda row, pixel: (array, (pixels * row + pixel + border) * channels)
 
 
 def _point_values(array: ir.Value, count: Int) -> Callable[[Int | int, Int], Place]:
-    """The place of (point of a row, index), with `count` numbers at each point."""
-    apart = count + 1  # at multiples of 4,096 bytes, points would displace each other in the cache
+    """A function from (point in its row, index) to its place; each point has `count` of these places."""
+    apart = count + 1  # points at multiples of 4,096 bytes would displace each other in the cache
     return lambda point, index: (array, apart * point + index)
 
 
 def _image_rows(
     f: Kernel, images: ir.Value, image: Int, first: Int, count: int, numbers: Int, outside: ir.Value
 ) -> list[Place]:
-    """Where rows first, first + 1, ... of an image begin, each of so many numbers.
+    """Where `count` rows of an image begin, from `first` on, each of `numbers` times 16 floats.
 
-    An image has f.H rows. `outside` stands for those before and after.
+    An image has f.H rows; the array `outside` replaces rows above and below it.
     """
     places: list[Place] = []
     for y in (first + i for i in range(count)):
@@ -228,9 +230,9 @@ def _transform(
     targets: list[Place],
     step: Int | int = 1,
 ) -> None:
-    """Stores the matrices times the column of sources, one after the other, at the targets.
+    """Multiply the column of sources by the matrices, one after another, and store it at the targets.
 
-    That `count` times, at neighbouring sources, and at targets that lie `step` apart.
+    This is done `count` times, at neighbouring sources and at targets that lie `step` apart.
     """
     with f.loop(0, count) as at:
         for part in PARTS:

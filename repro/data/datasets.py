@@ -1,8 +1,8 @@
-"""The images a run learns from, always the same ones for a `Dataset`.
+"""The images that a run learns from: the same `Dataset` always gives the same images.
 
 `digits` is made here, offline, in a moment; `cifar10`, `cifar100` and `svhn`
-come from `repro.data.downloads`; others are in an `.npz` file in the convention
-of Keras, described by `npz_dataset`, or made one by `repro.data.folders`.
+come from `repro.data.downloads`; user-supplied images are read from an `.npz`
+file (see `npz_dataset`), which `repro.data.folders` can make from other formats.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from repro.data.downloads import SIDE, SOURCES, cache, download
 from repro.data.npz import Images, pack, read, stamp
 from repro.lazy import Lazy
 
-np = Lazy("numpy")  # a plan counts images without it
+np = Lazy("numpy")  # imported late: a plan counts images without it
 
 CANVAS, DIGIT = 12, 8  # side of an image of `digits`, and of the digit in it, in pixels
-DIGITS = 1000  # images in each split of `digits`, where no number is given
-TEST_SHARE = 0.2  # of images of one's own that come without test images
+DIGITS = 1000  # images in each split of `digits`, if no number is given
+TEST_SHARE = 0.2  # share of user-supplied images that become test images if there are none
 TRAIN_BASES = 1198  # two thirds of scikit-learn's 1,797 digits; test images come from the other 599
 MOST_DIGITS = 100_000
 
@@ -35,7 +35,7 @@ def generator(seed: int, *stream: int) -> np.random.Generator:
 
 
 def _stratified(y: np.ndarray, sample: int = 0, stream: int = STRATA) -> np.ndarray:
-    """All indices, shuffled such that every beginning and end of them holds the classes in proportion."""
+    """All indices of `y`, shuffled so that any first or last n of them hold the classes in proportion."""
     shuffled = generator(0, stream, *_sampled(sample)).permutation(len(y))
     place = np.empty(len(y))
     for label in np.unique(y):
@@ -45,18 +45,20 @@ def _stratified(y: np.ndarray, sample: int = 0, stream: int = STRATA) -> np.ndar
 
 
 def _sampled(sample: int) -> tuple[int, ...]:
-    """What names the streams of a sample; those of the first one have no number."""
+    """The part of a random stream's key that stands for the sample; empty for sample 0."""
     return (sample,) if sample else ()
 
 
 @functools.lru_cache(maxsize=2)
 def images(dataset: Dataset) -> Images:
-    """The images of a data set, always the same ones; downloads a named data set that is not here yet.
+    """The images of a data set; downloads a named data set that is not in the cache yet.
 
-    Asked for fewer than there are, it keeps a random sample with the classes in
-    proportion, and a smaller sample is part of any larger one. Each number `sample`
-    names another one. Held-out test images are training images that are not trained
-    on, a tenth of all unless `test` says otherwise.
+    If `train` or `test` asks for fewer images than there are, a random sample is
+    kept, with the classes in proportion (except in `digits` with a `sample` above 0); a
+    smaller one is part of a larger one. `sample` numbers samples of the training images.
+    With `held_out`, test images are taken out of the training images: `test` of them, or
+    a tenth; of user-supplied images at most a third; of `digits` as in `_digit_bases`.
+    Raises `InputError` if the data set is unknown, unavailable or smaller than asked for.
     """
     from_file = bool(dataset.fingerprint or dataset.path)
     if dataset.name == "digits" and not from_file:
@@ -82,7 +84,7 @@ def _sample(full: Images, dataset: Dataset) -> Images:
 
 
 def _held_out(dataset: Dataset, images: int) -> int:
-    """How many of so many training images are kept for tests; of one's own at most a third."""
+    """How many of `images` training images are held out for tests; at most a third of user-supplied ones."""
     if not dataset.held_out:
         return 0
     wanted = dataset.test or images // 10
@@ -90,27 +92,27 @@ def _held_out(dataset: Dataset, images: int) -> int:
 
 
 def _part(split: str, order: np.ndarray, n: int | None, dataset: Dataset) -> np.ndarray:
-    """The first n images of an order, sorted; all where n is None."""
+    """The first n indices of `order`, or all if n is None, sorted."""
     return np.sort(order[: _number(split, n, len(order), dataset)])
 
 
 def _number(split: str, n: int | None, there: int, dataset: Dataset) -> int:
-    """How many images of a split are asked for: all where n is None, or of one's own at most n."""
+    """How many of `there` images to use: n, or all if it is None or, for user-supplied ones, too large."""
     if n is not None and n > there and not dataset.fingerprint:
         raise InputError(f"{dataset.name} has {there} {split} images: {split} cannot be {n}")
     return there if n is None else min(n, there)
 
 
 def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Scikit-learn's digits at random places of a larger canvas, with Gaussian noise.
+    """Scikit-learn's digits, uint8 [n, side, side, 1], on a larger canvas with Gaussian noise, and labels.
 
-    Training and test images come from different digits; a digit serves again, at
-    another place, where more images are wanted than there are digits.
+    Their places are random. Training and test images come from different digits; if a
+    split has more images than digits, its digits are repeated at other places.
     """
     n = _number(split, getattr(dataset, split) or DIGITS, MOST_DIGITS, dataset)
     digits, labels = _handwritten()
     bases = _digit_bases(labels, dataset.held_out)[split]
-    # One split must not change with the size of the other, nor the test images with the sample.
+    # A split must not depend on the size of the other, nor the test images on `dataset.sample`.
     stream = ("train", "test").index(split), *(_sampled(dataset.sample) if split == "train" else ())
     if stream[1:]:
         bases = generator(0, STRATA, *stream).permutation(bases)
@@ -120,16 +122,16 @@ def _digits(split: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     x = np.zeros((n, CANVAS, CANVAS))
     x[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]] = digits[chosen] / 16
     x += dataset.noise * generator(0, NOISE, *stream).standard_normal(x.shape)
-    # Bytes for -0.5 to 1.5: rounding hides differences of mathematics libraries in the last bit.
+    # Bytes stand for -0.5 to 1.5: rounding hides last-bit differences between mathematics libraries.
     x = np.rint(255 * (x + 0.5) / 2).clip(0, 255).astype(np.uint8)
     return x[..., None], labels[chosen]
 
 
 @functools.cache
 def _handwritten() -> tuple[np.ndarray, np.ndarray]:
-    """Scikit-learn's digits, from 0 to 16, float64 [n, side, side], and which they are, int64 [n].
+    """Scikit-learn's digits, pixels from 0 to 16, float64 [n, side, side], and their labels, int64 [n].
 
-    From its file: to import the library takes a second.
+    Read from the library's file, because importing the library takes a second.
     """
     [library] = importlib.util.find_spec("sklearn").submodule_search_locations
     table = np.loadtxt(Path(library, "datasets", "data", "digits.csv.gz"), delimiter=",")
@@ -137,7 +139,7 @@ def _handwritten() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digit_bases(y: np.ndarray, held_out: bool) -> dict[str, np.ndarray]:
-    """Which of scikit-learn's digits serve in each split; held-out ones are a third of those to train on."""
+    """Indices of scikit-learn's digits for each split; with `held_out`, both come from the training ones."""
     order, first = _stratified(y), TRAIN_BASES
     if held_out:
         order, first = order[:TRAIN_BASES], 2 * TRAIN_BASES // 3
@@ -147,12 +149,13 @@ def _digit_bases(y: np.ndarray, held_out: bool) -> dict[str, np.ndarray]:
 def npz_dataset(
     path: str | Path, train: int | None = None, test: int | None = None, split: int = 0
 ) -> Dataset:
-    """The data set in an `.npz` file, known by its pixels, so that the file may move.
+    """The data set in an `.npz` file, identified by its pixels, so that the file may be moved.
 
     The file holds x_train, y_train, x_test and y_test: square images, uint8 or
     float, [n, side, side] or [n, side, side, channels], and integer labels. Without
-    the latter two, a fifth of the images of each class are test images, by the
-    seed `split`. Of training and test images at most as many count as asked for.
+    the latter two, a fifth of the images of each class, drawn with the seed `split`,
+    become test images. `train` and `test` limit the numbers of images used. The file's
+    stem is the name of the data set. Raises `InputError` if the file cannot be used.
     """
     path = given(path)
     return _described(path, train, test, split, stamp(path))
@@ -160,7 +163,7 @@ def npz_dataset(
 
 @functools.lru_cache(maxsize=8)
 def _described(path: Path, train: int | None, test: int | None, split: int, written: object) -> Dataset:
-    """The data set in a file as it was then: every run of a study asks, one reading serves them all."""
+    """`npz_dataset`, cached: every run of a study asks for it. `written` is only part of the cache's key."""
     full = read(path)
     if full.labels:
         some = ", ".join(map(str, full.labels[:3])) + ", ..." * (len(full.labels) > 3)
@@ -173,7 +176,7 @@ def _described(path: Path, train: int | None, test: int | None, split: int, writ
 
 
 def _split(full: Images, seed: int | None) -> Images:
-    """The images, some of each class set apart for tests where there is a seed for it."""
+    """Split off a fifth of each class for tests, if `seed` is given; otherwise return all unchanged."""
     if seed is None:
         return full
     order, test = _stratified(full.y_train, seed, SPLIT), max(2, round(TEST_SHARE * len(full.y_train)))
@@ -196,7 +199,7 @@ def _own(dataset: Dataset) -> Images:
 def describe() -> list[dict[str, object]]:
     """One row per named data set: name, state, number of images, fingerprint and file.
 
-    The state is `built in`, `here`, `unusable`, or `not here`; what is here has been read and checked.
+    The state is `built in`, `not here`, or after a check of the file in the cache `here` or `unusable`.
     """
     columns = ("name", "state", "train", "test", "fingerprint", "path")
     rows = [("digits", "built in", DIGITS, DIGITS, images(Dataset("digits")).fingerprint, None)]
@@ -212,7 +215,7 @@ def describe() -> list[dict[str, object]]:
 
 
 def counts(dataset: Dataset) -> tuple[int, int, int]:
-    """Numbers of training images, test images and classes; a named data set need not be here."""
+    """Numbers of training images, test images and classes; no named data set is downloaded for them."""
     if dataset.fingerprint is None and dataset.name == "digits":
         asked = (("train", dataset.train), ("test", dataset.test))
         return *(_number(split, n or DIGITS, MOST_DIGITS, dataset) for split, n in asked), 10
@@ -226,24 +229,24 @@ def counts(dataset: Dataset) -> tuple[int, int, int]:
 
 
 def shape(dataset: Dataset) -> tuple[int, int, int]:
-    """Side of an image in pixels, its channels, and classes; a named data set need not be here."""
+    """Side of an image in pixels, numbers of channels and classes; no named data set is downloaded for it."""
     if dataset.fingerprint is None and dataset.name == "digits":
         return CANVAS, 1, 10
     if dataset.fingerprint is None and dataset.name in SOURCES:
         return SIDE, 3, SOURCES[dataset.name].classes
-    full = images(dataclasses.replace(dataset, sample=0))  # all samples are alike in this
+    full = images(dataclasses.replace(dataset, sample=0))  # all samples have the same shape
     return *full.x_train.shape[2:], full.classes
 
 
 def side(dataset: Dataset) -> int:
-    """Height and width of an image in pixels; a named data set need not be here."""
+    """Height (and width) of an image in pixels; no named data set is downloaded for it."""
     return shape(dataset)[0]
 
 
 def expected_size(images: int, classes: int, subset: Subset) -> int:
-    """Number of images in a subset of so many, were the classes in proportion.
+    """Number of images in a subset of `images` training images, if all classes had the same size.
 
-    It fixes the steps of an epoch: the same for every seed, and known without the data.
+    It fixes the steps of an epoch, which are then the same for every seed, and known without the data.
     """
     uniform = round(subset.ratio * images)
     dealt, seen = (
@@ -254,7 +257,10 @@ def expected_size(images: int, classes: int, subset: Subset) -> int:
 
 
 def steps_per_epoch(run: Run) -> int:
-    """Full batches in an epoch of the run's last stage: of its subset, of all data with `gamma`."""
+    """Full batches per epoch of the run's last stage: of its subset or, with `gamma`, of all training images.
+
+    Raises `InputError` if there are fewer images than a batch has.
+    """
     stage = run.stages[-1]
     images, _, classes = counts(run.dataset)
     n = expected_size(images, classes, stage.data if stage.data.gamma is None else ALL)

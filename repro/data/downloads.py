@@ -1,8 +1,8 @@
 """The named data sets that torchvision downloads, kept as one `.npz` file each.
 
-They lie in the folder that the environment variable `REPRO_DATA` names
-(`~/.cache/repro` otherwise), in a canonical order, so that a download and any
-other copy of a data set are the same arrays with the same fingerprint.
+The files lie in the cache, the folder that the environment variable `REPRO_DATA`
+names (`~/.cache/repro` otherwise). Their images are in a canonical order, so that
+every copy of a data set gives the same arrays with the same fingerprint.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from repro.lazy import Lazy
 
 np = Lazy("numpy")  # as in `repro.data.datasets`
 
-SIDE = 32  # of an image of any of them, in pixels
+SIDE = 32  # height and width of the images of all named data sets, in pixels
 
 
 @dataclass(frozen=True)
 class Source:
-    """A named data set as torchvision loads it, and what a faithful copy of it holds."""
+    """The name of torchvision's class for a data set, and what a true copy of the data set holds."""
 
     loader: str
     train: int
     test: int
     classes: int
-    fingerprint: str | None = None  # of all its images in canonical order, where it is known
+    fingerprint: str | None = None  # of all its images in canonical order, if known
 
 
 SOURCES = {
@@ -41,8 +41,8 @@ SOURCES = {
 
 
 def cache(name: str) -> Path:
-    """Where a downloaded or imported data set is kept, whether it is there or not."""
-    folder = Path(tempfile.gettempdir(), "repro")  # of a user without a home, as containers have them
+    """Path of a data set's `.npz` file in the cache, whether it exists or not."""
+    folder = Path(tempfile.gettempdir(), "repro")  # for users without a home, as in some containers
     with contextlib.suppress(RuntimeError):
         folder = Path.home() / ".cache" / "repro"
     return given(os.environ.get("REPRO_DATA") or folder) / f"{name}.npz"
@@ -57,7 +57,7 @@ def source_of(name: str) -> Source:
 
 
 def _kept(name: str) -> Images:
-    """The data set in the cache, whoever put it there; raises `InputError` on anything else."""
+    """A data set from its file in the cache; raises `InputError` if that is damaged or holds other images."""
     try:
         return _checked(name, read(cache(name)), str(cache(name)))
     except InputError as error:
@@ -65,7 +65,10 @@ def _kept(name: str) -> Images:
 
 
 def download(name: str) -> Images:
-    """All images of a named data set: those in the cache, or fetched by torchvision and kept there."""
+    """All images of a named data set, from the cache or else downloaded by torchvision and cached.
+
+    Raises `InputError` if the name is unknown, the download fails or the images are not that data set.
+    """
     source = source_of(name)
     if cache(name).exists():
         return _kept(name)
@@ -91,14 +94,14 @@ def download(name: str) -> Images:
 
 
 def import_npz(name: str, path: str | Path) -> Images:
-    """All images of a named data set, copied from an `.npz` file into the cache if they are that data set."""
+    """Cache a named data set from an `.npz` file, and return it; raises `InputError` for other images."""
     source_of(name)
     path = given(path)
     return _keep(name, read(path), str(path))
 
 
 def _checked(name: str, found: Images, origin: str) -> Images:
-    """The images in canonical order; raises `InputError` where they are not that data set."""
+    """The images in canonical order; `InputError` if shapes, classes or the fingerprint (if known) differ."""
     source = SOURCES[name]
     full = found if found.fingerprint == source.fingerprint else _canonical(found)
     shapes = [array.shape for array in (full.x_train, full.x_test)]
@@ -118,7 +121,7 @@ def _checked(name: str, found: Images, origin: str) -> Images:
 def _canonical(full: Images) -> Images:
     """The images sorted by label and then by their bytes.
 
-    So every copy of a data set, in whatever order, gives the same arrays and the same fingerprint.
+    This way every copy of a data set, in whatever order, gives the same arrays and fingerprint.
     """
     arrays = []
     for x, y in ((full.x_train, full.y_train), (full.x_test, full.y_test)):
@@ -129,7 +132,7 @@ def _canonical(full: Images) -> Images:
 
 
 def _keep(name: str, found: Images, origin: str) -> Images:
-    """The images in canonical order, checked, and in the cache; what lies there is never replaced."""
+    """Check the images and cache them in canonical order; a file that is in the cache is never replaced."""
     full, path = _checked(name, found, origin), cache(name)
     if not path.exists():
         write([getattr(full, array) for array in ARRAYS], path)

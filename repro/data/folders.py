@@ -1,4 +1,4 @@
-"""Folders of images and data sets of PyTorch, each made an `.npz` file once."""
+"""Folders of images and PyTorch data sets, each converted once to an `.npz` file in the cache."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from repro.lazy import Lazy
 np = Lazy("numpy")  # as in `repro.data.datasets`
 KINDS = frozenset(
     (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-)  # of torchvision
+)  # that torchvision reads
 
 
 def of_folder(folder: str | Path, side: int) -> Path:
-    """The `.npz` file of a folder that has a folder of images for each class, square, `side` pixels wide.
+    """Convert a folder of images to an `.npz` file, once for the same content, and return its path.
 
-    Or of one that has two such folders, `train` and `test`. Images are scaled and
-    cut around their middle, once for the same files.
+    It has a folder of images for each class, or folders `train` and `test` that
+    have these. Images become RGB, are resized until the shorter edge has `side` pixels,
+    and cropped to the square in their middle. Raises `InputError` if this fails.
     """
     folder = Path(folder)
     try:
@@ -36,10 +37,10 @@ def of_folder(folder: str | Path, side: int) -> Path:
 
 @functools.lru_cache(maxsize=8)
 def _of_files(folder: Path, side: int, files: tuple[Path, ...], stamps: object, kept: Path) -> Path:
-    """The `.npz` file, in the folder `kept`, of the images in a folder, cut to side x side pixels.
+    """Path of the `.npz` file for `of_folder`, in the folder `kept`; makes the file if it does not exist.
 
-    It is made where it is not there. Nothing reads `stamps`, the sizes and times of the
-    files: with them, a change of a file asks the cache anew.
+    `stamps`, the times and sizes of the files, are only a part of the cache's key, so that
+    changed files are read again.
     """
     digest = hashlib.sha256()
     for path in files:
@@ -60,17 +61,17 @@ def _of_files(folder: Path, side: int, files: tuple[Path, ...], stamps: object, 
             if any(found.classes != sets[0].classes for found in sets):
                 raise InputError("train and test do not have the same classes")
             arrays = [array for found in sets for array in _arrays(found)]
-        except Exception as error:  # the library raises many kinds for a picture that is broken
+        except Exception as error:  # a broken picture raises errors of many types
             raise InputError(f"{folder} is no folder of images: {one_line(error)}") from error
         write(arrays, made)
     return made
 
 
 def of_torch(train: Sized, test: Sized | None = None) -> Path:
-    """The `.npz` file of data sets of PyTorch: pairs of an image, all of one square size, and a whole number.
+    """Convert PyTorch data sets of (image, integer label) to an `.npz` file and return its path.
 
-    An image is a tensor [channels, side, side], float or uint8, or what NumPy makes
-    [side, side] or [side, side, channels] of.
+    An image is a tensor [channels, side, side] or anything that NumPy converts to
+    [side, side] or [side, side, channels], float or uint8, all of the same size.
     """
     arrays = [array for found in (train, test) if found is not None for array in _arrays(found)]
     made = cache(f"own-{pack(arrays, 0).fingerprint}")
@@ -80,7 +81,7 @@ def of_torch(train: Sized, test: Sized | None = None) -> Path:
 
 
 def _arrays(found: Sized) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of a data set of PyTorch."""
+    """All images and labels of a PyTorch data set; `InputError` if sizes differ or labels are no numbers."""
     pairs = [found[i] for i in range(len(found))]
     try:
         return np.stack([_pixels(image) for image, _ in pairs]), np.array([int(label) for _, label in pairs])
@@ -89,6 +90,6 @@ def _arrays(found: Sized) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pixels(image: object) -> np.ndarray:
-    """An image as an array, channels last."""
+    """An image as an array, channels last; in a tensor of three dimensions they come first."""
     channels_first = hasattr(image, "movedim") and image.ndim == 3
     return np.asarray(image.movedim(0, -1) if channels_first else image)

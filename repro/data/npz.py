@@ -1,4 +1,4 @@
-"""Images as arrays with a fingerprint, and checked reading of them from `.npz` files."""
+"""Images as arrays with a fingerprint, written to `.npz` files and read from them with checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from repro.lazy import Lazy
 np = Lazy("numpy")  # as in `repro.data.datasets`
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-ZIP = b"PK\x03\x04"  # begins every .npz file that holds something
+ZIP = b"PK\x03\x04"  # first bytes of every .npz file that holds an array
 SMALLEST_SIDE = 4
 FLAT = 1e-6  # a channel that varies by less than this fraction of its mean counts as constant
 
@@ -34,16 +34,16 @@ class Images:
     y_test: np.ndarray
     classes: int
     fingerprint: str  # sixteen hexadecimal digits: hash of the four arrays
-    labels: tuple[int, ...] = ()  # of the classes in their file, where they are not 0, 1, 2 and so on
+    labels: tuple[int, ...] = ()  # of the classes in their file, if these are not 0, 1, 2 and so on
 
     @functools.cached_property
     def normalization(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the training pixels, float32 [channels], in units of a pixel.
+        """Mean and standard deviation of the training pixels, float32 [channels], in the units of the pixels.
 
         The deviation of a constant channel is given as 1, so that dividing by it is safe.
         """
         pixels = self.x_train[..., 0].size
-        # Sums of bytes are exact in float64, hence the same on every machine, and need no large copy.
+        # Sums of bytes are exact in float64, hence the same on every machine; `einsum` makes no float64 copy.
         mean = np.einsum("nhwc->c", self.x_train, dtype=np.float64) / pixels
         square = np.einsum("nhwc,nhwc->c", self.x_train, self.x_train, dtype=np.float64) / pixels
         std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -52,7 +52,7 @@ class Images:
 
 
 def pack(arrays: list[np.ndarray], classes: int, labels: tuple[int, ...] = ()) -> Images:
-    """The four arrays, made read-only, with their fingerprint; or two, where there are no test images."""
+    """`Images` of the four `ARRAYS`, which become read-only, or of the first two, without test images."""
     digest = hashlib.sha256()
     arrays = [np.ascontiguousarray(array) for array in arrays]
     for array in arrays:
@@ -64,16 +64,16 @@ def pack(arrays: list[np.ndarray], classes: int, labels: tuple[int, ...] = ()) -
 
 
 def read(path: Path) -> Images:
-    """All images of an `.npz` file in the convention of Keras, checked, their classes counted from 0.
+    """All images of an `.npz` file that holds `ARRAYS` (the names are those of Keras), or the first two.
 
-    There may be no test images. The file read last stays in memory, and serves
-    until it is changed: each seed may draw its own images from it.
+    Labels, in ascending order, become classes 0, 1, 2 and so on. The last file read stays in memory until
+    it changes, as each seed may draw its own images from it. Raises `InputError` if the file is unusable.
     """
     return _read(path, stamp(path))
 
 
 def stamp(path: Path) -> tuple[int, int] | None:
-    """When a file was written, and its bytes; None where it cannot be asked: reading it will tell why."""
+    """Time of a file's last change (ns) and its size (bytes); None on an error, which reading will report."""
     with contextlib.suppress(OSError):
         return path.stat().st_mtime_ns, path.stat().st_size
     return None
@@ -87,7 +87,7 @@ def _read(path: Path, written: tuple[int, int] | None) -> Images:
         with path.open("rb") as stream:
             head = stream.read(40)
             stream.seek(0)
-            if head[:4] != ZIP:  # numpy would take it for a pickle, and advise to load that
+            if head[:4] != ZIP:  # numpy would take it for a pickle, and advise to allow that
                 raise ValueError(f"it begins with {head!r}")
             with np.load(stream, allow_pickle=False) as file:
                 arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
@@ -117,7 +117,7 @@ def _read(path: Path, written: tuple[int, int] | None) -> Images:
 
 
 def _checked(split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images [n, side, side, channels] and labels [n] of one split, refused where they are none."""
+    """Images [n, side, side, channels], uint8 or float32, and labels [n]; raises `InputError` on others."""
     if x.dtype != np.uint8 and x.dtype.kind != "f":
         raise InputError(f"x_{split} is {x.dtype}; pixels must be uint8 or float")
     shape = f"{list(x.shape)}"
@@ -142,7 +142,7 @@ def _checked(split: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def write(arrays: Iterable[np.ndarray], path: Path) -> None:
-    """Write `ARRAYS`, or the first two of them, to a file at once: a half-written one is never read."""
+    """Write the four `ARRAYS`, or the first two, to a file that gets its name only when it is complete."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -1,9 +1,9 @@
-"""Code of one's own: a function or a question in a file, or in an installed package.
+"""User-supplied code: a function, or a question as in `repro.questions`, in a file or an installed package.
 
-A file is loaded by its absolute path, never by way of the search path, so that a
-child process and a worker of a cluster find what the command line found. A run
-knows a function by its name, its settings and the hash of its source: the file
-may move, and what the function does not use may change.
+A file is loaded by its absolute path, never through Python's search path, so that
+child processes and workers of a cluster find the same code as the command line. A run
+identifies a function by its name, its settings and the hash of its source: the file
+may be moved, and code that the function does not use may change.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from repro.lazy import Lazy
 if TYPE_CHECKING:
     from torch import nn
 
-torch = Lazy("torch")  # which only networks of one's own need here
+torch = Lazy("torch")  # needed here only for user-supplied networks
 
 
 def code(what: str | Callable, **settings: object) -> Code:
-    """What a run knows of a function: `./file.py:function`, `package.module:function`, or the function.
+    """Describe a function for the configuration of a run, without loading its module.
 
-    `settings` are keyword arguments of the function: numbers, texts, truth values.
-    Raises `InputError` where there is no such function.
+    `what` is `./file.py:function`, `package.module:function` or the function itself, `settings`
+    are its keyword arguments: numbers, strings, booleans. Raises `InputError` if there is no such function.
     """
     where, _, name = place(what).rpartition(":")
     path = _file(where)
@@ -42,7 +42,10 @@ def code(what: str | Callable, **settings: object) -> Code:
 
 
 def function(known: Code) -> Callable:
-    """The function itself; raises `InputError` where its source is not the one that the run knows."""
+    """The function that `known` describes, with its settings bound.
+
+    Raises `InputError` if its source has changed since, or its file is unknown, as in a run from a record.
+    """
     if known.path is None or code(f"{known.path}:{known.name}").source != known.source:
         raise InputError(f"{known.name} is not what it was when its runs were planned: {known.path} changed")
     if not callable(made := getattr(module(known.path), known.name)):
@@ -51,7 +54,7 @@ def function(known: Code) -> Callable:
 
 
 def module_of(network: nn.Module) -> dict[str, int]:
-    """The number of the module to which each tensor of a network's state belongs (`models.Own`)."""
+    """For the name of each tensor of a network's state, the number of its module (see `models.Own`)."""
     names = list(network.state_dict())
     starts = getattr(network, "modules_to_reset", None) or [name.split(".")[0] for name in names]
     starts, found, current = list(dict.fromkeys(starts)), {}, 0
@@ -64,14 +67,14 @@ def module_of(network: nn.Module) -> dict[str, int]:
 
 @functools.cache
 def modules(known: Code, channels: int, classes: int, side: int) -> tuple[int, ...]:
-    """Numbers of the modules of a network of one's own, which is built to count them."""
+    """Numbers of the modules of a user-supplied network, which is built on the CPU to count them."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         network = function(known)(channels, classes, side)
     return tuple(sorted(set(module_of(network).values())))
 
 
 def module(where: str) -> ModuleType:
-    """The module in a file or of a name; one line of `InputError` where it is missing or raises an error."""
+    """Load the module `where`, a `.py` file or a name; a one-line `InputError` if it is missing or fails."""
     path = _file(where)
     try:
         if where.endswith(".py"):
@@ -84,21 +87,21 @@ def module(where: str) -> ModuleType:
 @functools.lru_cache(maxsize=64)
 def _loaded(path: Path, written: object) -> ModuleType:
     name = f"{path.stem}_{hashlib.sha256(f'{path}{written}'.encode()).hexdigest()[:16]}"
-    made = sys.modules[name] = ModuleType(name)  # where data classes look it up
+    made = sys.modules[name] = ModuleType(name)  # data classes look it up there
     made.__file__ = str(path)
-    # Not by an import: what that keeps of a file may be of an edit within the same second.
+    # Not imported: Python's cached bytecode can miss an edit within the same second.
     exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(made))
     return made
 
 
 def said(error: Exception) -> str:
-    """The error in one line, its kind first unless it was meant to be read."""
+    """The error in one line of at most 300 characters; its type comes first, except for an `InputError`."""
     kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
     return " ".join(f"{kind}{error}".split())[:300]
 
 
 def place(what: str | Callable) -> str:
-    """The absolute path of a file, or the name of a module, a colon, and the name of the function in it."""
+    """Where a function is: the absolute path of its file or the name of its module, a colon, and its name."""
     if callable(what):
         found = sys.modules.get(what.__module__)
         try:
@@ -122,7 +125,7 @@ def _file(where: str) -> Path:
             raise InputError(f"there is no module {where!r}: write ./file.py:function for a file")
         return Path(spec.origin)
     path = given(where)
-    with contextlib.suppress(OSError):  # as of a name that is too long
+    with contextlib.suppress(OSError):  # for example for a name that is too long
         if path.is_file():
             return path
     raise InputError(f"there is no file {path}")
@@ -130,9 +133,10 @@ def _file(where: str) -> Path:
 
 @functools.lru_cache(maxsize=64)
 def _source(path: Path, name: str, written: object) -> str:
-    """Sixteen hexadecimal digits: hash of the function and of all in its file that it needs.
+    """Hash, sixteen hexadecimal digits, of the source of a function and of what it needs of its file.
 
-    That is what it names, what that names, and so on, and statements that define nothing.
+    It needs the definitions of the names in it, of the names in those, and so on, and all statements
+    that define no name. `written`, the file's `stamp`, is only a part of the cache's key.
     """
     try:
         text = importlib.util.decode_source(path.read_bytes())
@@ -153,12 +157,12 @@ def _source(path: Path, name: str, written: object) -> str:
 
 
 def _first(statement: ast.stmt) -> int:
-    """The line on which a statement begins, decorators and all."""
+    """Number of the first line of a statement, its decorators included."""
     return min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:
-    """Names that a statement of a module defines; its docstring defines one that nothing uses."""
+    """Names that a top-level statement defines; for a docstring "", which nothing uses: it is not hashed."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
         return

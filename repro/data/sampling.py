@@ -6,21 +6,21 @@ from repro.config import InputError, Run, Subset
 from repro.data.datasets import generator, steps_per_epoch
 from repro.lazy import Lazy
 
-np = Lazy("numpy")  # a plan counts steps without it
+np = Lazy("numpy")  # imported late: a plan counts steps without it
 
 # Streams of random numbers, independent of each other for one and the same split seed.
 CLASSES, DEAL = range(2)
-MOVES = 1  # of an epoch, beside the order of its examples
+MOVES = 1  # marks the stream of an epoch's moves; that of its examples has no mark
 
 
 def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
-    """Sorted indices, int64, of images labelled `y` in a subset (paper, appendix A.3).
+    """Sorted indices, int64, of the images in a subset (paper, appendix A.3).
 
-    The data are dealt into `parts` portions, of which the subset holds the first
-    `part`: D_i = D_(i-1) + D_(u,i) + {(x, c) in D_c : c in C_i}. D_u is the share
-    `ratio` of the images, dealt at random; all others, D_c, go by their classes, of
-    which portion i has C_i. With one seed and one number of parts, the subset of a
-    later part holds those of earlier ones.
+    The images, with labels `y`, are dealt into `parts` portions; the subset holds the
+    first `part`: D_i = D_(i-1) + D_(u,i) + {(x, c) in D_c : c in C_i}. D_u, a fraction
+    `ratio` of the images, is dealt at random; all others, D_c, are dealt by class, and
+    portion i gets the classes C_i. If only `part` differs, the larger subset contains
+    the smaller. Raises `InputError` if there are more parts than classes (or images).
     """
     classes = np.unique(y)
     kind, most = ("classes", len(classes)) if subset.ratio < 1 else ("images", len(y))
@@ -37,18 +37,18 @@ def portions(y: np.ndarray, subset: Subset, seed: int) -> np.ndarray:
 
 
 def p_full(n: float, total: float, gamma: float) -> float:
-    """Chance of drawing from all images at step n of `total` (paper, Figure 3)."""
+    """Probability to draw from all images at step n of `total` (paper, Figure 3)."""
     return 1 - gamma ** (50 * n / total)
 
 
 def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None = None) -> np.ndarray:
-    """Training images of one epoch of the run's last stage, int64 [steps, batch], in order.
+    """Indices of training images, in order, for one epoch of the run's last stage.
 
-    Without `gamma` a new permutation of the stage's subset, its last incomplete
-    batch dropped (or filled from its start, where the subset falls short of its
-    expected size). With it, every example is drawn by itself, from the whole
-    training set with the probability of that step, else from the subset (paper,
-    Figure 3). `subset` is what `portions` gives, where it is known already.
+    They are int64 [steps, batch]. Without `gamma`, they are a new permutation of the
+    stage's subset, without its last incomplete batch; a subset smaller than its
+    expected size is repeated from its start. With `gamma`, each example is drawn
+    independently, from the whole training set with probability `p_full`, else from
+    the subset (paper, Figure 3). `subset` is the result of `portions`, if known.
     """
     stage, number = run.stages[-1], len(run.stages)
     random = generator(run.order_seed, number, epoch)
@@ -64,9 +64,10 @@ def examples(run: Run, labels: np.ndarray, epoch: int, subset: np.ndarray | None
 
 
 def moves(run: Run, epoch: int, shift: int, flip: bool) -> np.ndarray:
-    """How the images of an epoch are moved, int64 [steps, batch, 3].
+    """Random shifts and mirrorings of the images of an epoch, int64 [steps, batch, 3].
 
-    Row and column of a corner, from 0 to twice `shift`, and 1 where an image is mirrored.
+    For each image: row and column, from 0 to twice `shift`, of the corner at which it
+    is cut out of its padded version, and 1 if it is mirrored, else 0.
     """
     random = generator(run.order_seed, len(run.stages), epoch, MOVES)
     shape = (steps_per_epoch(run), run.batch_size)

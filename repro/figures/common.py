@@ -1,7 +1,7 @@
 """Figures that several questions share: pure functions from tables of records to Matplotlib figures.
 
-Each draws what there is, and says so where that is nothing. Intervals are 95 %
-t intervals of the mean over seeds; one seed has none.
+A figure shows a message if nothing is recorded. Intervals are 95 % t intervals of
+the mean over seeds; a single seed has none.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 def learning_curves(curves: pd.DataFrame, window: int) -> style.mpl.Figure:
     """Train and test accuracy of all stages, a thin line per seed and a thick one for their mean.
 
-    Epoch 0 is the start of the last stage; the window over which test accuracy
-    is averaged is shaded. As the paper's Figure 1.
+    Epoch 0 is the start of the last stage; its last `window` epochs, over which
+    test accuracy is averaged, are shaded. Like the paper's Figure 1.
     """
     if curves.empty:
         return message()
@@ -59,7 +59,7 @@ def learning_curves(curves: pd.DataFrame, window: int) -> style.mpl.Figure:
 
 @styled
 def pictures(x: np.ndarray, y: np.ndarray, rows: int = 2, columns: int = 10) -> style.mpl.Figure:
-    """The first images of x [N, H, W, C] with their labels y [N]."""
+    """The first `rows` x `columns` images of x [N, H, W, C] with their labels y [N]."""
     figure, axes = blank(rows, columns, height=0.85)
     for ax, image, label in zip(axes.flat, x, y, strict=False):
         ax.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
@@ -76,7 +76,7 @@ def gap_strip(
 ) -> style.mpl.Figure:
     """Generalisation gap of each seed, with the mean of each condition (or factor) and its interval.
 
-    Takes `Results.gaps`.
+    `gap` is `Results.gaps`.
     """
     gap = known(gap, by, "gap")
     if gap.empty:
@@ -95,10 +95,10 @@ def gap_strip(
 def gap_lines(
     gap: pd.DataFrame, x: str, lines: str | None = None, xlabel: str = "", log: bool = False
 ) -> style.mpl.Figure:
-    """Generalisation gap along a factor, a line for each value of another one.
+    """Generalisation gap against the factor `x`, a line for each value of `lines` or else each condition.
 
-    Takes `Results.gaps`. Warm starts without the factor make a dashed line and a
-    band, for comparison.
+    `gap` is `Results.gaps`. Warm starts that lack the factor are drawn for
+    comparison: their mean as a dashed line, its interval as a band.
     """
     rest = gap
     gap = known(gap, x, "gap", *([lines] if lines else []))

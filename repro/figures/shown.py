@@ -1,7 +1,7 @@
-"""How a chapter shows what it finds: figures with captions, tables and sentences, in any notebook.
+"""Outputs of a chapter's cells: figures with captions, tables and sentences, for any notebook.
 
-Each is an ordinary output of its cell. On the book's pages a figure also has a
-number and an alternative text (`repro.book.rendering`).
+On the book's pages a figure also has a number and an alternative text
+(`repro.book.rendering`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from repro.lazy import Lazy
 from repro.study import factor_text
 
 pd = Lazy("pandas")
-MARK = "repro"  # names the metadata of an output that a page shows in its own way
-NOTHING = {"Date": None, "Creator": None}  # metadata of a picture: the same bytes for the same records
+MARK = "repro"  # key of output metadata, by which `repro.book.rendering` knows figures and captions
+NOTHING = {"Date": None, "Creator": None}  # left out of an SVG, so that the same records give the same bytes
 
 
 class Words(str):
@@ -35,10 +35,10 @@ class Words(str):
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a cell shows with its texts whole and without row numbers."""
+    """A table that a cell shows without row numbers and without cutting long texts."""
 
     frame: pd.DataFrame
-    escape: bool = True  # signs that HTML has a meaning for
+    escape: bool = True  # whether to escape HTML in the texts
 
     def _repr_html_(self) -> str:
         with pd.option_context("display.max_colwidth", None):
@@ -49,10 +49,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A figure with a caption in Markdown, and an alternative text that says what is to be seen."""
+    """A figure with a caption in Markdown, and an alternative text that describes it."""
 
     figure: style.mpl.Figure
-    name: str  # by which text refers to it, such as `fig-gap`
+    name: str  # label for references in the text, such as `fig-gap`
     caption: str
     alt: str
 
@@ -64,13 +64,13 @@ class Captioned:
         return file.getvalue()
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display  # part of the tools of notebooks
+        from IPython.display import display  # installed only with the tools for notebooks
 
         told = {"name": self.name, "caption": self.caption, "alt": self.alt}
         svg = self.picture().decode()
         svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
         data = {"image/svg+xml": svg, "text/plain": self.alt}
-        if os.environ.get("BOOK_URL"):  # the pages have an address, so that links to them show a picture
+        if os.environ.get("BOOK_URL"):  # published pages: previews of links to them show a PNG
             data["image/png"] = base64.b64encode(self.picture("png")).decode()
         display(data, raw=True, metadata={MARK: told})
         shown = {"text/markdown": f"*Figure.* {self.caption}", "text/plain": self.caption}
@@ -80,14 +80,14 @@ class Captioned:
 def captioned(
     figure: style.mpl.Figure, results: Results, name: str, caption: str, alt: str
 ) -> Captioned | Words:
-    """The figure with its provenance in the caption; one line instead where nothing of it is recorded."""
+    """The figure with its provenance in the caption; one line instead if nothing is recorded."""
     if results.table.empty:
         return Words(unrecorded(results))
     return Captioned(figure, name, f"{caption} {provenance(results)}", alt)
 
 
 def unrecorded(results: Results) -> str:
-    """One line on runs that are not recorded, with the command that records them; empty where all are."""
+    """One line on runs that are not recorded, with the command that records them; empty if all are."""
     if not results.missing:
         return ""
     command = f"`repro run {results.study.name} --profile {results.profile.name}`"
@@ -98,7 +98,7 @@ def unrecorded(results: Results) -> str:
 
 
 def provenance(results: Results) -> str:
-    """What a caption states: runs, seeds and where they come from."""
+    """The end of a caption: numbers of runs and seeds, the profile, and what diverged or is not recorded."""
     table, profile = results.table, results.profile
     seeds, runs = table.seed.nunique(), table.run_id.nunique()
     said = f"{runs} run{'s' * (runs != 1)}, {seeds} seed{'s' * (seeds != 1)}, profile `{profile.name}`"
@@ -141,7 +141,7 @@ def listed(gaps: pd.DataFrame, by: str, words: str = "{}") -> str:
 
 
 def enumerated(items: Iterable[str]) -> str:
-    """As in `a, b and c`, or `a; b, c; and d` where an item has a comma of its own."""
+    """For example `a, b and c`, or `a; b, c; and d` if an item contains a comma; "not recorded" for none."""
     items = list(items)
     if any("," in item for item in items) and len(items) > 1:
         return "; ".join([*items[:-1], f"and {items[-1]}"])
@@ -149,20 +149,20 @@ def enumerated(items: Iterable[str]) -> str:
 
 
 def contrast(results: Results, first: str, second: str) -> Estimate:
-    """Test accuracy under the first condition minus that under the second, in points, paired by seed."""
+    """Test accuracy of the first condition minus that of the second, in points, paired by seed."""
     by = 100 * results.table.pivot_table(index="seed", columns="condition", values="test_accuracy")
     return mean_estimate((by[first] - by[second]).dropna() if {first, second} <= set(by) else [])
 
 
 def accuracies(results: Results, *by: str) -> pd.DataFrame:
-    """Mean test and train accuracy in percent, a row for each value of the factors and condition."""
+    """Mean test and train accuracy in percent, a row for each combination of factors `by` and condition."""
     groups = results.table.groupby([*by, "condition"], sort=False, dropna=False)
     found = groups[["test_accuracy", "train_accuracy"]].mean().mul(100).round(1)
     return found.assign(runs=groups.size()).rename(index=lambda value: "" if value != value else value)
 
 
 def source(*functions: object) -> Words:
-    """A Markdown block with the code of functions, methods or classes, decorators and docstrings included."""
+    """A Markdown block with the code of functions, methods or classes, with decorators and docstrings."""
     import inspect  # takes a while to load, and only pages need it
 
     code = "\n\n\n".join(

@@ -1,7 +1,7 @@
 """What the figures have in common: style, the look of each condition, and marks for values over seeds.
 
-Okabe and Ito's palette and shades of it, all at least 3:1 against the white,
-opaque ground; a second sign beside colour everywhere; lettering for a phone.
+Colours are Okabe and Ito's palette and shades of it, all with a contrast of at least 3:1
+to the opaque white ground. They never stand alone: markers differ too. Text fits a phone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import wraps
 from repro.analysis.stats import Estimate, mean_estimate
 from repro.lazy import Lazy
 
-# Questions are listed without these.
+# Lazy: slow to import, and not needed to list the questions.
 np, pd, mpl_style, ticker = map(Lazy, ("numpy", "pandas", "matplotlib.style", "matplotlib.ticker"))
 axes, colors, mpl = map(Lazy, ("matplotlib.axes", "matplotlib.colors", "matplotlib.figure"))
 
@@ -62,17 +62,17 @@ STYLE = {
     "xtick.color": GREY,
     "ytick.color": GREY,
 }
-DIFFERENCE = "Test accuracy less that of fresh networks, points"  # of fresh ones at other rates too
+DIFFERENCE = "Test accuracy less that of fresh networks, points"  # also for fresh networks at other rates
 GAP = "Generalisation gap, points\n(below 0: pretraining hurt)"
 
 
 def drawing() -> AbstractContextManager:
-    """The project's style, whatever the user's own settings of Matplotlib are."""
+    """A context that draws in the project's style, whatever the user's Matplotlib settings are."""
     return mpl_style.context(["default", STYLE])
 
 
 def styled(draw: Callable) -> Callable:
-    """The function, drawing in the project's style."""
+    """Decorator for functions that draw in the project's style."""
 
     @wraps(draw)
     def drawn(*args: object, **settings: object) -> mpl.Figure:
@@ -83,27 +83,27 @@ def styled(draw: Callable) -> Callable:
 
 
 def colour(condition: str) -> str:
-    """The one colour of a condition or optimiser; of a reset, the darker the more modules it names."""
+    """The colour of a condition or optimiser in all figures; a reset is darker the more modules it names."""
     if condition.startswith("reset "):
         return shades(*RESET, 6)[len(condition.split()) - 2]
     return COLOURS.get(condition, GREY)
 
 
 def marker(condition: str) -> str:
-    """The one marker of a condition; resets of as many modules share it, as they do their colour."""
+    """The marker of a condition or optimiser; resets of equally many modules share marker and colour."""
     if condition.startswith("reset "):
         return SYMBOLS[len(condition.split()) - 2]
     return LOOKS.get(condition, (GREY, "*"))[1]
 
 
 def shades(start: str, end: str, n: int) -> list[str]:
-    """Evenly spaced colours from one to another."""
+    """`n` evenly spaced colours from `start` to `end`; only `end` if `n` is 1."""
     steps = np.linspace(0, 1, n)[:, None] if n > 1 else np.ones((1, 1))
     return [colors.to_hex(c) for c in (1 - steps) * colors.to_rgb(start) + steps * colors.to_rgb(end)]
 
 
 def looks(values: Sequence) -> list[tuple[str, str]]:
-    """Colour and marker of each: its own, or from a ramp where the values are numbers."""
+    """Colour and marker of each condition or optimiser; for numbers from a ramp, at most 12 of them."""
     if any(isinstance(value, str) for value in values):
         return [(colour(value), marker(value)) for value in values]
     ramp = shades(COLOURS["warm start"], COLOURS["warm start, 30x"], len(values))
@@ -111,32 +111,32 @@ def looks(values: Sequence) -> list[tuple[str, str]]:
 
 
 def blank(rows: int = 1, columns: int = 1, height: float = 3.6, **settings: object):
-    """A figure 7.2 inches wide, `height` for each row of axes, and its axes."""
+    """A figure 7.2 inches wide, with `height` inches for each row of axes, and its axes."""
     figure = mpl.Figure(figsize=(7.2, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, **settings)
 
 
 @styled
 def message(words: str = "Nothing recorded yet") -> mpl.Figure:
-    """A figure that says why there is nothing to draw."""
+    """A figure that shows only a message, as there is nothing to draw."""
     figure, ax = blank(height=1.8)
     notice(ax, words)
     return figure
 
 
 def notice(ax: axes.Axes, words: str = "Nothing recorded yet") -> None:
-    """The words in the middle of axes that are otherwise empty."""
+    """Write the words in the middle of axes that are otherwise empty."""
     ax.set_axis_off()
     ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=GREY, linespacing=1.5)
 
 
 def known(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Rows in which all of these columns are recorded; none where a column is not there at all."""
+    """Rows in which none of these columns is NaN; no rows if a column is missing from the frame."""
     return frame.dropna(subset=list(columns)) if set(columns) <= set(frame.columns) else frame[:0]
 
 
 def estimate(values: Iterable[float], log: bool = False) -> Estimate:
-    """Mean and 95 % interval; where `log`, the geometric mean and its interval."""
+    """Mean and 95 % interval; if `log`, the geometric mean and its interval (`sd`: of the logarithms)."""
     x = np.asarray(list(values), dtype=float)
     if not log:
         return mean_estimate(x)
@@ -145,7 +145,7 @@ def estimate(values: Iterable[float], log: bool = False) -> Estimate:
 
 
 def bar(ax: axes.Axes, x: float, found: Estimate, shade: str, **settings: object) -> None:
-    """The upright interval of a mean; nothing where one seed gives none."""
+    """Draw the interval of a mean as an upright bar; nothing for a single seed."""
     if found.n > 1:
         ax.plot([x, x], [found.low, found.high], color=shade, solid_capstyle="butt", **settings)
 
@@ -162,9 +162,9 @@ def line(
     at: pd.Series | None = None,
     log: bool = False,
 ) -> None:
-    """Means over seeds along `x`, joined, with their intervals and a faint dot per seed.
+    """Draw the means of `y` over seeds as a line along `x`, with intervals and a faint dot per seed.
 
-    `at` is where on the axis the rows go, if not at their `x`.
+    `at` is the position of each row on the axis, if not its `x`.
     """
     frame = frame.assign(at=frame[x] if at is None else at)
     frame = frame.groupby(["at", "seed"], as_index=False)[y].mean()
@@ -177,7 +177,7 @@ def line(
 
 
 def strip(ax: axes.Axes, y: float, values: pd.Series, shade: str) -> None:
-    """A row of dots, one per seed, with mean and interval below them."""
+    """Draw a row of dots at height `y`, one per seed, with mean and interval below them."""
     found = estimate(values)
     ax.plot(values, [y - 0.12] * len(values), "o", color=shade, alpha=0.55, ms=7, mec="white")
     if found.n > 1:
@@ -186,14 +186,14 @@ def strip(ax: axes.Axes, y: float, values: pd.Series, shade: str) -> None:
 
 
 def rows(ax: axes.Axes, names: Sequence[str]) -> None:
-    """Names the rows of a strip from the top."""
+    """Label the rows of strips (`strip`) from the top down."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(axis="y", visible=False)
 
 
 def spread(i: int, n: int, x: pd.Series, log: bool = False) -> pd.Series:
-    """`x` moved a little for the i-th of n lines, lest their intervals cover each other."""
+    """`x` shifted a little for the i-th of n lines, so that their intervals do not overlap."""
     x = x.astype(float)
     low, high = x.min(), x.max()
     step = 0.018 * (i - (n - 1) / 2)
@@ -201,7 +201,7 @@ def spread(i: int, n: int, x: pd.Series, log: bool = False) -> pd.Series:
 
 
 def ticks(ax: axes.Axes, values: Iterable[float], log: bool = False) -> None:
-    """Ticks of the x axis at the values that were tried, and nowhere else."""
+    """Put ticks of the x axis at these values and nowhere else; if `log`, the axis is logarithmic."""
     values = sorted(set(values))
     if log:
         ax.set_xscale("log")
@@ -210,7 +210,7 @@ def ticks(ax: axes.Axes, values: Iterable[float], log: bool = False) -> None:
 
 
 def logarithmic(ax: axes.Axes, which: str) -> None:
-    """Makes the x or y axis logarithmic, with plain numbers, few enough not to touch; after drawing."""
+    """Make the x or y axis logarithmic, with few and plain tick labels. Call it after drawing."""
     ax.set(**{f"{which}scale": "log"})
     axis = getattr(ax, f"{which}axis")
     low, high = axis.get_view_interval()
@@ -223,7 +223,7 @@ def logarithmic(ax: axes.Axes, which: str) -> None:
 
 
 def legend(figure: mpl.Figure, ax: axes.Axes) -> None:
-    """A legend below the axes, where it covers nothing."""
+    """Put the legend of `ax` below the axes, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
     widest = max((len(label) for label in labels), default=0)
     fit = max(1, 66 // (widest + 6))

@@ -1,9 +1,8 @@
-"""The paper's questions, in its order: one file for each chapter of the book.
+"""The paper's questions, in its order: one or two files for each chapter of the book.
 
 A file has the studies that answer its question (`STUDIES`), what the paper claims
-of them (`CLAIMS`), and figures of its own. Every file of this folder is a question:
-to add one is to add a file here and a notebook to the book. A file of the same form
-that lies elsewhere is named by its path.
+about them (`CLAIMS`), and its own figures. To add a question, add a file here and a
+notebook to the book, or name a file of the same form elsewhere by its path.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ CLAIMS: tuple[Claim, ...] = tuple(claim for question in QUESTIONS for claim in q
 
 
 def studies(names: Iterable[str] = ()) -> list[Study]:
-    """The named studies, all where none is named; raises `InputError` on an unknown name.
+    """The named studies, or all if there are no names; `InputError` if one is unknown.
 
-    `question.py` names those of a file, and `question.py:study` one of them.
+    `question.py` names all studies of a user's file, `question.py:study` one of them.
     """
     return [study for name in dict.fromkeys(map(str, names)) or STUDIES for study in _named(name)]
 
@@ -47,7 +46,10 @@ def _named(name: str) -> list[Study]:
 
 
 def question(path: str) -> tuple[dict[str, Study], tuple[Claim, ...]]:
-    """The studies by name, and the claims, of a question of one's own; claims are a family of their own."""
+    """Studies by name, and claims, of a user's file; `InputError` if it is not valid.
+
+    Claims of the file are corrected for multiple testing apart from the paper's.
+    """
     found = own.module(path)
     made, judged = getattr(found, "STUDIES", ()), getattr(found, "CLAIMS", ())
     for name, kind, values in (("STUDIES", Study, made), ("CLAIMS", Claim, judged)):
@@ -62,7 +64,7 @@ def question(path: str) -> tuple[dict[str, Study], tuple[Claim, ...]]:
 
 
 def _compared(path: str, study: Study) -> Callable[[Profile], list[Case]]:
-    """The study's cases, after a look at what one's own code gave."""
+    """The study's `cases`; errors in them, or no fresh runs, raise `InputError`."""
 
     def cases(profile: Profile) -> list[Case]:
         try:
@@ -82,7 +84,7 @@ def claims_of(study: str) -> list[Claim]:
 
 
 def by_value(cases: Iterable[Case]) -> list[Run]:
-    """The runs of these cases, those that say most first, so that a sweep cut short is worth most."""
+    """Distinct runs of these cases, by priority: a sweep may be cut short."""
     first: dict[Run, int] = {}
     for case in cases:
         first[case.run] = min(case.priority, first.get(case.run, case.priority))

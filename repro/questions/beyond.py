@@ -20,7 +20,7 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 
 @crossed
 def beyond(profile: Profile) -> Iterator[Arm]:
-    """Remedies that the paper does not try, beside its own."""
+    """Remedies from outside the paper, and two from it: resets and a larger rate."""
     half = pretraining(profile)
     larger, falling = profile.at_rate(10), profile.at_rate(10, schedule="cosine")
     yield from pair(profile)
@@ -35,10 +35,10 @@ def beyond(profile: Profile) -> Iterator[Arm]:
 
 @styled
 def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: float = 0.95) -> style.mpl.Figure:
-    """Test accuracy against the epochs of the last stage until train accuracy reaches `level`.
+    """Test accuracy against the epochs of tuning until train accuracy reaches `level`.
 
-    Pretraining is not in the cost, nor any stage but the last. A hollow marker
-    is the mean of those seeds that got there, where some did not.
+    Earlier stages, such as pretraining, are not counted. A hollow marker is the mean
+    over the seeds that reached `level`, if not all did.
     """
     table = known(table, "test_accuracy")
     if table.empty or curves.empty:
@@ -79,7 +79,7 @@ def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: floa
 
 
 def found(results: Results) -> Words:
-    """The difference of each remedy to fresh networks, in words."""
+    """The difference between each remedy and fresh networks, in words."""
     return Words(
         f"Against fresh networks at the base rate, the mean is {listed(results.gaps, 'condition')}. Like "
         f"with like, the rate restart less a fresh network under the same falling rate is "

@@ -33,13 +33,13 @@ def capacity(profile: Profile) -> Iterator[Arm]:
 
 @claim("The gap persists at every width and depth.", "Figure 5", "capacity")
 def every_capacity(arm: Arms) -> dict[object, pd.Series]:
-    """The gap at each width and depth; not tested where the networks of one do not fit."""
+    """The gap at each size; not tested if networks of any size do not fit the data."""
     sizes = sorted({(factors["width"], factors["depth"]) for factors in arm.planned})
     return {(width, depth): gap(arm, width=width, depth=depth) for width, depth in sizes}
 
 
 def found(results: Results) -> Words:
-    """The mean gap at sizes where both networks fit their training images, and at the others."""
+    """Mean gap at sizes at which both networks fit their images, and at the others."""
     if results.gaps.empty:
         return Words(unrecorded(results))
     of_size = ["width", "depth"]

@@ -14,12 +14,12 @@ from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretra
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
-LENGTHS = (1, 5, 10, 20)  # epochs of pretraining, along which the gap is said to grow
-EARLY = (5, 10)  # epochs of pretraining after which, the paper says, a gap is there
+LENGTHS = (1, 5, 10, 20)  # epochs of pretraining for the claim that the gap grows
+EARLY = (5, 10)  # epochs of pretraining that are said to suffice for a gap
 
 
 def pretraining_lengths(profile: Profile) -> list[int]:
-    """Epochs of pretraining to compare, the profile's own last."""
+    """Numbers of epochs of pretraining to compare; the profile's own is the last."""
     grid = (1, 2, 5, 10, 20, 50, 100, 200) if profile.full_grids else (1, 5, 10)
     longest = profile.pretraining_epochs
     return [*(n for n in grid if n < longest), longest]
@@ -27,7 +27,7 @@ def pretraining_lengths(profile: Profile) -> list[int]:
 
 @crossed
 def pretraining_length(profile: Profile) -> Iterator[Arm]:
-    """One pretraining a seed and optimiser, tuned from snapshots at several epochs."""
+    """Fresh networks, and warm starts after several lengths of pretraining."""
     for name, optimizer in profile.optimizers.items():
         tuned = tuning(profile, optimizer=optimizer)
         yield Arm(FRESH, (tuned,), {"optimizer": name})
@@ -67,7 +67,7 @@ def found(results: Results) -> Words:
 
 
 def gaps(results: Results) -> Captioned | Words:
-    """The gap along the length of pretraining, a line for each optimiser (Figures 2 and 8 to 10)."""
+    """Gap against pretraining length, a line per optimiser (Figures 2 and 8 to 10)."""
     label = "Epochs of pretraining on half of the data"
     drawn = common.gap_lines(results.gaps, "pretraining_epochs", "optimizer", label, log=True)
     caption = (

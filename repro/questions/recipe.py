@@ -1,4 +1,4 @@
-"""Does the gap survive the usual recipe of augmentation and weight decay? (not in the paper)"""
+"""Does the gap survive data augmentation and weight decay? (not in the paper)"""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from repro.study import FRESH, LONGER, WARM, Arm, Study, as_many_steps, crossed,
 
 pd = Lazy("pandas")
 
-# Of the weights in a step at the base rate: a decay of 0.1 for Adam at 0.001, of 5e-4 for SGD at 0.2.
+# Share by which a step at the base rate shrinks weights. It is rate * decay, so decay
+# is SHRINKING / base rate: the usual 0.1 for Adam at 0.001, and 5e-4 for SGD at 0.2.
 SHRINKING = 1e-4
-MIRRORED = ("cifar10", "cifar100")  # data sets whose images, mirrored, are images of the same class
-PARTS = {  # of the recipe: whether images are augmented, and weights decay
+MIRRORED = ("cifar10", "cifar100")  # whose images keep their class if mirrored
+PARTS = {  # of the usual recipe: (whether images are augmented, whether weights decay)
     "neither": (False, False),
     "augmentation": (True, False),
     "weight decay": (False, True),
@@ -27,17 +28,19 @@ PARTS = {  # of the recipe: whether images are augmented, and weights decay
 
 
 def augmentation(profile: Profile) -> dict[str, object]:
-    """Shifts by an eighth of an image's side, as is usual, and mirroring where that keeps the class."""
+    """Usual shifts by up to 1/8 of the side, and mirroring if that keeps the class."""
     side = datasets.side(profile.data())
     return {"shift": max(1, side // 8), "flip": profile.dataset in MIRRORED}
 
 
 @crossed
 def recipe(profile: Profile) -> Iterator[Arm]:
-    """Fresh and warm networks with parts of the recipe in all stages, at rates chosen on held-out images.
+    """Both networks with parts of the recipe: data augmentation and weight decay.
 
-    Augmented images are not fitted within a stage, and a warm start has had more
-    steps: beside it stands a fresh network that is trained for as many in all.
+    They hold in all stages, as does `rate`, a factor on the base learning rate. All
+    rates are trained; `at_own_rates` later picks each arm's best on held-out images.
+    Augmented images are not fitted within a stage, so a warm start may gain by its
+    extra steps: a second control is a fresh network that has as many steps in total.
     """
     decay = SHRINKING / profile.optimizer.learning_rate
     for name, (augmented, decayed) in PARTS.items() if profile.controls else ():
@@ -52,11 +55,11 @@ def recipe(profile: Profile) -> Iterator[Arm]:
 
 
 def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """A row for each run of the study that is at the best rate of its recipe and condition.
+    """The runs, scored on test images, at the best rate of their recipe and condition.
 
-    That is the rate at which the mean accuracy on held-out training images is
-    highest. Warm starts have their `gap` to fresh networks, in points, and
-    `gap_longer` to those with as many steps, each where both are recorded.
+    The best has the highest mean accuracy on held-out training images. Warm starts
+    have a `gap` to fresh networks, and a `gap_longer` to those with as many steps in
+    total, each at its own rate, in points; NaN if the other run is not recorded.
     """
     if table.empty:
         return pd.DataFrame(columns=[*table, "gap", "gap_longer"])
@@ -73,7 +76,7 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def found(results: Results) -> Words:
-    """The gap to fresh networks of as many steps, with each part of the recipe, in words."""
+    """The gap to fresh networks with as many steps in total, by part of the recipe."""
     warm = at_own_rates(results.table).query("condition == @WARM").dropna(subset="gap_longer")
     if warm.empty:
         return Words(unrecorded(results))
@@ -103,7 +106,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 
 def levels(results: Results) -> Table | Words:
-    """What each network reaches with each part of the recipe, at its own rate, and the gaps."""
+    """Mean accuracies and gaps by part of the recipe, each arm at its best rate."""
     if results.table.empty:
         return Words(unrecorded(results))
     rows = []

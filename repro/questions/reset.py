@@ -20,16 +20,21 @@ from repro.study import FRESH, LAST, WARM, Arm, Explored, Study, crossed, pretra
 
 np, pd = Lazy("numpy"), Lazy("pandas")
 
-SPEED_AT = 0.9  # train accuracy whose epoch is compared where modules are kept
+SPEED_AT = 0.9  # train accuracy for which a caption gives mean epochs
 SPEED_LEVELS = (0.8, 0.9, 0.95)  # train accuracies at which the claim on speed is tested
 RECOVERED = 0.8  # share of the gap that a reset has to close to count as recovery
 SUBSETS = tuple("".join(map(str, s)) for k in range(7) for s in itertools.combinations(MODULES, k))
-LAST_RESET = [reset_condition(MODULES[6 - k :]) for k in range(7)]  # conditions by the number of last modules
+# Condition in which the last k modules are re-initialised, by k.
+LAST_RESET = [reset_condition(MODULES[6 - k :]) for k in range(7)]
 _REST = len(MODULES) - 1  # modules besides the one in question
 
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
-    """Sets of modules to re-initialise: all 64, or the first k, the last k and each alone, or the last k."""
+    """Sets of modules to re-initialise, including the empty set.
+
+    With `least`, the last k for each k; with `full_grids`, all subsets (64 of six
+    modules); otherwise the first k, the last k, and each module alone.
+    """
     every = module_numbers(profile)
     counts = range(len(every) + 1)
     if profile.least:
@@ -79,7 +84,10 @@ def deep_reset(arm: Arms) -> dict[object, pd.Series]:
     unit="log ratio of epochs",
 )
 def no_speed(results: Results) -> pd.DataFrame:
-    """Logarithm of epochs over a fresh network's, averaged over levels, with one and two modules kept."""
+    """Log ratio of epochs to reach a level, reset over fresh; mean of `SPEED_LEVELS`.
+
+    A column each for one and two modules kept; NaN if a level is not reached.
+    """
     found = 0.0
     for level in SPEED_LEVELS:
         epochs = epochs_to_reach(results.curves, level).pivot(
@@ -92,30 +100,31 @@ def no_speed(results: Results) -> pd.DataFrame:
 
 
 def subsets_recorded(gaps: pd.DataFrame) -> int:
-    """Subsets, of 64, that are recorded of the seed with most."""
+    """How many of the 64 subsets are recorded for the seed that has most of them."""
     return int(_games(gaps).notna().sum(axis=1).max()) if len(gaps) else 0
 
 
 def main_effects(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Columns seed, module and `value`: mean gap with the module re-initialised, less that without.
+    """Main effect of each module: mean gap with it re-initialised less that without.
 
-    Takes `Results.gaps` of the reset study. In points, positive where re-initialising the
-    module helps. Seeds with fewer than all 64 subsets are left out.
+    Takes `Results.gaps` of the reset study. Columns are seed, module and `value`, in
+    points, positive if re-initialising the module helps. Seeds with fewer than all 64
+    subsets are left out.
     """
     return _averaged(gaps, lambda size: 1 / 2**_REST)
 
 
 def shapley(gaps: pd.DataFrame) -> pd.DataFrame:
-    """Columns seed, module and `value`: what each module contributes on average over all orders of six.
+    """Shapley value of each module: its effect averaged over all orders of the six.
 
-    As `main_effects`, but the six values of a seed sum to the change of the gap
-    from none re-initialised to all.
+    Input and columns as in `main_effects`, but the six values of a seed sum to the
+    gap with all modules re-initialised less that with none.
     """
     return _averaged(gaps, lambda size: 1 / (len(MODULES) * math.comb(_REST, size)))
 
 
 def _games(gaps: pd.DataFrame) -> pd.DataFrame:
-    """The gap by seed (rows) and subset (64 columns), NaN where not recorded."""
+    """The gap by seed (rows) and subset (64 columns), NaN if not recorded."""
     if gaps.empty:
         return pd.DataFrame(columns=SUBSETS, dtype=float)
     if missing := {"seed", "modules", "gap"} - set(gaps.columns):
@@ -124,7 +133,7 @@ def _games(gaps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _averaged(gaps: pd.DataFrame, weight: Callable[[int], float]) -> pd.DataFrame:
-    """Average of v(S + module) - v(S) by seed and module, `weight` given the size of S."""
+    """Sum over S of weight(len(S)) * (gap(S + module) - gap(S)) by seed and module."""
     games = _games(gaps).dropna()
     weights = np.array(
         [[weight(len(s) - 1) if str(m) in s else -weight(len(s)) for m in MODULES] for s in SUBSETS]
@@ -135,7 +144,7 @@ def _averaged(gaps: pd.DataFrame, weight: Callable[[int], float]) -> pd.DataFram
 
 
 def _panels(gap: pd.DataFrame) -> dict[str, dict[int, str]]:
-    """Modules by k for each panel: the last k, and the others where one of theirs alone is recorded."""
+    """Modules by k of each panel: "Last k", and those that add a recorded set."""
     every, ks = "123456", range(7)
     panels = {
         "First k": {k: every[:k] for k in ks},
@@ -148,9 +157,9 @@ def _panels(gap: pd.DataFrame) -> dict[str, dict[int, str]]:
 
 @styled
 def reset_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
-    """Gap after re-initialising the first k, the last k, and single modules, as recorded (Figure 6).
+    """Gap after re-initialising the first k, last k, and single modules (Figure 6).
 
-    With none it is the warm start's; its mean is the dashed line beside single modules.
+    k = 0 is the warm start; in the panel of single modules its mean is a dashed line.
     """
     gap = known(gap, "modules", "gap")
     if gap.empty:
@@ -161,7 +170,8 @@ def reset_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
         values = {k: gap[gap.modules == modules].gap for k, modules in chosen.items()}
         means = {k: estimate(v) for k, v in values.items() if len(v)}
         if name != "Only k":
-            line = [means[k].mean if k in means else np.nan for k in ks]  # broken where one is not recorded
+            # NaN breaks the line at a k that is not recorded.
+            line = [means[k].mean if k in means else np.nan for k in ks]
             ax.plot(ks, line, color="#b3b3b3", zorder=1)
         elif len(none := gap[gap.modules == ""]):
             ax.axhline(none.gap.mean(), color=colour(WARM), ls="--")
@@ -213,9 +223,9 @@ def contributions(gap: pd.DataFrame) -> style.mpl.Figure:
 def speed(
     curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS
 ) -> style.mpl.Figure:
-    """Epochs of the last stage until train accuracy first reaches each level (Figure 11).
+    """Epochs of the last stage until train accuracy reaches each level (Figure 11).
 
-    A hollow marker is the mean of those seeds that got there, where some did not.
+    A hollow marker is the mean over the seeds that reached the level, if not all did.
     """
     if curves.empty:
         return message()
@@ -252,7 +262,7 @@ def speed(
 
 
 def last_reset(results: Results) -> pd.DataFrame:
-    """The gaps of runs with the last k modules re-initialised, by `last` = k, from none to all six."""
+    """Gaps with the last k modules re-initialised; the column `last` is k, 0 to 6."""
     chosen = results.gaps[results.gaps.condition.isin(LAST_RESET)]
     return chosen.assign(last=chosen.condition.map(LAST_RESET.index)).sort_values(["last", "seed"])
 
@@ -264,7 +274,7 @@ def found(results: Results) -> Words:
 
 
 def gaps(results: Results) -> Captioned | Words:
-    """The gap after re-initialising the first k, the last k, and single modules (Figure 6)."""
+    """Gap after re-initialising the first k, last k, and single modules (Figure 6)."""
     words = {"First k": "the first k modules", "Last k": "the last k", "Only k": "module k alone"}
     panels = enumerated(words[name] for name in _panels(results.gaps))
     caption = (
@@ -277,7 +287,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 
 def shares(results: Results) -> Captioned | Words:
-    """What each module contributes, where all 64 subsets are recorded; else one line that counts them."""
+    """What each module contributes, or a sentence if no seed has all 64 subsets."""
     effects = main_effects(results.gaps)
     if effects.empty:
         return Words(
@@ -293,7 +303,7 @@ def shares(results: Results) -> Captioned | Words:
 
 
 def speeds(results: Results) -> Captioned | Words:
-    """Epochs of tuning until levels of train accuracy, with the first modules kept (Figure 11)."""
+    """Epochs of tuning to each train accuracy, with first modules kept (Figure 11)."""
     kept = [FRESH, *LAST_RESET[5:0:-1], WARM]
     epochs = epochs_to_reach(results.curves, SPEED_AT)
     means = epochs.groupby("condition").epochs.mean().reindex(kept)
@@ -307,7 +317,7 @@ def speeds(results: Results) -> Captioned | Words:
 
 
 def _in_words(modules: str) -> str:
-    """Such as `modules 4, 5 and 6 re-initialised`."""
+    """A set of modules in words: "456" is `modules 4, 5 and 6 re-initialised`."""
     if len(modules) in (0, len(MODULES)):
         return "all six modules re-initialised" if modules else "no module re-initialised"
     return f"module{'s' * (len(modules) > 1)} {enumerated(modules)} re-initialised"

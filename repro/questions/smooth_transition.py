@@ -25,8 +25,8 @@ GAMMAS = (0.1, 0.5, 0.9)  # from the shortest to the longest smooth transition
 def smooth_transition(profile: Profile) -> Iterator[Arm]:
     """One stage whose examples come from all of the data with a growing probability.
 
-    The control draws every example from all of the data: like the transition, and
-    unlike an epoch, it draws with replacement.
+    The transition draws with replacement, which an ordinary epoch does not. A control
+    therefore draws all of its examples from all of the data, with replacement.
     """
     yield from pair(profile)
     gammas = (0.1, 0.3, 0.5, 0.7, 0.9) if profile.full_grids else GAMMAS
@@ -34,7 +34,7 @@ def smooth_transition(profile: Profile) -> Iterator[Arm]:
         stage = profile.stage(profile.arms_tuned, replace(HALF, gamma=gamma))
         priority = 3 if gamma in GAMMAS else LAST
         yield Arm("smooth", (stage,), {"gamma": gamma}, priority=priority)
-    if profile.controls:  # both sets to draw from are all of the data, whatever gamma
+    if profile.controls:  # with ALL in place of HALF, gamma has no effect
         stage = profile.stage(profile.arms_tuned, replace(ALL, gamma=0.5))
         yield Arm(REPLACED, (stage,), priority=3)
 
@@ -51,7 +51,7 @@ def survives_short_transition(arm: Arms) -> pd.Series:
 
 @styled
 def transition(gammas: Iterable[float], epochs: int) -> style.mpl.Figure:
-    """Probability with which an example comes from all of the data, along the single stage (Figure 3)."""
+    """Probability of drawing from all of the data, along the only stage (Figure 3)."""
     if not (gammas := sorted(gammas)):
         return message()
     figure, ax = blank()
@@ -67,7 +67,7 @@ def transition(gammas: Iterable[float], epochs: int) -> style.mpl.Figure:
 
 
 def found(results: Results) -> Words:
-    """The gap after a smooth transition to both controls, in words."""
+    """The gap to fresh networks and to the control `REPLACED`, by γ, in words."""
     control, warm = contrast(results, REPLACED, FRESH), contrast(results, WARM, FRESH)
     to_control = results.gaps_to(REPLACED)
     said = f"Against fresh networks the mean gap is {listed(results.gaps, 'gamma', 'γ = {}')}"
@@ -96,7 +96,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 
 def ramps(results: Results) -> Captioned | Words:
-    """How the other half of the data comes in, for each γ."""
+    """Probability of drawing from all of the data along the stage, for each γ."""
     planned = (case.factors for case in results.study.cases(results.profile))
     gammas = sorted({factors["gamma"] for factors in planned if "gamma" in factors})
     epochs = results.profile.arms_tuned

@@ -17,15 +17,15 @@ from repro.study import FRESH, LAST, Arm, Study, crossed, tuning
 
 pd = Lazy("pandas")
 
-PARTS = (2, 3, 5, 10)  # portions of the data, with whose number the gap is said to grow
-UNEVEN = (2, 5, 10)  # portions that are also dealt by class, to one class in each
+PARTS = (2, 3, 5, 10)  # numbers of portions with which the gap is said to grow
+UNEVEN = (2, 5, 10)  # numbers of portions that are also dealt wholly by class
 
 
 def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
-    """Stages that bring the training set in `parts` portions (paper, appendix A.3).
+    """Stages that each add one of `parts` portions of the data (paper, appendix A.3).
 
-    All but the last end once the training examples are fitted, or at as many
-    epochs as the profile pretrains for.
+    A share `ratio` of images is dealt at random, the rest by class. All stages but the
+    last end at a train accuracy of `profile.until`, or after `pretraining_epochs`.
     """
     most = profile.pretraining_epochs
     portions = (Subset(part, parts, ratio) for part in range(1, parts))
@@ -35,7 +35,7 @@ def staged(profile: Profile, parts: int, ratio: float) -> tuple[Stage, ...]:
 
 @crossed
 def stages(profile: Profile) -> Iterator[Arm]:
-    """The data in several portions, dealt at random or by class, to one class in each."""
+    """Networks that get the data in portions, at random or by class, or at once."""
     splits = PARTS if profile.full_grids or profile.controls else PARTS[:3]
     ratios = (0.0, 0.25, 0.5, 0.75, 1.0) if profile.full_grids else (0.0, 0.5, 1.0)
     by_class = (5, 10) if profile.controls else ()
@@ -59,7 +59,7 @@ def grows_with_imbalance(arm: Arms) -> pd.Series:
 
 @styled
 def stage_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
-    """Gap against the number of portions, dealt at random or by class, and the share of two (Figure 4)."""
+    """Gap against the number of portions and, for two, against `ratio` (Figure 4)."""
     gap = known(gap, "parts", "ratio", "gap")
     if gap.empty:
         return message()
@@ -86,7 +86,7 @@ def stage_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
 
 
 def found(results: Results) -> Words:
-    """The gap by number of portions and by way of dealing, in words."""
+    """The gap by number of portions, dealt at random and by class, in words."""
     gaps = results.gaps
     at_random, by_class = (
         listed(gaps[(gaps.ratio == ratio) & (gaps.parts > 1)], "parts", "{} portions") for ratio in (1, 0)
@@ -98,7 +98,7 @@ def found(results: Results) -> Words:
 
 
 def fitting(results: Results) -> Words:
-    """How many stages before the last fitted their images within the limit, in words."""
+    """How many stages before the last fitted their images within their epochs."""
     curves, until = results.curves, results.profile.until
     run = ["condition", "seed", "parts", "ratio"]
     early = curves[~in_last_stage(curves, run)]
@@ -110,7 +110,7 @@ def fitting(results: Results) -> Words:
 
 
 def gaps(results: Results) -> Captioned | Words:
-    """The gap against the number of portions, and against the share dealt at random (Figure 4)."""
+    """Gap against the number of portions and the share dealt at random (Figure 4)."""
     caption = (
         "Generalisation gap against the number of portions, dealt at random or by class (left), and "
         "against the share r of two portions that is dealt at random (right), as in the paper's Figure 4: "

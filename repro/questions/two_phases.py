@@ -1,4 +1,4 @@
-"""Does a larger learning rate close the gap, and why? (Figure 7 and the paper's discussion)"""
+"""Does a larger learning rate close the gap, and why? (Figure 7 and discussion)"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 
 @crossed
 def two_phases(profile: Profile) -> Iterator[Arm]:
-    """A larger learning rate in tuning, alone or before the base rate."""
+    """A larger learning rate in all of tuning, or in its first half only."""
     epochs, rates = profile.arms_tuned, {k: profile.at_rate(k) for k in (3, 10, 30)}
     fast = {k: tuning(profile, optimizer=rate) for k, rate in rates.items()}
     half = pretraining(profile)
@@ -49,7 +49,10 @@ def two_phases(profile: Profile) -> Iterator[Arm]:
 
 @crossed
 def rates(profile: Profile) -> Iterator[Arm]:
-    """Both networks at several rates, also tested on held-out training images."""
+    """Both networks at several rates in all stages.
+
+    With `controls`, each also has runs that are tested on held-out training images.
+    """
     for k in own_rate_factors(profile) if profile.least or profile.controls else ():
         for held_out in (False, True) if profile.controls else (False,):
             factors = {"rate": k, "held_out": held_out}
@@ -58,7 +61,7 @@ def rates(profile: Profile) -> Iterator[Arm]:
 
 
 def probe_epochs(profile: Profile) -> list[int]:
-    """Epochs of tuning after which networks are probed, the last one included."""
+    """Numbers of epochs of tuning after which networks are probed, up to the last."""
     last = profile.arms_tuned
     later = (last,) if profile.exploratory or profile.least else (3 * last // 4, last)
     early = (1, 2, 3) if profile.least else (1, 2, 3, 5, 10)
@@ -67,7 +70,10 @@ def probe_epochs(profile: Profile) -> list[int]:
 
 @crossed
 def probes(profile: Profile) -> Iterator[Arm]:
-    """Gradient noise early in tuning, sharpness and training loss along it."""
+    """Gradient noise and sharpness of both networks after several epochs of tuning.
+
+    Exploratory profiles keep older probes, with sharpness after the last epoch only.
+    """
     for condition, before in {FRESH: (), WARM: (pretraining(profile),)}.items():
         for n in probe_epochs(profile):
             if not profile.exploratory:
@@ -100,7 +106,7 @@ def rate_not_enough(arm: Arms) -> pd.Series:
 
 
 def probe_ratio(results: Results, probe: str, epochs: Iterable[int]) -> pd.Series:
-    """Logarithm of warm over fresh by seed, averaged over epochs of tuning."""
+    """Log ratio of a probe, warm start over fresh, by seed; mean over these epochs."""
     chosen = results.table[results.table.tuning_epochs.isin(list(epochs))]
     by = chosen.pivot_table(index=["seed", "tuning_epochs"], columns="condition", values=probe)
     return np.log(by[WARM] / by[FRESH]).groupby("seed").mean()
@@ -119,7 +125,7 @@ def less_noise(results: Results) -> pd.Series:
 
 
 def at_loss(table: pd.DataFrame, loss: float) -> float:
-    """Curvature of one network at a training loss, between what was probed (log-log); NaN beyond it."""
+    """Curvature of a network at `loss`, log-log between its probes; NaN outside."""
     known = table.dropna(subset=["curvature", "curvature_loss"])
     known = known[(known.curvature > 0) & (known.curvature_loss > 0)].sort_values("curvature_loss")
     x, y = np.log(known.curvature_loss), np.log(known.curvature)
@@ -127,10 +133,10 @@ def at_loss(table: pd.DataFrame, loss: float) -> float:
 
 
 def sharpness_at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
-    """Sharpness, the largest eigenvalue of the Hessian, of fresh and warm networks, a row for each seed.
+    """Sharpness (largest eigenvalue of the Hessian) of both networks, a row per seed.
 
-    Both are read where their training loss is the same: the larger of their two last
-    ones, the lowest that both reach. NaN where one of them has no run, or never had that loss.
+    Both are at the same training loss, the larger of their two final ones: the lowest
+    that both reach. NaN if either has no run, or if its probes do not span that loss.
     """
     rows = {}
     for seed, part in table.groupby("seed"):
@@ -154,12 +160,12 @@ def sharper(results: Results) -> pd.Series:
 
 
 NOISES = {"noise_trace": "all images", "noise_trace_old": "the old half", "noise_trace_new": "the new half"}
-NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # of records made before these
+NOISE_BEFORE = {"gradient_noise": "noise over signal"}  # in records that lack NOISES
 
 
 @styled
 def noise(table: pd.DataFrame) -> style.mpl.Figure:
-    """Gradient noise along tuning on logarithmic scales, a panel for each set of images: geometric means."""
+    """Gradient noise along tuning, as geometric means; a panel for each image set."""
     asked = NOISES if NOISES.keys() <= set(table.columns) else NOISE_BEFORE
     panels = [(c, label, known(table, "tuning_epochs", c)) for c, label in asked.items()]
     panels = [(c, label, part[part[c] > 0]) for c, label, part in panels if len(part)]
@@ -183,9 +189,9 @@ def noise(table: pd.DataFrame) -> style.mpl.Figure:
 
 @styled
 def curvature(table: pd.DataFrame) -> style.mpl.Figure:
-    """Sharpness against training loss along tuning, a line per seed, on logarithmic scales.
+    """Sharpness against training loss along tuning, a line per seed, on log scales.
 
-    Where lines lie on each other, networks are as sharp at the same loss.
+    Where two lines coincide, both networks are equally sharp at equal loss.
     """
     table = known(table, "curvature", "curvature_loss")
     table = table[(table.curvature > 0) & (table.curvature_loss > 0)] if len(table) else table
@@ -206,7 +212,7 @@ def curvature(table: pd.DataFrame) -> style.mpl.Figure:
 
 
 def found(results: Results) -> Words:
-    """What a larger rate in tuning does, like compared with like, in words."""
+    """The gap between networks tuned at the same rate, base or larger, in words."""
     base = contrast(results, WARM, FRESH)
     fast = contrast(results, "warm start, 10x", "fresh, 10x")
     back = contrast(results, "warm start, 10x then 1x", "fresh, 10x then 1x")
@@ -218,7 +224,7 @@ def found(results: Results) -> Words:
 
 
 def gaps(results: Results) -> Captioned | Words:
-    """Test accuracy under larger rates in tuning, less that of fresh networks at the base rate (Figure 7)."""
+    """Gaps to fresh networks at the base rate, at larger tuning rates (Figure 7)."""
     caption = (
         "Test accuracy under larger learning rates in tuning, less that of fresh networks at the base rate "
         f"{results.profile.optimizer.learning_rate:g}: every seed (dots), mean (diamond) and its 95 % "
@@ -231,7 +237,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 
 def own_rates(results: Results) -> Captioned | Words:
-    """The gap where both networks have the same rate in all stages, a point for each rate."""
+    """The gap if both networks have the same rate in all stages, against that rate."""
     if results.table.empty:
         return Words(unrecorded(results))
     tested = results.gaps[~results.gaps.held_out.astype(bool)]
@@ -245,7 +251,10 @@ def own_rates(results: Results) -> Captioned | Words:
 
 
 def ratios(results: Results, probe: str) -> str:
-    """Warm over fresh by epoch of tuning, geometric mean over seeds: `0.81 after 1, 0.95 after 2`."""
+    """A probe of warm starts over that of fresh networks, geometric mean over seeds.
+
+    By epochs of tuning, in words: `0.81 after 1 and 0.95 after 2`.
+    """
     if probe not in results.table:
         return "not recorded"
     by = results.table.pivot_table(index=["seed", "tuning_epochs"], columns="condition", values=probe)
@@ -254,7 +263,7 @@ def ratios(results: Results, probe: str) -> str:
 
 
 def noise_along(results: Results) -> Captioned | Words:
-    """Gradient noise along tuning, on all images and on each half."""
+    """Gradient noise along tuning, on all images and, if recorded, on each half."""
     probe = "noise_trace" if "noise_trace" in results.table else "gradient_noise"
     caption = (
         "Gradient noise along tuning, where recorded also on the half that the warm start was pretrained "
@@ -265,7 +274,7 @@ def noise_along(results: Results) -> Captioned | Words:
 
 
 def sharpness_along(results: Results) -> Captioned | Words:
-    """Sharpness against training loss along tuning; one line where it is not recorded."""
+    """Sharpness against training loss along tuning, or a sentence if not recorded."""
     if "curvature" not in results.table:
         return Words(
             "Sharpness at equal training loss is not recorded at this scale; "

@@ -32,7 +32,7 @@ pd = Lazy("pandas")
 
 @partial(crossed, first=True)
 def warm_start(profile: Profile) -> Iterator[Arm]:
-    """Fresh networks, against networks pretrained on half of the data."""
+    """Fresh networks against networks pretrained on half of the data."""
     half = pretraining(profile)
     tuned = tuning(profile, epochs=profile.tuning_epochs)
     yield Arm(FRESH, (tuned,), priority=0)
@@ -41,7 +41,7 @@ def warm_start(profile: Profile) -> Iterator[Arm]:
 
 @crossed
 def budget(profile: Profile) -> Iterator[Arm]:
-    """Warm starts against fresh networks that are trained for as many steps in all."""
+    """Warm starts against fresh networks trained for as many steps in total."""
     yield from pair(profile)
     if profile.controls:
         yield Arm(LONGER, (as_many_steps(profile),), priority=1)
@@ -66,7 +66,7 @@ def fits_equally(results: Results) -> pd.Series:
 
 
 def found(results: Results) -> Words:
-    """What the runs of Figure 1 say, in words."""
+    """Mean accuracies of fresh networks and warm starts, and the gap, in words."""
     by = results.table.groupby("condition")[["test_accuracy", "train_accuracy"]].mean().mul(100).round(1)
     if not {FRESH, WARM} <= set(by.index):
         return Words(unrecorded(results))
@@ -79,7 +79,10 @@ def found(results: Results) -> Words:
 
 
 def objection(faster: Results) -> Words:
-    """What weakens the finding: the same comparison where both networks are tuned at ten times the rate."""
+    """What weakens the finding: the comparison with both tuned at ten times the rate.
+
+    `faster` has the results of the study `two_phases`.
+    """
     pairs = ("warm start, 10x", "fresh, 10x"), ("warm start, 10x then 1x", "fresh, 10x then 1x")
     fast, back = (contrast(faster, *pair) for pair in pairs)
     if not fast.n:

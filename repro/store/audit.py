@@ -1,7 +1,7 @@
 """Checks of recorded results before, and after, they are published.
 
-`Store.read` asks whether a file is a sound record of the run it is named after.
-Published records also have to agree with each other and with the repository.
+`Store.read` checks that a file is a sound record of the run it is named after.
+Published records must also agree with each other and with the repository.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from repro.data import datasets, downloads
 from repro.store.files import Damaged
 from repro.store.records import Store, git, results_folder
 
-REWRITTEN = "rewritten.json"  # in the folder of results: commits as records name them, and as they landed
+REWRITTEN = "rewritten.json"  # in the folder of results: commits that records name -> what they became
 
 
 class Made(NamedTuple):
-    """Records of one kind: how many, from which day to which, in how many hours of training."""
+    """Records that were made alike, or one record: their number, first and last day, and training time."""
 
     device: str
     precision: str
     torch: str
     commit: str
-    data: str  # fingerprint of the images, or how many samples of them
+    data: str  # fingerprint of the images, or "N samples" if there are several
     records: int
     first: str
     last: str
@@ -36,7 +36,7 @@ class Made(NamedTuple):
 
 
 def folders(names: list[str]) -> list[Path]:
-    """Folders of records of the named profiles, of all that have one where none is named."""
+    """Folders of records of the named profiles, or all if none is named; `InputError` if one is missing."""
     there = sorted(path for path in results_folder().glob("*") if path.is_dir())
     if unknown := [name for name in names if name not in {path.name for path in there}]:
         found = ", ".join(path.name for path in there) or "none"
@@ -45,12 +45,12 @@ def folders(names: list[str]) -> list[Path]:
 
 
 def verify(folder: Path) -> tuple[list[Made], list[str]]:
-    """A row per sound record of a folder, and a line for all that is wrong with it.
+    """A row for each sound record of a folder, and a line for each problem found.
 
-    A record has to be a whole one of the run it is named after, with plausible
-    numbers, made by a commit of this repository (or one that was rewritten before
-    it landed, see `REWRITTEN`), from the images that every other record of the
-    data set was made from (those on this machine, if any).
+    A record must be complete and belong to the run it is named after, else it has no row.
+    Its numbers must be plausible, its commit one of this repository (or one that was
+    rewritten, see `REWRITTEN`; unchecked without the full history), and its images those
+    on this machine or, if there are none, those of the data set's other records.
     """
     store, rows, problems = Store(folder), [], []
     known = _commits()
@@ -87,7 +87,7 @@ def verify(folder: Path) -> tuple[list[Made], list[str]]:
 
 
 def summary(rows: Iterable[Made]) -> list[Made]:
-    """How many records each device, version and commit gave, in which days and training hours."""
+    """Combine rows of one record each that share device, precision, version of PyTorch and commit."""
     kinds: dict[tuple[str, ...], list[Made]] = {}
     for row in rows:
         kinds.setdefault(row[:4], []).append(row)
@@ -113,7 +113,7 @@ def _implausible(record: dict) -> list[str]:
 
 
 def _fingerprint(dataset: Dataset) -> str | None:
-    """That of the images, where they need no download."""
+    """Fingerprint of a data set's images; None if they are user-supplied or have to be downloaded."""
     if dataset.fingerprint or (
         dataset.name in downloads.SOURCES and not downloads.cache(dataset.name).exists()
     ):
@@ -122,12 +122,12 @@ def _fingerprint(dataset: Dataset) -> str | None:
 
 
 def _rewritten(results: Path) -> dict[str, str]:
-    """Names of commits as they landed, by those that they had when they made records."""
+    """What rewritten commits became in this repository, by their names in records; empty without a file."""
     path = results / REWRITTEN
     return json.loads(path.read_bytes()) if path.exists() else {}
 
 
 def _commits() -> set[str] | None:
-    """All commits of this repository; None where its history is not here, or cut off."""
+    """Names of all commits up to HEAD; None if there is no repository or its history is cut off (shallow)."""
     listed = git("rev-list", "HEAD")
     return set(listed.split()) if listed and git("rev-parse", "--is-shallow-repository") == "false" else None

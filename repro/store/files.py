@@ -1,8 +1,8 @@
-"""Files that are whole or not there, and what is done with those that are damaged.
+"""Writing of files that are either complete or absent, and handling of damaged ones.
 
-Content is written beside its place, put on the disk and only then given its
-name. What is stored in binary begins with a line that holds its name and its
-hash, so that a file cut, edited, or put in the place of another is found out.
+Content is written to a *partial* file beside its destination, flushed to the disk and
+only then given its name. A binary file is *sealed*: it begins with a line that holds
+its name and hash, which reveals that it was cut, edited or put in another's place.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import secrets
 import tempfile
 from pathlib import Path
 
-SEAL = b"repro-1"  # begins every sealed file; another number, another format
+SEAL = b"repro-1"  # begins every sealed file; the number is the version of the format
 PARTIAL = ".partial"
-ABANDONED = 600.0  # seconds after which a partial file has no writer any more
+ABANDONED = 600.0  # age in seconds from which a partial file is taken to have lost its writer
 
 
 class Damaged(Exception):
@@ -25,13 +25,13 @@ class Damaged(Exception):
 
 
 def create(path: Path, content: bytes) -> bool:
-    """Create `path` whole or not at all; False, and nothing changed, where it exists already."""
+    """Create `path` whole or not at all; return False, and change nothing, if it exists already."""
     partial = _partial(path, content)
     try:
-        os.link(partial, path)  # unlike a rename, fails where another worker was first
+        os.link(partial, path)  # unlike a rename, fails if another worker was first
     except FileExistsError:
         return False
-    except OSError:  # file systems without hard links say so in many ways: take the name, then fill it
+    except OSError:  # without hard links (errors vary): take the name, empty at first, then fill it
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
@@ -48,7 +48,7 @@ def create(path: Path, content: bytes) -> bool:
 
 
 def replace(path: Path, *contents: bytes | memoryview) -> None:
-    """Write `path`, its contents one after another; the file that was there stays until it is on the disk."""
+    """Write the contents, one after another, to `path`; an old file stays until they are on the disk."""
     partial = _partial(path, *contents)
     try:
         partial.replace(path)
@@ -59,7 +59,7 @@ def replace(path: Path, *contents: bytes | memoryview) -> None:
 
 
 def try_out(folder: Path) -> None:
-    """Do in this folder all that storing takes; raises `OSError` where the file system refuses any of it."""
+    """Make the folder and try there what storing needs; raises `OSError` if the file system refuses."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".trial.{secrets.token_hex(4)}{PARTIAL}"
     try:
@@ -70,7 +70,7 @@ def try_out(folder: Path) -> None:
 
 
 def _partial(path: Path, *contents: bytes | memoryview) -> Path:
-    """A new file beside `path`, on the disk; nothing where it cannot be written."""
+    """Write a new partial file beside `path` and flush it to the disk; on an error, nothing is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
@@ -80,14 +80,14 @@ def _partial(path: Path, *contents: bytes | memoryview) -> Path:
             os.fsync(file.fileno())
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # a full disk does not name the file
+        if isinstance(error, OSError):  # the error of a full disk does not name the file
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     return partial
 
 
 def _flush_folder(folder: Path) -> None:
-    """Put new names on the disk too; file systems that cannot do so keep them in their own way."""
+    """Flush the names of new files to the disk too, on file systems that can do so; others are left alone."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -97,7 +97,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def unsealed(path: Path) -> bytes:
-    """The content that the name of its file seals; raises `Damaged`, or `FileNotFoundError`."""
+    """The content of a sealed file; raises `Damaged` if its seal is wrong, `OSError` if it is unreadable."""
     head, newline, content = path.read_bytes().partition(b"\n")
     if head + newline == seal(path.stem, content):
         return content
@@ -110,14 +110,14 @@ def unsealed(path: Path) -> bytes:
 
 
 def seal(name: str, content: bytes | memoryview) -> bytes:
-    """The line before sealed content, which tells its name and its hash."""
+    """The line before sealed content: the format, the name, and the hash of name and content."""
     digest = hashlib.sha256(name.encode() + b"\n")
     digest.update(content)
     return b" ".join((SEAL, name.encode(), digest.hexdigest().encode())) + b"\n"
 
 
 def set_aside(path: Path) -> str:
-    """The name that a damaged file is given, none that is taken, so that its own is free again."""
+    """Rename a damaged file to a free name, `NAME.damaged`, `NAME.damaged2`, ..., and return that name."""
     for number in itertools.count(1):
         aside = path.with_name(f"{path.name}.damaged{number if number > 1 else ''}")
         if not os.path.lexists(aside):
@@ -128,7 +128,7 @@ def set_aside(path: Path) -> str:
 
 
 def sweep_partials(folder: Path) -> None:
-    """Delete what writers that were killed have left half-written."""
+    """Delete partial files that are older than `ABANDONED`, which killed writers have left behind."""
     for partial in folder.glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError):
             if time_here(folder) - partial.stat().st_mtime > ABANDONED:
@@ -136,6 +136,6 @@ def sweep_partials(folder: Path) -> None:
 
 
 def time_here(folder: Path) -> float:
-    """The time by the clock that stamps files of this folder, which may be another machine's."""
+    """The time now, in seconds, by the clock that stamps this folder's files: it may be another machine's."""
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.fstat(file.fileno()).st_mtime

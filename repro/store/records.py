@@ -1,8 +1,7 @@
 """The result store: one JSON file per finished run, written once, read without torch and pandas.
 
 A file is named by its run's id and holds the whole configuration, so it can be
-checked against its name. What is damaged or foreign is named and skipped, never
-used.
+checked against its name. A damaged or foreign file is never used: a message names it.
 """
 
 from __future__ import annotations
@@ -28,35 +27,35 @@ SCHEMA = 1
 NOT_THERE = (FileNotFoundError, NotADirectoryError)
 CURVES = ("train_loss", "train_accuracy", "test_accuracy")
 COPIED = ("seconds", "device", "precision", "data")  # `repro.analysis.tables` copies these into its rows
-TRIES = 3  # at giving a record its name, where something damaged has that
+TRIES = 3  # attempts to write a record whose name a damaged file has
 ROOT = Path(repro.__file__).resolve().parent.parent
 
 
 def results_folder() -> Path:
-    """Where records live: `REPRO_RESULTS`, or `results/` of the checkout (of here, once installed)."""
+    """Folder of results: `REPRO_RESULTS`, or `results/` of the checkout, else of the working directory."""
     if named := os.environ.get("REPRO_RESULTS"):
         return given(named)
     return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "results"
 
 
 def commit() -> str | None:
-    """`REPRO_COMMIT` where that is set, else the commit that this process found first."""
+    """The commit that records name: `REPRO_COMMIT` if set, else `head()`."""
     return os.environ.get("REPRO_COMMIT") or head()
 
 
 @functools.cache
 def head() -> str | None:
-    """Commit of the code, `+` appended where `repro/` differs from it.
+    """Commit of the code at the first call, `+` appended if `repro/` differs from it.
 
-    None where no repository has this code: it may be installed within another project's.
+    None if the code is in no repository, or installed within another project's.
     """
     found = git("rev-parse", "HEAD")
     return found and found + ("+" if git("status", "--porcelain", "repro") else "")
 
 
 def git(*command: str) -> str | None:
-    """What git says in the repository of this code; None where there is none, or no git."""
-    # Hooks of git name another repository.
+    """Output of a git command in the repository of this code; None if there is none, or on an error."""
+    # Git sets GIT_* variables in hooks, which may name another repository.
     own = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}
 
     def said(*words: str) -> str:
@@ -77,16 +76,16 @@ def _checksum(record: dict) -> str:
 
 
 def _text(record: dict) -> str:
-    """JSON with one line a value, and lists of numbers on one line each."""
+    """The record as JSON, one value per line, but each list of numbers on one line."""
     text = json.dumps(record, indent=1, allow_nan=False)
     return re.sub(r"\[[-\d\s.,eEnul+]+\]", lambda m: re.sub(r"\n\s*", " ", m[0]), text) + "\n"
 
 
 @functools.cache
 def names_of(fingerprint: str, folder: Path) -> tuple[str, ...]:
-    """Names that images of one's own have in the records of a folder.
+    """Names that user-supplied images with this fingerprint have in the records of a folder.
 
-    Before they all had one name, their file's was part of the id.
+    Newer records all have the same name; in older ones it is the file's, and part of the run's id.
     """
     written, names = f'"fingerprint": "{fingerprint}"'.encode(), set()
     for path in Store(folder).files():
@@ -110,24 +109,24 @@ class Store:
         return self.folder / f"{run_id}.json"
 
     def snapshot(self, run_id: str) -> Path:
-        """Where the network in which a run ended lies, for others to start from."""
+        """Path of the network at the end of a run, from which other runs start."""
         return self.folder / ".snapshots" / f"{run_id}.pt"
 
     def checkpoint(self, part_id: str) -> Path:
-        """Where a population in training lies, to go on from."""
+        """Path of the state of a population in training, from which an interrupted training resumes."""
         return self.folder / ".checkpoints" / f"{part_id}.pt"
 
     @property
     def leases(self) -> Path:
-        """Where processes say what they train."""
+        """Folder of the leases: files by which processes claim what they train."""
         return self.folder / ".leases"
 
     def ids(self) -> set[str]:
-        """Ids that have a file, sound or not; what is no file, such as a link to nowhere, does not count."""
+        """Ids of runs that have a record file, sound or not; a dangling link, for example, does not count."""
         return {path.stem for path in self.files()}
 
     def stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, time and size of each record: other ones, once a record is added or changed."""
+        """Name, time of change (ns) and size (bytes) of each record, to tell whether any has changed."""
         found = ((path.name, path.stat()) for path in sorted(self.files()))
         return tuple((name, status.st_mtime_ns, status.st_size) for name, status in found)
 
@@ -136,7 +135,10 @@ class Store:
         return [path for path in self.folder.glob("[0-9a-f]*.json") if path.is_file()]
 
     def write(self, run: Run, **content: object) -> bool:
-        """Record a finished run; False where a sound record was there before, which then stands."""
+        """Record a finished run; return False, and keep the old record, if it is already `recorded`.
+
+        A damaged record is set aside with a warning. Raises `OSError` if the new one cannot be written.
+        """
         record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}
         record["checksum"] = _checksum(record)
         text, path = _text(record).encode(), self.path(record["id"])
@@ -149,7 +151,7 @@ class Store:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
     def difference(self, run: Run, diverged: int | None, curves: list[dict]) -> str | None:
-        """How a second training of a recorded run came out differently, in a line, or None."""
+        """A line on where the results of a second training first differ from the run's record, or None."""
         first = self.read(run_id(run))
         if (first["diverged"], first["curves"]) == (diverged, curves):
             return None
@@ -166,7 +168,7 @@ class Store:
         )
 
     def trouble(self, run_id: str) -> Damaged | OSError | None:
-        """Why a run's record cannot be used, one of `NOT_THERE` where there is none; None where it can."""
+        """The error on reading a run's record, one of `NOT_THERE` if there is none; None if it is sound."""
         try:
             self.read(run_id)
         except (Damaged, OSError) as error:
@@ -174,23 +176,25 @@ class Store:
         return None
 
     def recorded(self, run_id: str) -> bool:
-        """Whether a run has a record that is sound, or that this user cannot read: nobody says it is not."""
+        """Whether a run has a record that is sound, or that this user cannot read, as it may be sound."""
         return not isinstance(self.trouble(run_id), (Damaged, *NOT_THERE))
 
     def unreadable(self, run_ids: Iterable[str]) -> list[str]:
-        """A line for each of these runs whose record is there and cannot be read."""
+        """A line for each of these runs whose record exists but cannot be read by this user."""
         found = ((name, self.trouble(name)) for name in run_ids if self.recorded(name))
         return [f"run {name}: {self.path(name)}: {error.strerror}" for name, error in found if error]
 
     def set_damaged_aside(self, run_ids: Iterable[str]) -> None:
-        """Rename those records of these runs that are damaged, with a warning for each."""
+        """Rename the damaged records among those of these runs, with a warning for each."""
         for name in run_ids:
             if isinstance(damage := self.trouble(name), Damaged):
                 warnings.warn(f"{damage}; set aside as {set_aside(self.path(name))}", stacklevel=2)
 
     def read(self, run_id: str) -> dict:
-        """The record of a run; raises `Damaged` where it is unsound, `FileNotFoundError` where there is none,
-        and another `OSError` where this user cannot read it.
+        """The record of a run; it is cached and shared, so callers must not change it.
+
+        Raises `Damaged` if it is unsound, one of `NOT_THERE` if there is none, and another `OSError`
+        if this user cannot read it.
         """
         path = self.path(run_id)
         try:
@@ -204,7 +208,7 @@ class Store:
         return _read(path, (found.st_mtime_ns, found.st_size, found.st_ino))
 
     def load(self, run_ids: Iterable[str]) -> dict[str, dict]:
-        """Sound records among these, by id; a damaged one is named in a warning and left out."""
+        """Sound records of these runs, by id; warns of damaged or unreadable ones, and omits missing ones."""
         found = {}
         for name in dict.fromkeys(run_ids):
             try:
@@ -219,7 +223,10 @@ class Store:
 
 @functools.lru_cache(maxsize=1024)
 def _read(path: Path, stamp: object) -> dict:
-    """The record in a file as it was at `stamp`: a chapter asks for the same ones many times."""
+    """The checked record in a file, cached, as a chapter asks for the same ones many times.
+
+    `stamp` is only a part of the cache's key, so that a changed file is read again.
+    """
     try:
         record = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -230,7 +237,7 @@ def _read(path: Path, stamp: object) -> dict:
 
 
 def defect(record: object, name: str) -> str | None:
-    """What is wrong with a record that should be of run `name`, or None."""
+    """What is wrong with a record that should be that of the run with id `name`; None if it is sound."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         return f"not a record of schema {SCHEMA}"
     if record.get("checksum") != _checksum(record):

@@ -1,4 +1,4 @@
-"""How fast this machine trains, by training for a few seconds as a sweep would."""
+"""Measures how fast this machine trains, by a few seconds of training in each slot (process) of a sweep."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from repro.sweep import layouts, leases, machine, plans, trainer
 from repro.sweep.messages import End, Ended, Speed, Trial
 from repro.sweep.processes import Child, Children
 
-SECONDS = 2.0  # a measurement takes so long at least
-STEPS, GPU_STEPS = 4, 64  # in an epoch of a measurement; a GPU replays them
+SECONDS = 2.0  # least duration of a measurement
+STEPS, GPU_STEPS = 4, 64  # in an epoch of a measurement, on a CPU and on a GPU
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How a sweep trains here."""
+    """What a sweep trains with on this machine."""
 
     device: str
     precision: str
@@ -32,7 +32,7 @@ class Engine:
     threads: int  # in each of them
 
     def children(self) -> contextlib.closing[Children]:
-        """The processes of a sweep, until the block ends."""
+        """Start the processes of a sweep; they end with the block."""
         gpus = range(self.slots) if self.device == "cuda" else [None] * self.slots
         return contextlib.closing(Children(Child(self.threads, gpu) for gpu in gpus))
 
@@ -41,7 +41,7 @@ class Engine:
 
 
 def engine() -> Engine:
-    """A process of one thread for each GPU, or for each core, as a sweep has them, where one can train."""
+    """A process of one thread for each GPU, else for each core; `InputError` if this system cannot train."""
     leases.check()
     gpus = machine.gpus("auto")
     device = "cuda" if gpus else "cpu"
@@ -49,9 +49,9 @@ def engine() -> Engine:
 
 
 def speed(children: Children, trial: Trial) -> Speed | None:
-    """What a trial reaches in all slots at the same time; None where memory is too small.
+    """Run a trial in all slots at once; None if memory is too small in any of them, or its process died.
 
-    Raises `InputError` where its runs cannot be trained at all.
+    Raises `InputError` if training fails for another reason.
     """
     for _ in range(children.slots):
         children.start(trial)
@@ -67,7 +67,7 @@ def speed(children: Children, trial: Trial) -> Speed | None:
 
 
 def noise(folder: str, images: int) -> Dataset:
-    """A data set of so many images of noise, as large as those of CIFAR-10."""
+    """Save `images` images of noise, 32 x 32 in colour and in 10 classes, in `folder`, as a data set."""
     random, path = np.random.default_rng(0), f"{folder}/noise{images}.npz"
     x = random.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     y = np.arange(images) % 10
@@ -77,23 +77,24 @@ def noise(folder: str, images: int) -> Dataset:
 
 
 def seconds_per_step(runs: list[Run], store: Store, seconds: float = SECONDS) -> Callable[[Run], float]:
-    """Seconds of a slot for a step of one of these runs, and for its share of the tests after each epoch.
+    """Measure the seconds that a slot needs for a step of one network of a run, as a function of the run.
 
-    Each measurement takes so many seconds, in populations as a sweep of this store trains them.
+    They include a step's share of the tests after each epoch. Each shape is measured for at least `seconds`,
+    in the populations in which a sweep of this store trains. Raises `InputError` if memory is too small.
     """
-    made, found = engine(), {}  # by shape, seconds of a training image and of a test image
+    made, found = engine(), {}  # by shape, seconds for a training image and for a test image
     layout_of = layouts.fitted(plans.plan(runs), store)[1] if made.device == "cuda" else layouts.on_cpu
     with tempfile.TemporaryDirectory() as folder, made.children() as children:
         for key, run in {layouts.shape(run): run for run in runs}.items():
             dataset = run.dataset
-            if dataset.name in downloads.SOURCES:  # no download for this
+            if dataset.name in downloads.SOURCES:  # noise takes as long, and needs no download
                 steps = GPU_STEPS if made.device == "cuda" else STEPS
                 dataset = noise(folder, steps * run.batch_size)
             one = dataclasses.replace(run, dataset=dataset, stages=(Stage(1),), probes=())
             layout = layout_of(run)
             size, best = 2 * layout.population, None
             while best is None and size > 1:
-                size = -(-size // 2)  # from the second time on, as a sweep does where memory is short
+                size = -(-size // 2)  # first the whole population, then halves, as in a sweep
                 alike = [dataclasses.replace(one, init_seed=seed) for seed in range(size)]
                 trial = made.trial(alike, seconds, grouped=layout.grouped, compiled=layout.compiled)
                 best = speed(children, trial)

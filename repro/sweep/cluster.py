@@ -1,8 +1,9 @@
-"""Runs a plan on a Dask cluster: the same children, one for each thread of its workers.
+"""Runs a plan on a Dask cluster: each thread of a worker has a child, the process that trains its jobs.
 
-Dask brings jobs to machines and notices those that are gone. All else is as on
-one machine: a child trains a part whose leases it got, records go to the store,
-which all machines must share, and whatever is trained twice counts once.
+Dask brings jobs to machines and notices if a machine is lost. All else is as on
+one machine: a child trains runs only while it holds their leases, and writes
+records to the store, which all machines must share. A run that is trained twice
+is recorded once.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 10.0  # seconds to wait for a scheduler to answer
-JOBS = 8  # SLURM runs so many at once
+JOBS = 8  # of SLURM at a time, if `--jobs` does not say
 
-_own = threading.local()  # on a worker, the child of each of its threads
-_numbers = itertools.count()  # on a worker, those of these threads
-_stopping: set[str] = set()  # on a worker, the sweeps that were asked to stop
+_own = threading.local()  # on a worker, each thread's child
+_numbers = itertools.count()  # on a worker, numbers for its threads, which share out the GPUs
+_stopping: set[str] = set()  # on a worker, tokens of the sweeps that were asked to stop
 
 
 def place(on: str, jobs: int | None = None) -> Place:
-    """The cluster that `--on` names: `slurm`, or the address of a scheduler; refuses what is neither."""
+    """The cluster that `--on` names, `slurm` or a scheduler's address; raises `InputError` for all else."""
     if on != "slurm" and not on.startswith(("tcp://", "tls://")):
         raise InputError(f"--on takes slurm or an address such as tcp://localhost:8786, not {on!r}")
     return lambda stopping: connected(on, jobs)
@@ -51,9 +52,9 @@ def place(on: str, jobs: int | None = None) -> Place:
 
 @contextlib.contextmanager
 def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
-    """The cluster, while the block lasts."""
+    """Connect to the cluster while the block lasts; raises `InputError` if that is not possible."""
     try:
-        import distributed  # Dask, which need not be installed
+        import distributed  # Dask is optional
     except ImportError:
         raise InputError('--on needs Dask: pip install "repro[cluster]"') from None
     with contextlib.ExitStack() as stack:
@@ -72,25 +73,26 @@ def connected(on: str, jobs: int | None = None) -> Iterator[Cluster]:
 def _slurm():
     """A scheduler in this process whose workers are jobs of SLURM, one task each, over TLS.
 
-    Dask's own configuration (`jobqueue.slurm`) says queue, account, walltime,
-    cores and memory of a job, and what GPU it asks for.
+    Dask's own configuration (`jobqueue.slurm`) sets the queue, account, walltime,
+    cores, memory and GPU of a job. Raises `InputError` if SLURM is missing or
+    refuses such a job.
     """
     if not shutil.which("sbatch"):
         raise InputError("there is no sbatch here: --on slurm is for a machine that submits to SLURM")
-    import dask  # which need not be installed, like all that comes with it
+    import dask  # not at the top, because Dask is optional
     from distributed import Security
 
     before = signal.getsignal(signal.SIGINT)
     from dask_jobqueue import SLURMCluster
 
-    signal.signal(signal.SIGINT, before)  # that import has let an interrupt end this process, with status 0
+    signal.signal(signal.SIGINT, before)  # the import had made an interrupt end this process, with status 0
 
     folder = results_folder() / ".dask"  # certificates and logs, where all machines see them
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     setting = dask.config.get("jobqueue.slurm", {})
     paths = f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}"
     cluster = SLURMCluster(
-        cores=1,  # a thread, so one child, in each worker
+        cores=1,  # one thread in each worker, so one child
         processes=1,
         job_cpu=setting.get("job-cpu") or setting.get("cores") or 4,
         memory=setting.get("memory") or "16GB",
@@ -99,12 +101,12 @@ def _slurm():
         shared_temp_directory=str(folder),
         log_directory=setting.get("log-directory") or str(folder),
         scheduler_options={"dashboard_address": "127.0.0.1:0"},
-        # The child's memory is not the worker's to limit.
+        # Dask sets no limit: the memory is taken by the child, not by the worker.
         worker_extra_args=["--memory-limit", "0", "--dashboard-address", "127.0.0.1:0"],
         job_script_prologue=[paths, *(setting.get("job-script-prologue") or ())],
         python=sys.executable,
     )
-    # Adapting hides refusals.
+    # `adapt`, called next, would not show that SLURM refuses a job.
     asked = subprocess.run(
         ["sbatch", "--test-only"], input=cluster.job_script(), capture_output=True, text=True
     )
@@ -116,7 +118,7 @@ def _slurm():
 
 
 class Cluster:
-    """The workers of a cluster, however many there are at a time."""
+    """The workers of a cluster, whose number may change; Dask queues any number of jobs for them."""
 
     slots = math.inf
 
@@ -132,7 +134,7 @@ class Cluster:
     def listen(self, hear: Report) -> Iterator[tuple[Job, Ended]]:
         time.sleep(BEAT)
         done = [future for future in self.futures if future.done()]
-        while not self.news.empty():  # what a job told before it was done is there by now
+        while not self.news.empty():  # what the jobs in `done` have sent is there by now
             hear(self.news.get())
         for future in done:
             lost = Ended(End.KILLED, f"its worker was lost ({future.status})")
@@ -140,7 +142,7 @@ class Cluster:
         if gone := self.client.status not in ("running", "connecting"):
             warnings.warn("the scheduler is gone", stacklevel=1)
             self.slots = 0
-        if not self.slots:  # what is not in training yet need not begin
+        if not self.slots:  # jobs that no worker has begun need not begin
             begun = {} if gone else self.client.processing()
             keys = set(itertools.chain(*begun.values()))
             for future in [future for future in self.futures if future.key not in keys]:
@@ -152,12 +154,12 @@ class Cluster:
 
 
 def stop(token: str) -> None:
-    """On a worker: let the children of a sweep stop at the end of an epoch."""
+    """On a worker: have the children of the sweep with this token stop at the end of their epoch."""
     _stopping.add(token)
 
 
 def train(job: Job, token: str) -> Ended:
-    """On a worker: how the training of a job ended in this thread's child."""
+    """On a worker: train a job of the sweep with this token in this thread's child; returns how it ended."""
     from distributed import get_worker
 
     worker, leases = get_worker(), Store(Path(job.folder)).leases
@@ -167,7 +169,7 @@ def train(job: Job, token: str) -> Ended:
         return Ended(End.LACKING, f"{job.folder} is not there on {worker.address}: workers must share it")
     if not hasattr(_own, "children"):
         number, threads = next(_numbers), worker.state.nthreads
-        # The child of a thread that is alone finds the first GPU by itself.
+        # The child of a worker's only thread takes the first GPU without being told.
         gpus = machine.gpus("auto") if threads > 1 and job.device != "cpu" else 0
         child = Child(max(1, machine.cores() // threads), number % gpus if gpus else None)
         _own.children = Children([child])

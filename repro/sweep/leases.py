@@ -1,15 +1,15 @@
-"""Leases: files in the store which say what is in training, so that nobody on any machine trains it too.
+"""Leases: files in the store that say which runs are in training, so that no other process trains them.
 
-A lease is a file created only where there is none. Its holder keeps it locked
-and touches it every few seconds. Where the holder ran on this machine, its lock
-tells at once that it is gone; elsewhere the age of the file does. Ages are
-differences of times that one file system gave, so that clocks need not agree.
-Two holders at once, after a machine slept, cost time but no result: records
-are written once, and a second one is compared.
+A lease is a file that is created only if it does not exist. Its holder keeps it
+locked and touches it every few seconds. If the holder ran on this machine, a free
+lock shows at once that it is gone; otherwise the age of the file does. Ages are
+differences of times that one file system gave, so the machines' clocks need not
+agree. After a machine slept, a lease can have two holders. That costs time but no
+result: a record is written once, and a second one is only compared with it.
 
 filelock's SoftFileLease (4.2) is no substitute: it never takes over a lease on
-NFS and the like, which cannot exchange two names in one step, nor one that is
-empty, as a kill or a power failure can leave it. That run would never be trained.
+file systems such as NFS, which cannot exchange two names in one step, nor an empty
+one, as a kill or a power failure can leave it. That run would never be trained.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from repro.store.files import time_here
 
 try:
     import fcntl
-except ImportError:  # Windows: records can be read there, and no run be trained
+except ImportError:  # Windows: there records can be read, but no run can be trained
     fcntl = None
 
 BEAT = 15.0  # seconds between touches
@@ -34,17 +34,17 @@ EXPIRY = 180.0  # seconds without a touch after which a holder on another machin
 
 
 class Busy(Exception):
-    """Another process holds one of the leases; the message says which."""
+    """Another process holds one of the leases; the message names that process."""
 
 
 def machine() -> str:
-    """A name of this machine since it was started; containers that share a kernel differ by host name."""
+    """A name of this machine, new after each boot; containers that share a kernel differ by host name."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{platform.node()} {boot.read_text('utf-8').strip() if boot.exists() else '-'}"
 
 
 def check() -> None:
-    """Raise `InputError` where this system cannot train."""
+    """Raise `InputError` if this system cannot train because it has no file locks."""
     if fcntl is None:
         raise InputError(
             "training needs locks of files (fcntl), as Linux, macOS and WSL have them; here only what "
@@ -56,14 +56,14 @@ def check() -> None:
 def held(folder: Path, names: Iterable[str], beat: float = BEAT) -> Iterator[None]:
     """Hold the leases of all these names for the length of the block, or raise `Busy` and hold none.
 
-    They are touched every `beat` seconds.
+    A thread touches the lease files every `beat` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handles: dict[Path, int] = {}
     done = threading.Event()
     beating = threading.Thread(target=_beat, args=(handles, done, beat), daemon=True)
     try:
-        for name in sorted(set(names)):  # in one order everywhere: one of two that compete gets them all
+        for name in sorted(set(names)):  # the same order everywhere: one of two competitors gets all
             handles[folder / name] = _take(folder / name)
         beating.start()
         yield
@@ -91,7 +91,7 @@ def _take(path: Path) -> int:
         except FileExistsError:
             _clear(path)
             continue
-        with contextlib.suppress(OSError):  # no locks, or no room: its age must do
+        with contextlib.suppress(OSError):  # no locks, or no disk space: its age must do
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.write(handle, f"{machine()} {os.getpid()}".encode())
         return handle
@@ -99,7 +99,7 @@ def _take(path: Path) -> int:
 
 
 def _clear(path: Path) -> None:
-    """Remove the lease of a dead holder; raises `Busy` where it may be alive."""
+    """Remove the lease of a dead holder; raises `Busy` if the holder may be alive."""
     try:
         handle = _open(path)
     except FileNotFoundError:  # it was released just now
@@ -108,9 +108,9 @@ def _clear(path: Path) -> None:
         return
     try:
         holder, gone = "", False
-        with contextlib.suppress(OSError):  # another user's, perhaps not to be read: its age must do
+        with contextlib.suppress(OSError):  # locked, or unreadable: its age must do
             holder = os.read(handle, 200).decode(errors="replace")
-            # Only one of those that find it abandoned gets this lock, and may remove the file.
+            # Before it expires, only the one process that gets this lock may remove an abandoned lease.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             gone = holder.startswith(machine() + " ")
         if not gone and time_here(path.parent) - os.fstat(handle).st_mtime <= EXPIRY:
@@ -123,7 +123,7 @@ def _clear(path: Path) -> None:
 
 
 def _open(path: Path) -> int:
-    """A handle of a lease, as far as this user may: to write, to read, or only to look at its age."""
+    """Open a lease with the most access this user has: to write, to read, or only to look at its age."""
     for flags in (os.O_RDWR, os.O_RDONLY):
         with contextlib.suppress(PermissionError):
             return os.open(path, flags)

@@ -1,4 +1,4 @@
-"""What of this machine this process may use: cores, memory and GPUs."""
+"""The cores, memory and GPUs of this machine that this process may use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from repro.config import InputError, check_engine
 
-# By these an OpenMP library binds its threads to cores, each process to the same ones.
+# Environment variables that make OpenMP bind threads to cores, in every process to the same cores.
 BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 
@@ -23,12 +23,12 @@ _AT_START = _affinity()
 
 
 def allowed() -> set[int]:
-    """Numbers of the cores on which this process may run, as before OpenMP bound its first thread."""
+    """Numbers of the cores on which this process may run, whatever OpenMP bound its first thread to."""
     return _AT_START if os.environ.keys() & set(BINDING) else _affinity()
 
 
 def cores(root: Path = Path("/")) -> int:
-    """How many cores this process may use, by its affinity, the quotas of its control groups, and SLURM."""
+    """Number of cores that this process may use: the least of its affinity, control groups and SLURM."""
     found = [len(allowed())]
     if (granted := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():  # not every SLURM enforces it
         found.append(int(granted))
@@ -41,7 +41,7 @@ def cores(root: Path = Path("/")) -> int:
 
 
 def memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this process may use: those of the machine, or what its control groups allow."""
+    """Bytes of memory that this process may use: all of the machine's, or what its control groups allow."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for group in _control_groups("memory", root):
         found += _numbers(group / "memory.max") + _numbers(group / "memory.limit_in_bytes")
@@ -49,9 +49,9 @@ def memory(root: Path = Path("/")) -> int:
 
 
 def _control_groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the groups that this process is in, from the top down, of cgroups in version 1 or 2.
+    """Folders of the control groups (version 1 or 2) that this process is in, from the top down.
 
-    A container may see its own group as the top one, whatever the kernel calls it.
+    Some may not exist: a container may see its own group as the top one, whatever the kernel calls it.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -68,7 +68,7 @@ def _control_groups(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _numbers(file: Path) -> list[int]:
-    """The whole numbers in a file of limits; none where it cannot be read, or sets no limit (`max`)."""
+    """The whole numbers in a file of limits; empty if it cannot be read or sets no limit (`max`)."""
     try:
         return [int(word) for word in file.read_text(encoding="utf-8").split()]
     except (OSError, ValueError):
@@ -76,10 +76,10 @@ def _numbers(file: Path) -> list[int]:
 
 
 def gpus(device: str) -> int:
-    """GPUs to use of this machine; raises `InputError` where one is asked for and there is none.
+    """Number of GPUs to use, 0 for `cpu`; raises `InputError` if `cuda` is asked for and there is none.
 
-    Where no driver is installed there is none, and PyTorch, which would know but
-    takes seconds and half a gigabyte, is left to the processes that train.
+    PyTorch, which takes seconds and half a gigabyte, is imported only if a driver is
+    installed or `cuda` is asked for; otherwise only the processes that train import it.
     """
     check_engine(device, "auto")
     if device == "cpu":
@@ -98,6 +98,6 @@ def gpus(device: str) -> int:
 
 
 def visible_gpu(place: int) -> str:
-    """The name, a number or a UUID, of the GPU that is at this place among those that may be used."""
+    """The name (a number or a UUID) of the GPU at this place among those that this process may use."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     return names[place] if names != [""] else str(place)

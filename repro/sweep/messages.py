@@ -15,10 +15,10 @@ class Job:
     """What a process needs to know to train a part of a group."""
 
     part: Part
-    needed: frozenset[str]  # ids of its runs of which something is lacking
+    needed: frozenset[str]  # ids of its runs whose record or network is missing
     wanted: frozenset[str]  # ids of runs to record
-    parents: frozenset[str]  # ids of runs whose network to keep
-    folder: str  # where the store is
+    parents: frozenset[str]  # ids of the group's runs whose final network to keep
+    folder: str  # of the store
     device: str
     precision: str
     layout: Layout
@@ -26,7 +26,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Runs to train together for some seconds, only to know how fast they are."""
+    """Runs to train together for some seconds, only to measure their speed."""
 
     runs: tuple[Run, ...]
     device: str
@@ -38,18 +38,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Speed:
-    """What populations of one shape reached, one in each slot."""
+    """The speed of populations of one shape that train at the same time, one in each slot."""
 
     rate: float  # training images a second, of all members in all slots
-    memory: float  # GiB that a slot took at most so far
+    memory: float  # GiB, the most that a slot's process has taken so far
     evaluation: float  # seconds to test one member on one image
 
 
 @dataclass(frozen=True)
 class EpochDone:
-    steps: int  # optimiser steps of the networks that train together, added up
-    epoch: str  # the number of the epoch and of how many, such as 3/10
-    accuracy: float  # mean train accuracy of these networks, fraction
+    steps: int  # optimiser steps in this epoch of all networks in the population
+    epoch: str  # epochs done and the last stage's total, such as 3/10
+    accuracy: float  # mean train accuracy of these networks, a fraction
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class End(Enum):
     """How a job or a trial ended."""
 
     DONE = auto()
-    FAILED = auto()  # it cannot be done
-    STOPPED = auto()  # it was told to; a checkpoint is left
-    BUSY = auto()  # another process trains some of its runs
-    LACKING = auto()  # a network that it starts from is not there
+    FAILED = auto()  # it is not to be tried again
+    STOPPED = auto()  # it was told to; if it had begun, a checkpoint is left
+    BUSY = auto()  # another process trains runs of its group
+    LACKING = auto()  # a network that it starts from, or the store, is not there
     KILLED = auto()  # its process died
-    SPLIT = auto()  # so many networks do not train together
+    SPLIT = auto()  # it failed with this many networks; fewer may train together
 
 
-# With these its process ends, too: after an error a GPU may do nothing right in it.
+# After these the child process ends, too: an error may have left its GPU unusable in that process.
 LAST = frozenset({End.FAILED, End.STOPPED, End.KILLED, End.SPLIT})
 
 
@@ -81,5 +81,5 @@ LAST = frozenset({End.FAILED, End.STOPPED, End.KILLED, End.SPLIT})
 class Ended:
     end: End
     said: str = ""  # why it failed, who trains its runs, what is lacking, or how its process died
-    size: int = 0  # how many networks to train at once, where it is to be split
+    size: int = 0  # how many networks to train at once, if it is to be split
     speed: Speed | None = None  # what a trial found

@@ -1,8 +1,8 @@
 """Which runs are missing, and how they train together.
 
-Planning needs neither torch nor data. It looks at all runs asked for, recorded
-or not, so that an interrupted sweep goes on in the very populations it began
-with, and gives the results it would have given.
+Planning needs neither PyTorch nor the images of a named data set. It looks at all
+runs asked for, recorded or not, so that an interrupted sweep goes on in the same
+populations, and gives the results that it would have given without a break.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from repro.data import datasets
 from repro.data.datasets import steps_per_epoch
 from repro.store.records import Store
 
-CACHED = 2**20  # numbers in a layer of a population; with more of them a core slows down
+CACHED = 2**20  # numbers in a layer's output for a population; with more, a core slows down
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Runs that are one training: they differ in the epochs of the last stage, or in what is probed."""
+    """Runs that one training serves: they differ only in the epochs of the last stage or in their probes."""
 
-    runs: tuple[Run, ...]  # by epochs
+    runs: tuple[Run, ...]  # fewest epochs first
 
     @property
     def longest(self) -> Run:
@@ -49,7 +49,7 @@ class Group:
 
     @functools.cached_property
     def id(self) -> str:
-        """The hash of its runs."""
+        """A hash of the ids of its runs."""
         names = ",".join(run.id for run in self.runs)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
@@ -59,7 +59,7 @@ class Group:
 
     @functools.cached_property
     def starts(self) -> frozenset[str]:
-        """Ids of the runs whose last network is where a trajectory starts."""
+        """Ids of the runs from whose final networks its trajectories start."""
         parents = (t.longest.parent for t in self.trajectories)
         return frozenset(run.id for run in parents if run is not None)
 
@@ -68,7 +68,7 @@ class Group:
         return sum(t.steps for t in self.trajectories)
 
     def part(self, mask: int) -> Part:
-        """The trajectories at the places where the mask has a bit, the first place being the lowest bit."""
+        """The trajectories whose bits are set in `mask`; the lowest bit stands for the first one."""
         return Part(tuple(t for i, t in enumerate(self.trajectories) if mask >> i & 1), self)
 
 
@@ -80,20 +80,20 @@ class Part(Group):
 
     @functools.cached_property
     def id(self) -> str:
-        """The id of the planned group, and which of its trajectories these are; it names a checkpoint."""
+        """The planned group's id and the mask of these trajectories in it; it names a checkpoint."""
         chosen = set(self.trajectories)
         mask = sum(1 << i for i, t in enumerate(self.whole.trajectories) if t in chosen)
         return f"{self.whole.id}-{mask:x}"
 
     def pieces(self, size: int) -> list[Part]:
-        """Parts of the same planned group, of so many trajectories each."""
+        """Its trajectories in parts of at most `size`, all of the same planned group."""
         starts = range(0, len(self.trajectories), size)
         return [Part(self.trajectories[i : i + size], self.whole) for i in starts]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A population, as one grouped network or as networks side by side."""
+    """The size of a population, and whether it is one grouped network or networks side by side."""
 
     population: int
     grouped: bool
@@ -102,46 +102,46 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a set of runs takes: groups in an order that trains parents first."""
+    """All training that a set of runs takes: groups in an order that trains parents first."""
 
     wanted: dict[str, Run]
-    parents: frozenset[str]  # ids of runs whose end is the start of others
+    parents: frozenset[str]  # ids of runs whose final networks others start from
     groups: tuple[Group, ...]
 
     @property
     def epochs(self) -> int:
-        """Epochs to train with shared stages trained once."""
+        """Epochs to train if shared stages are trained once."""
         return sum(t.longest.stages[-1].epochs for group in self.groups for t in group.trajectories)
 
     @property
     def epochs_alone(self) -> int:
-        """Epochs to train with every run trained from its first stage by itself."""
+        """Epochs to train if every run is trained by itself from its first stage on."""
         return sum(stage.epochs for run in self.wanted.values() for stage in run.stages)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of single networks, with sharing."""
+        """Optimiser steps, added up over networks, if shared stages are trained once."""
         return sum(group.steps for group in self.groups)
 
 
 def population_size(run: Run) -> int:
-    """How many networks of this shape train together on a core, as `benchmarks/NOTES.md` has measured it.
+    """How many networks of this shape train together on a core, as measured in `benchmarks/NOTES.md`.
 
-    Small ones leave it idle, large ones crowd its cache; those of one's own are no group.
+    Too few small ones leave the core idle, too many large ones overflow its cache; custom ones train alone.
     """
     if run.model.code is not None:
         return 1
-    activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # in a layer of module 1
+    activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # of a layer in module 1
     return max(1, min(64 // run.model.width, CACHED // activations))
 
 
 def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> Plan:
-    """Group runs into trajectories and those into groups of a size; shared pretraining appears once.
+    """Collect runs in trajectories, and those in groups of at most `size`; shared stages appear once.
 
-    Runs asked for first come first.
+    Groups that the first runs need come first.
     """
     wanted = {run.id: run for run in runs}
-    rank: dict[str, int] = {}  # the place of the first wanted run that a run serves
+    rank: dict[str, int] = {}  # the position of the first wanted run that needs a run
     needed: dict[str, Run] = {}
     parents = set()
     for position, run in enumerate(wanted.values()):
@@ -156,7 +156,7 @@ def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> P
     families = defaultdict(list)
     for run in needed.values():
         unmeasured = dataclasses.replace(run, probes=())
-        # Probes take longer than training, and are worth less: what is measured is trained by itself.
+        # Probes take longer than training and are worth less: runs with probes have their own trajectories.
         begun = with_epochs(unmeasured, 1) if run.stages[-1].prefixed else unmeasured
         families[begun, bool(run.probes)].append(run)
     shapes = defaultdict(list)
@@ -193,10 +193,10 @@ def _parents_first(groups: list[Group]) -> list[Group]:
 
 
 def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
-    """What trajectories of one population have in common, their place in the order of training first.
+    """A key that is equal for trajectories that may train in one population.
 
-    Those that nothing starts from may mix fresh and pretrained networks: they
-    train after all others, so no two groups can wait for each other.
+    Parents are grouped by their number of stages, so that no two groups can wait for each other.
+    Trajectories from which nothing starts may mix fresh and pretrained networks: no group waits for them.
     """
     run = trajectory.longest
     stage = run.stages[-1]
@@ -208,22 +208,22 @@ def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
 
 
 def with_epochs(run: Run, epochs: int) -> Run:
-    """The run that ends after so many epochs of its last stage."""
+    """The same run with `epochs` epochs in its last stage."""
     last = dataclasses.replace(run.stages[-1], epochs=epochs)
     return dataclasses.replace(run, stages=(*run.stages[:-1], last))
 
 
 def missing(plan: Plan, store: Store) -> set[str]:
-    """Ids of wanted runs without a sound record."""
+    """Ids of wanted runs whose record is missing or damaged."""
     return {name for name in plan.wanted if not store.recorded(name)}
 
 
 def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Part, frozenset[str]]]:
-    """What is left to train for the absent runs to be recorded, what serves the first of them first.
+    """What is left to train so that the absent runs are recorded, in the order of the wanted runs.
 
-    Parts of planned groups, each with the ids of those of its runs that are
-    needed: the absent ones, and those whose network is lacking where another
-    starts.
+    Returns parts of planned groups, each with the ids of its runs that are needed: the
+    absent ones, and those whose final network is missing although a needed run starts
+    from it.
     """
     needed = {name: place for place, name in enumerate(plan.wanted) if name in absent}
     parts = []
@@ -240,9 +240,9 @@ def unfinished(plan: Plan, store: Store, absent: set[str]) -> list[tuple[Part, f
 
 
 def remaining(group: Group, store: Store, needed: Set[str]) -> Part | None:
-    """The part of a planned group to train for the needed runs, None where it has none of them.
+    """The part of a planned group to train for the needed runs, or None if it has none of them.
 
-    It is their trajectories alone, or those that lie together in a checkpoint that has all of these.
+    It has only their trajectories, or all those of the smallest checkpoint that contains these.
     """
     pending = sum(1 << i for i, t in enumerate(group.trajectories) if any(r.id in needed for r in t.runs))
     begun = [mask for mask in _checkpoints(group, store) if mask & pending == pending]
@@ -252,7 +252,7 @@ def remaining(group: Group, store: Store, needed: Set[str]) -> Part | None:
 def discard_checkpoints(
     groups: Iterable[Group], store: Store, wanted: Container[str], parents: Container[str]
 ) -> None:
-    """Delete the groups' checkpoints of which all is there: records of wanted runs, networks of parents."""
+    """Delete checkpoints all of whose wanted runs have records, and all of whose parents have snapshots."""
     for group in groups:
         for mask, path in _checkpoints(group, store).items():
             names = [run.id for run in group.part(mask).runs]
@@ -262,9 +262,9 @@ def discard_checkpoints(
 
 
 def _checkpoints(group: Group, store: Store) -> dict[int, Path]:
-    """The checkpoints that there are of parts of this group, by the mask of `Group.part`."""
+    """The existing checkpoints of parts of this group, by the mask of `Group.part`."""
     found = {}
-    for path in store.checkpoint(group.id).parent.glob("*.pt"):  # a pattern that need not be compiled anew
+    for path in store.checkpoint(group.id).parent.glob("*.pt"):  # a constant pattern, so compiled only once
         name, _, mask = path.stem.partition("-")
         with contextlib.suppress(ValueError):
             if name == group.id:

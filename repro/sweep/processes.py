@@ -1,4 +1,4 @@
-"""Where jobs are done: in this process or in children, processes of our own on pipes."""
+"""Where jobs are done: in this process, or in children, processes that it starts and talks to by pipes."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ BEAT = 0.2  # seconds between looks at the clock and at signals
 
 
 class Workers(Protocol):
-    """Where jobs are done."""
+    """What does jobs: this process, its children, or a cluster."""
 
-    slots: float  # how many at once
+    slots: float  # how many jobs at once
 
     def start(self, job: Job) -> None:
         """Begin a job in a free slot."""
 
     def listen(self, hear: Report) -> Iterable[tuple[Job, Ended]]:
-        """Hand on, for a beat, what is told of jobs; yields those that ended, and how."""
+        """Pass messages about jobs to `hear` for a while; yields each job that ended, and how."""
 
     def stop(self) -> None:
-        """Let all jobs stop at the end of an epoch; then there are no slots."""
+        """Have all jobs stop at the end of their epoch, and set `slots` to 0."""
 
 
-# Workers while a block lasts, which may ask the function that it is given whether to stop.
+# Called with a function that says whether to stop, returns a context that provides the workers.
 Place = Callable[[Callable[[], bool]], contextlib.AbstractContextManager[Workers]]
 
 
 class Here:
-    """This process: it trains its job within `listen`; `how` is for `trainer.train_part`."""
+    """This process as a worker: it trains its job within `listen`; `how` goes to `trainer.train_part`."""
 
     slots = 1
 
@@ -67,7 +67,7 @@ class Here:
 
 
 class Children:
-    """Children, one in each slot: on a GPU, or on a share of the processor's cores."""
+    """Children as workers, one in each slot: on a GPU, or on a share of the processor's cores."""
 
     def __init__(self, children: Iterable[Child]) -> None:
         self.children = list(children)
@@ -96,7 +96,7 @@ class Children:
             child.close()
 
 
-# Only `repro` comes from this folder: it is where people work, and may hold a `random.py` or a `torch.py`.
+# Only `repro` may be imported from its folder, where users may have put a `random.py` or a `torch.py`.
 CALL = """
 import importlib, os, sys
 sys.path.insert(0, sys.argv[1])
@@ -110,10 +110,10 @@ os._exit(0)  # the parent has all: taking PyTorch down module by module is time 
 
 
 class Child:
-    """A process on a pipe that does the jobs sent to it: no daemon, no port.
+    """A process that does the jobs sent to it through a pipe, one after another, without daemon or port.
 
-    It stops at the end of an epoch when told to or when its parent is gone, and
-    pays for its start-up once. Where it died, the next job begins another one.
+    It stops at the end of an epoch when told to or when its parent is gone. It
+    imports PyTorch once for all its jobs. If it ended, the next job starts a new process.
     """
 
     def __init__(self, threads: int, gpu: int | None = None) -> None:
@@ -122,7 +122,7 @@ class Child:
 
     def begin(self) -> None:
         self.pipe, far = Pipe()
-        # Blocked signals stay blocked in the child, which may get one before it has begun to ignore them.
+        # The child inherits the block: no signal can end it before `serve` ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self.process = subprocess.Popen(
@@ -140,10 +140,10 @@ class Child:
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in machine.BINDING}
         environment["OMP_NUM_THREADS"] = str(self.threads)
-        environment["PYTHONSAFEPATH"] = "1"  # nothing is imported from where one stands
-        if paths := environment.get("PYTHONPATH"):  # where an empty entry means that folder, too
+        environment["PYTHONSAFEPATH"] = "1"  # nothing is imported from the working folder
+        if paths := environment.get("PYTHONPATH"):  # in which an empty entry means that folder, too
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths.split(os.pathsep)))
-        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+        environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else streams are not repeatable
         if self.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = machine.visible_gpu(self.gpu)
         return environment
@@ -152,11 +152,11 @@ class Child:
         if self.process.poll() is not None:
             self.begin()
         self.job = job
-        with contextlib.suppress(OSError):  # it died: the next look at the pipe tells
+        with contextlib.suppress(OSError):  # it died: `heard` will say so
             self.pipe.send(job)
 
     def heard(self) -> Message | Ended:
-        """Wait for the child's next message, or for its end."""
+        """Wait for the child's next message; it is `Ended` with `End.KILLED` if the process is gone."""
         try:
             message = self.pipe.recv()
         except (EOFError, OSError):
@@ -179,8 +179,8 @@ class Child:
 
 
 def serve(descriptor: int) -> None:
-    """Do in a child what comes along its pipe until that closes; stop where told to, or with the parent."""
-    import torch  # which takes seconds, and memory that the parent need not have
+    """In a child: do the jobs from its pipe until told to stop, the parent is gone, or one ends in `LAST`."""
+    import torch  # takes seconds, and memory that the parent does not need
 
     from repro.sweep import trainer, trials
 

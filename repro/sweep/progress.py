@@ -16,11 +16,11 @@ class Progress:
     """State of a sweep; the sweep updates the numbers and calls `show`."""
 
     runs: int = 0  # asked for
-    recorded: int = 0  # so many of these runs are
-    steps: int = 0  # optimiser steps to do, each network's counted by itself
+    recorded: int = 0  # how many of these runs are recorded
+    steps: int = 0  # optimiser steps to do, added up over all networks
     steps_done: int = 0
     epoch: str = ""  # where the population now in training is, such as 3/10
-    accuracy: float = 0.0  # mean train accuracy of that population, fraction
+    accuracy: float = 0.0  # mean train accuracy of that population, a fraction
     show: Callable[[Progress], None] = lambda progress: None
 
     @property
@@ -34,7 +34,7 @@ class Progress:
 @contextlib.contextmanager
 def shown() -> Iterator[Progress]:
     """A progress that shows itself on standard error while the block lasts."""
-    from rich import progress as bars  # a tenth of the time that a command takes to start
+    from rich import progress as bars  # takes a tenth of a command's start-up time
 
     console = terminal.console(sys.stderr)
     if not console.is_terminal or console.is_jupyter:
@@ -52,7 +52,7 @@ def shown() -> Iterator[Progress]:
 
 
 def _plain() -> Callable[[Progress], None]:
-    """Prints a line every ten seconds, and one at the end."""
+    """A function that prints a line at most every ten seconds, and always once all runs are recorded."""
     started = last = time.monotonic()
 
     def show(progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Trains a part of a plan, records its runs, and keeps the networks in which they ended."""
+"""Trains a part of a group, records its runs, and keeps the final networks that other runs start from."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Processor:
 
     device: str  # cpu or cuda
     name: str
-    memory: int  # bytes, of a GPU, or those that this process may use
+    memory: int  # bytes: all of the GPU's, or those that this process may use
 
     @classmethod
     def of(cls, device: str) -> Processor:
-        """The first GPU or the CPU; raises `InputError` where it is none that is here."""
+        """The first GPU, or the CPU; raises `InputError` if the one asked for is not available."""
         if not machine.gpus(device):
             return cls("cpu", device_name(torch.device("cpu")), machine.memory())
         found = torch.device("cuda")
@@ -66,9 +66,9 @@ def train_part(
 ) -> Ended:
     """Train what is left of a part, record the wanted runs, and keep the networks that others start from.
 
-    Returns how that ended. Runs that fail together are to be tried again apart: each by
-    itself after an error, by halves where memory was short. The processor is the one that
-    the job asks for, if no other is named, and `train` trains as `train_population` does.
+    Returns how that ended. If several networks fail together, they are to be tried again
+    separately (`End.SPLIT`): one by one after an error, in halves if memory was short. Passes on
+    `InputError`. Without `processor`, the job names the device; `train` is like `train_population`.
     """
     store, whole = Store(Path(job.folder)), job.part.whole
     processor = processor or Processor.of(job.device)
@@ -95,7 +95,7 @@ def train_part(
 
 @contextlib.contextmanager
 def _threads(model: Model) -> Iterator[None]:
-    """One thread of a CPU for a network of one's own: small ones lose by more, and the last bits differ."""
+    """One CPU thread for a custom network: more slow down small ones, and change the last bits of results."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if model.code else before)
     try:
@@ -107,7 +107,7 @@ def _threads(model: Model) -> Iterator[None]:
 def _attempt(
     part: Part, job: Job, store: Store, report: Report, processor: Processor, train: Callable
 ) -> Ended:
-    """Train a part; where that fails, say how it is to be tried again, or that it is not."""
+    """Train a part; if that fails, say in how small parts to try again, or that it is not to be tried."""
     try:
         return _train(part, job, store, report, processor, train)
     except InputError:
@@ -118,7 +118,7 @@ def _attempt(
         starved, together = out_of_memory(error), len(part.trajectories)
         if not starved and together == 1:
             traceback.print_exc()
-        traceback.clear_frames(error.__traceback__)  # they hold the networks
+        traceback.clear_frames(error.__traceback__)  # its frames keep the networks in memory
         if together == 1:
             lame = part.trajectories[0].longest
             return Ended(End.FAILED, _too_large(lame, processor.memory) if starved else line(error))
@@ -139,12 +139,12 @@ def line(error: Exception) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory was short: of the GPU, or of the host, for which PyTorch has no class of error."""
+    """Whether memory was short, on the GPU or on the host, for which PyTorch has no class of error."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _too_large(run: Run, memory: int) -> str:
-    """A line which says that one network is too large for so many bytes, and which width would fit."""
+    """A line that says that one network needs more than `memory` bytes, and what width, if any, would fit."""
     model = run.model
     here = f"more than the {memory / 2**30:,.1f} GiB of memory here"
     if model.code is not None:
@@ -160,7 +160,7 @@ def _too_large(run: Run, memory: int) -> str:
 def _train(
     part: Part, job: Job, store: Store, report: Report, processor: Processor, train: Callable
 ) -> Ended:
-    """Train a part from its parents' snapshots, and keep what comes of it."""
+    """Train a part from its parents' snapshots and keep its results; `End.LACKING` if one is missing."""
     first = part.trajectories[0].longest
     starts = {name: _start(name, first, store) for name in part.starts}
     if lacking := sorted(name for name, start in starts.items() if start is None):
@@ -183,13 +183,13 @@ def _train(
         if start is None or start.diverged is None:
             members.append(Member(run, start, tuple(others)))
             continue
-        for lost in (*others, run):  # nothing to go on from
+        for lost in (*others, run):  # a parent that diverged leaves nothing to train
             _keep(lost, start, job, store, report, environment)
 
     checkpoint = store.checkpoint(part.id)
     if members:
         if PROCESS + len(members) * training_bytes(first, job.device) > processor.memory:
-            raise MemoryError  # now, not when the system begins to kill for it
+            raise MemoryError  # before the system kills this process for it
         steps, last = len(members) * steps_per_epoch(first), first.stages[-1].epochs
         try:
             for _, run, snapshot in train(
@@ -212,7 +212,7 @@ def _train(
 
 
 def _keep(run: Run, end: Snapshot, job: Job, store: Store, report: Report, environment: dict) -> None:
-    """Keep the network in which a run ended, if others start from it, and the record, if it is wanted."""
+    """Save a run's final network if others start from it, and its record if that is wanted."""
     if run.id in job.parents:
         end.save(store.snapshot(run.id))
     if run.id not in job.wanted:
@@ -235,12 +235,12 @@ def _keep(run: Run, end: Snapshot, job: Job, store: Store, report: Report, envir
 
 
 def _finite(value: float) -> float | None:
-    """The value as JSON has it, which lacks what is not finite."""
+    """The value, or None if it is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None
 
 
 def _start(name: str, run: Run, store: Store) -> Snapshot | None:
-    """The network in which this parent ended; None where there is none, or a damaged one, now set aside."""
+    """The final network of parent `name`, for `run`; None if missing, or if damaged and now set aside."""
     path, images = store.snapshot(name), datasets.images(run.dataset)
     _, _, side, channels = images.x_train.shape
     with torch.device("meta"):
@@ -259,7 +259,7 @@ def _start(name: str, run: Run, store: Store) -> Snapshot | None:
 
 
 def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, dict[str, float]]:
-    """What the run's probes find in its last network, none where it diverged."""
+    """The values of the run's probes on its final network; empty if it has no probes or diverged."""
     if not run.probes or snapshot.diverged is not None:
         return {"probes": {}}
     images = datasets.images(run.dataset)
@@ -271,13 +271,13 @@ def _measured(run: Run, snapshot: Snapshot, device: torch.device) -> dict[str, d
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result can depend on."""
+    """Versions of the software on which a result can depend."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
     return found | cpu.versions()
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's name; of a CPU also what vectors PyTorch finds, as one name stands for several."""
+    """The processor's name; for a CPU with its vector instructions, in which CPUs of one name may differ."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""How fast runs train in this process, by training them for some seconds as a sweep would."""
+"""Measures how fast runs train in this process, by training them for some seconds as a sweep would."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from repro.training.populations import Member, Population
 
 
 def measured(trial: Trial) -> Ended:
-    """What a trial reaches in this process; its process ends where that fails, which may have spoilt it."""
+    """The speed of a trial in this process; `End.SPLIT` if memory is short, `End.FAILED` on other errors."""
     try:
         return Ended(End.DONE, speed=_speed(trial))
     except Exception as error:
@@ -24,7 +24,7 @@ def measured(trial: Trial) -> Ended:
 
 
 def _speed(trial: Trial) -> Speed:
-    """It trains and tests as in a sweep, and is timed once a GPU replays that."""
+    """Train and test as in a sweep; timing begins after warm-up, when a GPU replays its graphs."""
     device = torch.device(trial.device)
     members = [Member(run) for run in trial.runs]
     population = Population(members, device, trial.precision, trial.grouped, trial.compiled)
@@ -39,7 +39,7 @@ def _speed(trial: Trial) -> Speed:
 
 
 def turn(epoch: Callable[[], int], seconds: float) -> float:
-    """Images a second, over as many epochs as fill the time; `epoch` returns its number of images."""
+    """Images a second, over whole epochs until `seconds` have passed; `epoch` returns how many it did."""
     seen, start = 0, time.perf_counter()
     while seen == 0 or time.perf_counter() - start < seconds:
         seen += epoch()

@@ -1,7 +1,7 @@
-"""A network's losses from a compiler, which puts batch norm, addition, ReLU and casts into few kernels.
+"""Networks' losses by PyTorch's compiler, which fuses batch norm, addition, ReLU and casts into few kernels.
 
-Convolutions stay those of cuDNN or oneDNN: the compiler chooses among its own
-kernels by the clock, and two processes would then differ in bits.
+Convolutions remain those of cuDNN or oneDNN: the compiler chooses among its own
+kernels by timing them, so two processes could give different bits.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn import functional as F
 
 from repro.training.network import ResNet
 
-SHAPES = 64  # of networks, batches and images that a process compiles for; PyTorch gives up after 8
+SHAPES = 64  # combinations of network and batch for which a process compiles; PyTorch's limit is 8
 
 
 def judged(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses [P, B] of logits [P, B, classes] for labels [P, B], and where the largest is the label's."""
+    """Losses [P, B] of logits [P, B, classes] for labels [P, B], and which predictions are right [P, B]."""
     losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(y.shape)
     return losses, logits.detach().argmax(2) == y
 
@@ -35,15 +35,15 @@ def _examine(network: ResNet, x: Tensor, y: Tensor, bf16: bool) -> tuple[Tensor,
 
 @functools.cache
 def _compiler(free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
-    # One waits nearly as long for these as for PyTorch.
+    # Imported only here, as they take nearly as long to import as PyTorch.
     from torch._dynamo import config
     from torch._inductor import config as inductor
 
     config.recompile_limit = SHAPES
-    # By a rule of its own it turns images to channels last, but not where convolutions are grouped.
+    # Left to its own rule, the compiler uses channels last for ungrouped convolutions only.
     options = {"layout_optimization": True, "force_layout_optimization": True}
     if hasattr(inductor, "deterministic"):
-        # Else the clock says in what order numbers are summed, and may say otherwise in another process.
+        # Otherwise timings decide the order of sums, which may then differ between processes.
         options["deterministic"] = not free
     return torch.compile(_examine, fullgraph=True, dynamic=False, options=options)
 
@@ -51,10 +51,10 @@ def _compiler(free: bool) -> Callable[..., tuple[Tensor, Tensor]]:
 def compiled(
     network: ResNet, x: Tensor, y: Tensor, bf16: bool
 ) -> Callable[[ResNet, Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """What gives losses and hits [P, B] in training of networks like this one on batches like this one.
+    """A function of (network, x, y) for training: losses [P, B], and which predictions are right [P, B].
 
-    It is compiled once for a shape, forwards and backwards, by a trial on a copy
-    of the network. None, after a warning, where that fails.
+    It is compiled for networks and batches of the shapes of these, forwards and
+    backwards, by a trial on a copy of the network. None, after a warning, if that fails.
     """
     trial = copy.deepcopy(network).train()
     try:
@@ -65,7 +65,7 @@ def compiled(
             losses.mean(1).sum().backward()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # of many kinds: no compiler, none that works, an operation it does not know
+    except Exception as error:  # no compiler, a broken one, an unknown operation, and others
         warnings.warn(f"not compiled, so slower: {' '.join(str(error).split())}"[:300], stacklevel=3)
         return None
     return lambda network, x, y: examine(network, x, y, bf16)

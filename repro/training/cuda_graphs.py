@@ -1,8 +1,8 @@
-"""Work for a GPU that is launched once and then replayed, as a CUDA graph.
+"""Work for a GPU that is recorded once and then replayed, as a CUDA graph.
 
-The kernels of a small network end before the next one is launched: most of a
-step's time goes into launching. A graph launches all of them at once. What is
-captured must do the same on the same memory every time and wait for nothing.
+Each kernel of a small network ends before the next one is launched, so most of a
+step's time goes into launching. A graph launches all its kernels at once. What is
+captured must do the same on the same memory every time, without waiting for results.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-WARM_UPS = 3  # calls before capture, in which libraries choose their kernels and optimisers make their state
+WARM_UPS = 3  # calls before capture, in which libraries choose kernels and optimisers create their state
 
 
 class Captured:
-    """Carries out a call without arguments; on a GPU, from the fourth time on, by a replay.
+    """Runs a function without arguments; on a GPU, from the fourth call on, by replaying a graph.
 
-    Every call counts: the first ones are carried out as they are, on a stream of
-    their own, as capture wants it. The call is handed over each time and not kept:
-    an object that kept one of its own methods here would live until a collection,
-    and with it the memory of its graph.
+    The first calls run the function itself, on a separate stream, as capture requires;
+    if capture fails, a warning says so and all calls do. The function is passed at each
+    call, not stored: an object that stored one of its own methods here would be in a
+    reference cycle, and keep its graph's memory until a garbage collection.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,10 +51,10 @@ class Captured:
         try:
             with _uncollected():
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=self.stream):  # records, carries nothing out
+                with torch.cuda.graph(graph, stream=self.stream):  # records only, runs nothing
                     call()
         except RuntimeError as error:
-            for cause in (error, error.__context__):  # leaving a capture that failed fails too
+            for cause in (error, error.__context__):  # leaving a failed capture raises again
                 if isinstance(cause, torch.OutOfMemoryError):
                     raise cause from None
             self.captures = False
@@ -65,7 +65,7 @@ class Captured:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Dead objects are freed before and none meanwhile: to free a graph's memory would spoil a capture."""
+    """Collect garbage before, but not during, a capture: freeing another graph's memory would spoil it."""
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()

@@ -17,7 +17,7 @@ from repro.training.snapshots import Snapshot
 
 
 class Stopped(Exception):
-    """Training was asked to stop; what was done so far is in the checkpoint."""
+    """Training was asked to stop; its progress is in the checkpoint, if it has one."""
 
 
 def train_population(
@@ -33,13 +33,13 @@ def train_population(
     on_begin: Callable[[Population], None] = lambda population: None,
     on_epoch: Callable[[int, list[float]], None] = lambda epoch, accuracies: None,
 ) -> Iterator[tuple[int, Run, Snapshot]]:
-    """Train the last stage of all members together; yields (member, run, its end) as each run ends.
+    """Train the last stage of all members; yields (member's index, run, snapshot) as each run ends.
 
-    Goes on from `checkpoint` where that file is. Writes it before it yields, so
-    that whatever is lost behind a yield comes again, every so many seconds, and
-    before it raises `Stopped` once `stop()` is true. `on_begin` is told the
-    population, and `on_epoch` the epochs done and the members' train accuracy.
-    Test accuracy is NaN where no test is due.
+    Resumes from the file `checkpoint` if it exists; a damaged one is set aside. Writes
+    it whenever `every` seconds have passed, before raising `Stopped` because `stop()`
+    is true, and before each yield: a run that the caller fails to store is yielded
+    again after a restart. Calls `on_begin(population)` and
+    `on_epoch(epochs done, train accuracies)`. Test accuracy is NaN if no test is due.
     """
     population = Population(members, device, precision, grouped, compiled)
     resumed = checkpoint is not None and checkpoint.exists()

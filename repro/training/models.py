@@ -1,9 +1,9 @@
-"""Networks of one's own beside the paper's: whatever maps images to logits, with what a population asks for.
+"""User-supplied networks, which map images to logits, with the interface that populations need; hooks.
 
-A population is one grouped network only of ResNets; of others it is as many
-networks, side by side. What they draw at random in training, as dropout does, is
-named by (seed, stage, epoch, step), so that a run gives the same alone, in a
-population and resumed.
+A population can group only the paper's ResNets into one network; it keeps
+user-supplied networks separate. On a CPU, what these draw at random in training, as
+in dropout, is seeded by (seed, stage, epoch, step), so that a run gives the same
+alone, in a population and resumed; on a GPU, once per epoch for all of a population.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from repro.config import MODULES, Code, InputError, Model, Run
 from repro.data import datasets, own
 from repro.training.network import ResNet
 
-HOOK = 0  # stream of random numbers beside those of modules, which count from 1
-IMAGES = 4  # on which a network is tried
+HOOK = 0  # random stream of hooks; those of modules are numbered from 1
+IMAGES = 4  # in the batch on which a network is tried
 
 
 def number(seed: int, *stream: int) -> int:
-    """A seed for PyTorch, one for each stream of random numbers of a seed."""
+    """A seed for PyTorch, another one for each random stream of `seed`."""
     [key] = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)
     return int(key >> np.uint64(1))
 
 
 @contextlib.contextmanager
 def seeded(seed: int, *stream: int) -> Iterator[None]:
-    """PyTorch's own random numbers on the CPU are those of a stream; afterwards, they go on as before."""
+    """A context in which PyTorch's global CPU generator has the seed of a stream; restored afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(number(seed, *stream))
         yield
 
 
 class Own(nn.Module):
-    """A network of one's own, as a `ResNet` of one member: images [B, C, H, W] to logits [1, B, classes].
+    """A user-supplied network, with a one-member `ResNet`'s interface: [B, C, H, W] to [1, B, classes].
 
-    Its modules to re-initialise count from 1: the top-level names of its state, a
-    bare parameter among them, in their order there. An attribute
-    `modules_to_reset` of the network, a list of names, says otherwise: what comes
-    between two of them goes with the first.
+    The modules that can be re-initialised are the top-level names of its state (a bare
+    parameter is one too), numbered from 1 in their order there. An attribute
+    `modules_to_reset` of the network may list names instead: tensors between two
+    listed modules then belong to the first of these.
     """
 
     members = 1
@@ -63,7 +63,7 @@ class Own(nn.Module):
 
     @functools.cached_property
     def module_of(self) -> dict[str, int]:
-        """The number of the module to which each tensor of the state belongs."""
+        """The number of the module of each tensor of the state, by the tensor's name."""
         return own.module_of(self.network)
 
     @property
@@ -80,7 +80,7 @@ class Own(nn.Module):
 
     @torch.no_grad()
     def initialise(self, p: int, numbers: Iterable[int], seed: int, stage: int) -> None:
-        """Copy the numbered modules, buffers and all, from a network newly built with (seed, stage)."""
+        """Copy the numbered modules, buffers included, from a new network built with seed (seed, stage)."""
         chosen = set(numbers)
         new = self._drawn(seed, stage).state_dict() if chosen else {}
         for name, tensor in self.member(p).items():
@@ -95,14 +95,14 @@ class Own(nn.Module):
 
 
 def network(model: Model, channels: int, classes: int, side: int, members: int = 1) -> ResNet | Own:
-    """The network, its weights undefined until it is initialised; of one's own, of one member only."""
+    """A `ResNet`, its weights undefined until it is initialised, or an `Own`, always of one member."""
     if model.code is None:
         return ResNet(model, channels, classes, members)
     return Own(functools.partial(own.function(model.code), channels, classes, side))
 
 
 def hook(code: Code, network: ResNet | Own, p: int, seed: int, stage: int) -> None:
-    """Let a hook of one's own change member p, which it is given as a network by itself."""
+    """Let a user-supplied hook change member p, which it receives as a separate network."""
     alone = network
     if isinstance(network, ResNet) and network.members > 1:
         first = network.module1[0].weight
@@ -118,12 +118,12 @@ def hook(code: Code, network: ResNet | Own, p: int, seed: int, stage: int) -> No
 
 @functools.cache
 def size(model: Model, channels: int, classes: int, side: int) -> int:
-    """Numbers in the state of a network of one's own."""
+    """How many values the state of one network has, parameters and buffers."""
     return sum(tensor.numel() for tensor in network(model, channels, classes, side).member(0).values())
 
 
 def check(runs: Iterable[Run]) -> None:
-    """Refuse in one line what code of one's own does wrong: each network and each hook is tried once."""
+    """Try each user-supplied network and hook once; raise a one-line `InputError` if one fails."""
     tried = set()
     for run in runs:
         images = datasets.images(run.dataset)

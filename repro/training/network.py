@@ -1,10 +1,9 @@
 """The paper's ResNet (appendix A.4), and populations of it as one grouped network.
 
-P networks of one shape, each with its own weights, are exactly one network
-whose convolutions have P groups: batch norm works per channel, so per member,
-and the gradient of a summed loss keeps members apart. P = 1 is the ordinary
-ResNet. The first dimension of every parameter and buffer is a multiple of P, in
-member order.
+P networks (members) of one shape, each with its own weights, equal one network
+whose convolutions have P groups: batch norm works per channel, so per member, and
+the gradient of a summed loss keeps members apart. P = 1 is the ordinary ResNet. The
+first dimension of each parameter and buffer is a multiple of P, in member order.
 
 Letters in shapes: P members, B images, C channels of a member, H rows, W columns.
 """
@@ -28,12 +27,12 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int, members: int
 
 def _norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels)
-    norm.num_batches_tracked = None  # it could not be cut into members, and only momentum=None reads it
+    norm.num_batches_tracked = None  # not divisible by members, and not used
     return norm
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions with batch norm, and a shortcut, projected where the shape changes."""
+    """Two 3 x 3 convolutions and a shortcut, projected if the stride is not 1."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, members: int) -> None:
         super().__init__()
@@ -43,8 +42,8 @@ class Block(nn.Module):
         self.norm2 = _norm(members * outputs)
         self.shortcut = nn.Sequential()
         if stride != 1:
-            # The pooling has the stride. In the projection it would be slower on a CPU, and narrow
-            # networks would crash: some 1 x 1 convolutions with a stride write beyond their memory.
+            # The pooling has the stride: 1 x 1 convolutions with it are slow on a CPU
+            # and crash in some narrow networks, as they write beyond their memory.
             self.shortcut.append(nn.AvgPool2d(1, stride))
             self.shortcut.append(_convolution(inputs, outputs, 1, 1, members))
             self.shortcut.append(_norm(members * outputs))
@@ -56,7 +55,7 @@ class Block(nn.Module):
 
 
 def _group(inputs: int, outputs: int, stride: int, depth: int, members: int) -> nn.Sequential:
-    """`depth` blocks, of which the first changes the shape."""
+    """`depth` blocks; the first has the stride and the change of channels."""
     first = Block(inputs, outputs, stride, members)
     return nn.Sequential(first, *(Block(outputs, outputs, 1, members) for _ in range(depth - 1)))
 
@@ -71,18 +70,18 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.mean((2, 3)).unflatten(1, (self.members, -1))  # [B, P * C, H, W] to [B, P, C]
+        x = x.mean((2, 3)).unflatten(1, (self.members, -1))  # [B, P, C]
         return torch.baddbmm(self.bias[:, None], x.transpose(0, 1), self.weight.transpose(1, 2))
 
 
 class ResNet(nn.Module):
-    """ResNet for small images: w, 2w, 4w, 8w channels in four groups of d blocks, times P members.
+    """P ResNets for small images: w, 2w, 4w, 8w channels in four groups of d blocks.
 
     Maps images [B, P * C, H, W] to logits [P, B, classes]. Weights are undefined
     until `initialise` or `load_member` has filled every member.
     """
 
-    numbers = MODULES  # of its modules
+    numbers = MODULES  # of the modules that can be re-initialised
 
     def __init__(self, model: Model, channels: int, classes: int, members: int = 1) -> None:
         super().__init__()
@@ -103,23 +102,23 @@ class ResNet(nn.Module):
         return self.module6(x)
 
     def member(self, p: int) -> dict[str, Tensor]:
-        """Parameters and batch-norm statistics of member p, as views: writing to them writes to it."""
+        """Parameters and batch-norm statistics of member p, as writable views."""
         return {name: tensor.chunk(self.members)[p] for name, tensor in self.state_dict().items()}
 
     @torch.no_grad()
     def load_member(self, p: int, state: dict[str, Tensor]) -> None:
-        """Give member p the weights and statistics of `state`, as `member` returns them."""
+        """Copy `state`, which has the form that `member` returns, into member p."""
         for name, tensor in self.member(p).items():
             tensor.copy_(state[name])
 
     @torch.no_grad()
     def initialise(self, p: int, numbers: Iterable[int], seed: int, stage: int) -> None:
-        """Draw the numbered modules of member p anew, with the statistics of their batch norms.
+        """Draw the numbered modules of member p anew, and reset their batch norms.
 
-        PyTorch's defaults: uniform within 1 / sqrt(fan-in) for weights and bias,
-        scale 1 and shift 0 in batch norms. Every module has a stream of its own,
-        named by (seed, stage, number), drawn on the CPU in float32: a module gets
-        the same values whatever else is drawn, and on every device.
+        PyTorch's defaults: weights and bias uniform within +-1 / sqrt(fan-in); batch
+        norms with scale 1 and shift 0. Each module has its own random stream, named
+        by (seed, stage, number) and drawn on the CPU in float32, so that it gets the
+        same values on every device, whichever other modules are drawn.
         """
         state = self.member(p)
         for number in sorted(numbers):
@@ -128,7 +127,7 @@ class ResNet(nn.Module):
             prefix, bound = f"module{number}.", 0.0
             for name in (n for n in state if n.startswith(prefix)):
                 tensor = state[name]
-                if tensor.ndim > 2 or number == 6:  # convolutions; weight and bias of the head
+                if tensor.ndim > 2 or number == 6:  # convolutions; head
                     if name.endswith("weight"):
                         bound = tensor[0].numel() ** -0.5 if number != 6 else tensor.shape[-1] ** -0.5
                     draw = torch.empty(tensor.shape).uniform_(-bound, bound, generator=generator)
@@ -140,7 +139,7 @@ class ResNet(nn.Module):
     def shrink_and_perturb(self, p: int, shrink: float, perturb: float, *new: int) -> None:
         """Make member p `shrink` times itself plus `perturb` times a new network.
 
-        `initialise` draws that by `new`, seed and stage; running statistics stay.
+        `initialise` draws the new one from `new` (seed, stage); running statistics stay.
         """
         before = {name: tensor.clone() for name, tensor in self.member(p).items()}
         self.initialise(p, MODULES, *new)

@@ -1,7 +1,8 @@
-"""The experiment in plain PyTorch, one network after the other: what the package does for many at once.
+"""The experiment in plain PyTorch, one network at a time.
 
-The chapter "The gap in two minutes" shows this code and trains one seed with it;
-a test holds it to what a population gives for the same run.
+The chapter "The gap in two minutes" shows this code and trains one seed with it.
+It leaves out what those runs do not use, such as `reset` and `until`. A test checks
+that a population, which trains many networks at once, gives the same for such a run.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def step(network: Module, optimizer: Optimizer, x: Tensor, y: Tensor) -> None:
 
 @torch.no_grad()
 def accuracy(network: Module, x: Tensor, y: Tensor) -> float:
-    """Share of images whose class the network knows, with running statistics."""
+    """Fraction of images classified correctly; batch norm uses running statistics."""
     network.eval()
     return (network(x)[0].argmax(1) == y).double().mean().item()
 
@@ -51,7 +52,7 @@ def accuracy(network: Module, x: Tensor, y: Tensor) -> float:
 def stages(run: Run) -> Iterator[tuple[int, ResNet]]:
     """Train a run: yields the number of the stage and the network after each epoch.
 
-    Fresh is one stage on all of the data; a warm start is two, the first on one half.
+    A fresh network has one stage, on all data; a warm start has two, the first on half.
     """
     images = datasets.images(run.dataset)
     x, y = resident(images, images.x_train, images.y_train, CPU)
@@ -59,7 +60,7 @@ def stages(run: Run) -> Iterator[tuple[int, ResNet]]:
     network.initialise(0, MODULES, run.init_seed, stage=1)
     for number, stage in enumerate(run.stages, 1):
         so_far = replace(run, stages=run.stages[:number])
-        optimizer = new(stage.optimizer, network)  # with no memory of the stage before
+        optimizer = new(stage.optimizer, network)  # no state is carried over
         for epoch in range(stage.epochs):
             for batch in examples(so_far, images.y_train, epoch):
                 step(network, optimizer, x[batch], y[batch])
@@ -67,8 +68,8 @@ def stages(run: Run) -> Iterator[tuple[int, ResNet]]:
 
 
 def train(run: Run) -> pd.DataFrame:
-    """Test accuracy after each epoch of a run, a fraction, with the number of its stage."""
-    torch.set_num_threads(1)  # networks as small as the chapter's only lose by more
+    """Train a run; return stage and test accuracy, a fraction, after each epoch."""
+    torch.set_num_threads(1)  # more would slow down such small networks
     images = datasets.images(run.dataset)
     x, y = resident(images, images.x_test, images.y_test, CPU)
     rows = [(number, accuracy(network, x, y)) for number, network in stages(run)]
@@ -76,6 +77,6 @@ def train(run: Run) -> pd.DataFrame:
 
 
 def new(optimizer: config.Optimizer, network: Module) -> Optimizer:
-    """An optimiser of the network's weights that has not taken a step yet."""
+    """A new optimiser of the network's weights, with a constant learning rate."""
     make = OPTIMIZERS[optimizer.name]
     return make(network.parameters(), optimizer.learning_rate, optimizer.momentum)

@@ -1,10 +1,10 @@
-"""A population of runs in the last stage of each: what they train on, their steps and their tests.
+"""A population: networks trained together, each through its run's last stage; their data, steps and tests.
 
-A member starts from new weights or from the snapshot in which its parent run
-ended, so a pretraining is trained once however many conditions branch from it.
-The order of examples is a function of (seed, stage, epoch), not of a generator's
-state: a run of five epochs is the beginning of a run of ten, and one resumed
-from a checkpoint goes on as if nothing had happened.
+A member starts from new weights, or from the snapshot taken at the end of its
+parent run, so a pretraining is trained once however many conditions branch from
+it. The order of examples depends on (seed, stage, epoch), not on a generator's
+state: a resumed run continues as if it had not been interrupted, and a run of
+five epochs is the beginning of one of ten (if `Stage.prefixed`).
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from repro.training.models import Own
 from repro.training.network import ResNet
 from repro.training.snapshots import Snapshot, load, save
 
-TEST_BATCH = {"cpu": 96, "cuda": 500}  # images; of fewer, a core's cache holds the layers
+TEST_BATCH = {"cpu": 96, "cuda": 500}  # images; few on a CPU, so that layers fit a core's cache
 
 
 @dataclass
 class Member:
-    """A run to train through its last stage."""
+    """A run whose last stage is to be trained, and the network that it starts from."""
 
     run: Run
-    start: Snapshot | None = None  # where the parent ended; None where there is no parent
-    others: tuple[Run, ...] = ()  # which are the same training, as far as they go
+    start: Snapshot | None = None  # the end of the parent run; None if there is no parent
+    others: tuple[Run, ...] = ()  # runs that this training includes, such as shorter ones
     curve: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in CURVES})
 
     @property
     def ended(self) -> bool:
-        """At the stage's last epoch, or before it: diverged, or as accurate as the stage asks."""
+        """Whether the stage is over: all epochs done, `until` reached, or a loss that is not finite."""
         stage, losses = self.run.stages[-1], self.curve["train_loss"]
         accurate = stage.until is not None and self.curve["train_accuracy"][-1:] >= [stage.until]
         return len(losses) == stage.epochs or accurate or not all(map(math.isfinite, losses[-1:]))
 
     def tests(self, epoch: int) -> bool:
-        """Whether the network is to be tested after this epoch."""
+        """Whether the network is to be tested after this epoch, for any of its runs."""
         return self.ended or any(epoch in run.tested for run in (self.run, *self.others))
 
     def due(self, epoch: int) -> list[Run]:
-        """The runs that end with this epoch."""
+        """Those of `run` and `others` that end with this epoch; none if the member ended earlier."""
         if not len(self.curve["train_loss"]) == epoch > 0:
             return []
         ends = {run: run.stages[-1].epochs for run in (*self.others, self.run)}
@@ -71,9 +71,9 @@ class Member:
 
 @functools.cache
 def _plain(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """The optimiser, its methods without what keeps a compiler out of them.
+    """A subclass of the optimiser, its methods without the decorators that keep PyTorch's compiler out.
 
-    That imports the compiler, for whose import one waits nearly as long as for PyTorch's own.
+    Those import the compiler, which takes nearly as long as importing PyTorch.
     """
     names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
@@ -81,53 +81,54 @@ def _plain(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
 
 
 def _optimizer(spec: Optimizer, network: ResNet | Own, device: torch.device) -> torch.optim.Optimizer:
-    capturable = device.type == "cuda"  # counts its steps on the GPU
-    if capturable:  # the first steps are not captured, as it wants to say
+    capturable = device.type == "cuda"  # the optimiser counts its steps on the GPU, as CUDA graphs require
+    if capturable:  # PyTorch would warn that the first steps are not captured
         warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)
     rate = spec.learning_rate
     if spec.schedule != "constant" and (capturable or spec.name != "rmsprop"):
-        # A number that kernels read, and no graph holds. On a CPU that of RMSprop has none.
+        # Kernels read a tensor anew at each step; a CUDA graph would keep the value of a float. On a CPU
+        # RMSprop has no such kernel.
         rate = torch.tensor(rate, dtype=torch.float32 if capturable else torch.float64, device=device)
     kind, settings = {
         "adam": (torch.optim.Adam, {"fused": True, "capturable": capturable}),
         "rmsprop": (torch.optim.RMSprop, {"capturable": capturable}),
         "sgd": (torch.optim.SGD, {"fused": True, "momentum": spec.momentum}),
     }[spec.name]
-    if not capturable:  # on a GPU nothing but PyTorch's own has run
+    if not capturable:  # on a GPU only PyTorch's unchanged optimisers have been tried
         kind = _plain(kind)
     return kind(network.parameters(), lr=rate, **settings)
 
 
 @torch.no_grad()
 def _shrink(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Decoupled weight decay (Loshchilov and Hutter, 2019), of every parameter, before a step."""
+    """Apply decoupled weight decay (Loshchilov and Hutter, 2019) to every parameter, before a step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.mul_(1 - group["lr"] * decay)
 
 
 def _repeatable(device: torch.device, precision: str) -> None:
-    """Let the same training on a GPU give the same bits, in the precision that was asked for."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or several streams are not repeatable
+    """Make training on a GPU repeatable bit by bit; allow TF32 in convolutions only for bf16."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else several streams are not repeatable
     torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = precision == "bf16"  # else float32 would be TF32 in convolutions
+    torch.backends.cudnn.allow_tf32 = precision == "bf16"  # TF32 would round float32
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # graphs are captured on the current one
+        torch.cuda.set_device(device)  # CUDA graphs are captured on the current device
 
 
 def resident(
     images: Images, x: np.ndarray, y: np.ndarray, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Images [n, C, H, W], normalised by the training set, and labels [n], on the device."""
+    """Images [n, H, W, C] as [n, C, H, W], normalised by the training set, and labels [n], on the device."""
     mean, std = images.normalization
     scaled = torch.from_numpy((x.astype(np.float32) - mean) / std)
     return scaled.permute(0, 3, 1, 2).to(device, dtype).contiguous(), torch.tensor(y, device=device)
 
 
 def moved(padded: Tensor, index: Tensor, moves: Tensor, side: int) -> Tensor:
-    """Images [P, B, C, side, side] of these numbers [P, B], each cut out of its padded one.
+    """The images numbered `index` [P, B], each cut out of its padded version: [P, B, C, side, side].
 
-    `moves` [P, B, 3] says where, row and column of the corner, and whether it is mirrored.
+    `moves` [P, B, 3] gives row and column of the cut's upper left corner, and 1 if it is mirrored.
     """
     ahead = torch.arange(side, device=padded.device)
     rows = moves[..., 0, None] + ahead
@@ -137,7 +138,7 @@ def moved(padded: Tensor, index: Tensor, moves: Tensor, side: int) -> Tensor:
 
 
 def _begin(network: ResNet | Own, p: int, member: Member) -> None:
-    """Give member p the weights with which its last stage begins."""
+    """Give the network's member p the weights with which `member` begins its last stage."""
     stage, stream = member.run.stages[-1], (member.run.init_seed, len(member.run.stages))
     if member.start is None:
         network.initialise(p, network.numbers, *stream)
@@ -153,11 +154,11 @@ def _begin(network: ResNet | Own, p: int, member: Member) -> None:
 class Population:
     """Members that share data set, model, batch size, optimiser and steps.
 
-    They are one grouped network or, with `grouped` false, as many networks, which
-    a GPU trains side by side; networks of one's own always are. With `compiled`
-    their steps come from a compiler (`repro.training.compilation`); the attribute
-    of that name says whether it could. Nothing of them leaves the device during an
-    epoch.
+    If `grouped`, they form one network (`ResNet`); otherwise, and always if they are
+    user-supplied, each is a network by itself, and a GPU trains these in parallel.
+    If `compiled`, losses of a `ResNet` come from a compiler (`repro.training.compilation`); the
+    attribute `compiled` says whether compilation succeeded. Nothing is copied from
+    the GPU during an epoch.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class Population:
         self.device, self.precision, self.epoch = device, precision, 0
         run = members[0].run
         self.own = run.model.code is not None
-        # How images and weights lie in memory: convolutions were faster with channels last, wherever tried.
+        # The order of images and weights in memory: channels last was faster wherever we measured it.
         self.memory_format = torch.contiguous_format if self.own else torch.channels_last
         images = datasets.images(run.dataset)
         self.labels = images.y_train
@@ -187,29 +188,29 @@ class Population:
         self.shift, self.flip = run.stages[-1].shift, run.stages[-1].flip
         self.augmented = bool(self.shift or self.flip)
         self.padded = F.pad(self.x_train, [self.shift] * 4, "replicate") if self.shift else self.x_train
-        self.size = len(members) if grouped and not self.own else 1  # of a network
+        self.size = len(members) if grouped and not self.own else 1  # members per network
         self.networks = []
         for first in range(0, len(members), self.size):
             shape = self.x_train.shape[1], images.classes, self.side
             network = models.network(run.model, *shape, self.size)
-            network.to(self.dtype)  # before snapshots are loaded, which are exact in it
+            network.to(self.dtype)  # before snapshots are loaded, to hold them exactly
             for p, member in enumerate(members[first : first + self.size]):
                 _begin(network, p, member)
             self.networks.append(network.to(device, self.dtype, memory_format=self.memory_format))
         self.optimizers = [_optimizer(run.stages[-1].optimizer, n, device) for n in self.networks]
         apart = device.type == "cuda" and len(self.networks) > 1
         self.streams = [torch.cuda.Stream(device) for _ in self.networks] if apart else []
-        # What a step reads and writes lies at one place from the first epoch to the last.
+        # A CUDA graph reads and writes the same memory at every replay, so these are allocated once.
         self.batches = torch.empty(
             (steps_per_epoch(run), len(members), run.batch_size), dtype=torch.int64, device=device
         )
         shape = (len(self.batches) if self.augmented else 1, *self.batches.shape[1:], 3)
         self.moves = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.at = torch.zeros(1, dtype=torch.int64, device=device)  # which of them is next
+        self.at = torch.zeros(1, dtype=torch.int64, device=device)  # number of the next batch
         self.loss_sum = torch.zeros(len(members), dtype=self.dtype, device=device)
         self.correct = torch.zeros(len(members), dtype=torch.int64, device=device)
         self.step, self.test = Captured(device), Captured(device)
-        self.drawn = -1, self.batches, self.moves  # an epoch, its examples, and how they are moved
+        self.drawn = -1, self.batches, self.moves  # the epoch drawn last, its examples, their moves
         self.fused = None
         if compiled and not self.own:
             x, y = self._batch(self.batches[0, : self.size].zero_(), self.moves[0, : self.size])
@@ -217,7 +218,7 @@ class Population:
         self.compiled = self.fused is not None
 
     def _logits(self, network: ResNet | Own, x: Tensor) -> Tensor:
-        """Logits [P, B, classes] in float32 (or float64) of images [B, P * C, H, W]."""
+        """Logits [P, B, classes] of images [B, P * C, H, W], in float32, or float64 at that precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self.device.type == "cpu" and not self.own:
                 logits = cpu.forward(network, x)
@@ -226,20 +227,23 @@ class Population:
         return logits.to(self.dtype)
 
     def _batch(self, index: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images [B, P * C, H, W] and labels [P, B] of these numbers [P, B], moved as [P, B, 3]."""
+        """Training images [B, P * C, H, W] and labels [P, B] numbered `index` [P, B], moved by `moves`."""
         x = moved(self.padded, index, moves, self.side) if self.augmented else self.x_train[index]
         return x.transpose(0, 1).flatten(1, 2), self.y_train[index]
 
     def _chance(self, i: int) -> contextlib.AbstractContextManager:
-        """What network i draws in this step, as dropout does, if it is one that may."""
+        """A context that seeds what network i draws at random in this step, as in dropout.
+
+        It does nothing for a ResNet, which draws nothing, or on a GPU (see `train_epoch`).
+        """
         if not self.own or self.device.type != "cpu":
             return contextlib.nullcontext()
         run = self.members[i].run
         return models.seeded(run.order_seed, len(run.stages), self.epoch, int(self.at))
 
     def _each(self) -> Iterator[tuple[int, ResNet | Own, slice]]:
-        """The networks by number, each with the rows of its members, and on its stream if it has one."""
-        for stream in self.streams:  # all before the first has work: two may be one
+        """Each network with its number and the slice of its members; in its CUDA stream, if it has one."""
+        for stream in self.streams:  # before any of them gets work, as two may be the same one
             stream.wait_stream(torch.cuda.current_stream(self.device))
         for i, network in enumerate(self.networks):
             with torch.cuda.stream(self.streams[i]) if self.streams else contextlib.nullcontext():
@@ -248,7 +252,7 @@ class Population:
             torch.cuda.current_stream(self.device).wait_stream(stream)
 
     def _step(self) -> None:
-        """One step of all members, on the next batch."""
+        """Train all members for one step, on the next batch."""
         batch = self.batches.index_select(0, self.at)[0]  # [P, B]
         moves = self.moves.index_select(0, self.at)[0] if self.augmented else self.moves[0]
         decay = self.members[0].run.stages[-1].optimizer.weight_decay
@@ -261,7 +265,7 @@ class Population:
                     losses, right = compilation.judged(self._logits(network, x), y)
                 optimizer = self.optimizers[i]
                 optimizer.zero_grad(set_to_none=True)
-                losses.mean(1).sum().backward()  # a sum over members keeps their gradients apart
+                losses.mean(1).sum().backward()  # summed over members, so gradients do not mix
                 if decay:
                     _shrink(optimizer, decay)
                 optimizer.step()
@@ -270,7 +274,10 @@ class Population:
         self.at += 1
 
     def _examples(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Training images of an epoch, int64 [steps, P, B], and how they are moved [steps, P, B, 3]."""
+        """Numbers of an epoch's training images, int64 [steps, P, B], and their moves [steps, P, B, 3].
+
+        Without augmentation the moves are zeros [1, P, B, 3].
+        """
         if self.drawn[0] != epoch:
             pairs = zip(self.members, self.subsets, strict=True)
             orders = [examples(m.run, self.labels, epoch, subset) for m, subset in pairs]
@@ -282,7 +289,7 @@ class Population:
         return self.drawn[1:]
 
     def train_epoch(self) -> tuple[list[float], list[float]]:
-        """Mean loss and accuracy of each member over the batches of one epoch, as they were met."""
+        """Train for one epoch; return each member's mean loss and accuracy on batches before their steps."""
         spec = self.members[0].run.stages[-1]
         if spec.optimizer.schedule == "cosine":
             rate = spec.optimizer.learning_rate * (1 + math.cos(math.pi * self.epoch / spec.epochs)) / 2
@@ -293,7 +300,7 @@ class Population:
                     group["lr"] = rate
         for place, drawn in zip((self.batches, self.moves), self._examples(self.epoch), strict=True):
             place.copy_(drawn)
-        if self.own and self.device.type == "cuda":  # where no step can be told apart
+        if self.own and self.device.type == "cuda":  # a replayed graph cannot be seeded at each step
             run = self.members[0].run
             torch.cuda.manual_seed(models.number(run.order_seed, len(run.stages), self.epoch))
         for tensor in (self.at, self.loss_sum, self.correct):
@@ -305,7 +312,7 @@ class Population:
             self.step(self._step)
         self.epoch += 1
         if self.epoch < spec.epochs:
-            self._examples(self.epoch)  # while a GPU is still at work
+            self._examples(self.epoch)  # drawn while the GPU is still at work
         return (self.loss_sum / steps).tolist(), (self.correct / (steps * batch)).tolist()
 
     @torch.no_grad()
@@ -317,7 +324,7 @@ class Population:
                 self.correct[rows] += (logits.argmax(2) == y).sum(1)
 
     def test_accuracy(self) -> list[float]:
-        """Test accuracy of each member, running statistics in batch norm."""
+        """Test accuracy of each member, a fraction, with running statistics in batch norm."""
         for network in self.networks:
             network.eval()
         self.correct.zero_()
@@ -325,7 +332,7 @@ class Population:
         return (self.correct / len(self.y_test)).tolist()
 
     def snapshot(self, p: int, seconds: float) -> Snapshot:
-        """Member p as it is now."""
+        """Member p as it is now; `seconds` of training are added to those of its earlier stages."""
         member = self.members[p]
         network, place = self.networks[p // self.size], p % self.size
         state = {k: v.detach().to("cpu", copy=True) for k, v in network.member(place).items()}
@@ -336,13 +343,13 @@ class Population:
 
     @property
     def _engine(self) -> str:
-        """What a checkpoint has to agree with, besides its runs."""
+        """How the population computes, in words; only a checkpoint with the same words can be resumed."""
         apart = ", apart" * (self.size < len(self.members))
         ways = ", compiled" * self.compiled + ", contiguous" * self.own
         return f"{self.precision} on {self.device.type}{apart}{ways}"
 
     def checkpoint(self, path: Path, seconds: float) -> None:
-        """Write all that going on from here takes."""
+        """Write what is needed to resume from here; warn if the file cannot be written."""
         content = {
             "runs": [m.run.id for m in self.members],
             "engine": self._engine,
@@ -354,13 +361,14 @@ class Population:
         }
         try:
             save(content, path)
-        except OSError as error:  # the last good one stays; what is trained is not given up for it
+        except OSError as error:  # the previous checkpoint stays, and training need not end
             warnings.warn(f"{path}: {error.strerror}; training goes on without this checkpoint", stacklevel=2)
 
     def resume(self, path: Path) -> float:
-        """Go on from a checkpoint of this very population; the seconds spent before it.
+        """Continue from a checkpoint of the same runs; return the seconds of training before it.
 
-        Raises `files.Damaged` where it is none, and leaves the population undefined.
+        Raises `files.Damaged` if the file is not such a checkpoint (the population is then
+        undefined), and `InputError` if it was written at another precision, device or layout.
         """
         content = load(path, self.device)
         if content.get("runs") != [member.run.id for member in self.members] or "engine" not in content:

@@ -1,8 +1,9 @@
 """Gradient noise and sharpness, for the paper's hypothesis of two phases of learning (Figure 7).
 
 The paper suspects that a warm-started network skips a first, noisy phase of
-learning and so ends in a narrower minimum. Both probes take the images in one
-fixed order, so that fresh and warm-started networks are probed on the same ones.
+learning and so ends in a narrower minimum: sharpness, the largest eigenvalue of
+the loss's Hessian, tells how narrow. All probes take the images in one fixed
+order, so that fresh and warm-started networks are probed on the same ones.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from repro.training.models import Own
 from repro.training.models import network as build
 from repro.training.network import ResNet
 
-arpack = Lazy("scipy.sparse.linalg")  # every child imports this module, few of them measure sharpness
+arpack = Lazy("scipy.sparse.linalg")  # few of the processes that import this module measure sharpness
 
-# Streams of random numbers; they do not depend on a run, as every network is probed alike.
+# Streams of random numbers; no seed of a run enters them, so that all networks are probed alike.
 ORDER, START = range(2)
 
 
@@ -34,17 +35,17 @@ def _random(stream: int) -> np.random.Generator:
 
 
 def _order(y: Tensor) -> Tensor:
-    """All indices of the images in one fixed order, on their device."""
+    """Indices of all images in one fixed random order, on the device of the labels `y`."""
     return torch.from_numpy(_random(ORDER).permutation(len(y))).to(y.device)
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Gradients of all parameters in one tensor [n]."""
+    """Gradients of all parameters, flattened into one tensor [n]."""
     return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def _sums(gradients: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor, int]:
-    """Sum of mini-batch gradients [n], sum of their squared norms, and how many they are."""
+    """Sum of the mini-batch gradients [n], sum of their squared norms, and their number."""
     total = squares = count = 0
     for gradient in gradients:
         flat = _flat(gradient).double()
@@ -53,12 +54,12 @@ def _sums(gradients: Iterable[Sequence[Tensor]]) -> tuple[Tensor, Tensor, int]:
 
 
 def noise_to_signal(gradients: Iterable[Sequence[Tensor]]) -> float:
-    """Trace of the covariance of one network's gradients over the squared norm of their mean; no unit.
+    """Trace of the covariance of mini-batch gradients, divided by the squared norm of their mean; no unit.
 
-    `gradients` yields one list of tensors per mini-batch. These are the whole
-    population: the variance divides by their number K, and pure noise gives about
-    K - 1, so that no larger ratio is seen. NaN from fewer than two mini-batches, or
-    where a gradient is not finite or noise and mean are both zero.
+    `gradients` yields one list of tensors per mini-batch of one network. The variance
+    divides by their number K; pure noise gives about K - 1, so larger ratios cannot be
+    told from it. NaN for fewer than two mini-batches, if a gradient is not finite, or
+    if noise and mean are both zero.
     """
     total, squares, count = _sums(gradients)
     if count < 2:
@@ -70,10 +71,10 @@ def noise_to_signal(gradients: Iterable[Sequence[Tensor]]) -> float:
 def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
     """Trace of the covariance of one network's mini-batch gradients, and squared norm of their expectation.
 
-    Both without bias, in squared units of a gradient: the covariance divides by
-    K - 1, and what noise adds to the squared norm of a mean of K gradients, a
-    K-th of the trace, is taken away. The second can therefore come out negative.
-    NaN from fewer than two mini-batches.
+    Both are unbiased, in squared units of a gradient. For K gradients, the covariance
+    divides by K - 1; noise adds a K-th of the trace to the squared norm of their mean,
+    which is subtracted again, so that the second result can be negative. Both are NaN
+    for fewer than two mini-batches.
     """
     total, squares, count = _sums(gradients)
     if count < 2:
@@ -87,8 +88,8 @@ def trace_and_signal(gradients: Iterable[Sequence[Tensor]]) -> tuple[float, floa
 def _gradients(
     network: ResNet | Own, x: Tensor, y: Tensor, index: Tensor, batch_size: int, batches: int
 ) -> Iterator[Sequence[Tensor]]:
-    """Gradients of a network at `batches` full mini-batches, in the order of `index`."""
-    probed = copy.deepcopy(network).train()  # its running statistics move, the network's do not
+    """Gradients of a network at up to `batches` full mini-batches, in the order of `index`."""
+    probed = copy.deepcopy(network).train()  # a copy, as training mode changes running statistics
     parameters = list(probed.parameters())
     for chosen in index.split(batch_size)[: min(batches, len(index) // batch_size)]:
         loss = F.cross_entropy(probed(x[chosen])[0], y[chosen], reduction="sum") / batch_size
@@ -96,11 +97,11 @@ def _gradients(
 
 
 def gradient_noise(network: ResNet | Own, x: Tensor, y: Tensor, batch_size: int, batches: int = 64) -> float:
-    """Noise-to-signal ratio of mini-batch gradients of one network, at its present weights; no unit.
+    """Noise-to-signal ratio (`noise_to_signal`) of mini-batch gradients at the network's current weights.
 
-    Images [n, C, H, W] with labels [n] are cut into full batches, of which at most
-    `batches` serve. Batch norm takes the statistics of the batch, as in training.
-    The network stays as it is.
+    Images [n, C, H, W] with labels [n] are cut into full mini-batches, of which at
+    most `batches` are used. Batch norm uses the statistics of the batch, as in
+    training. The network is not changed.
     """
     return noise_to_signal(_gradients(network, x, y, _order(y), batch_size, batches))
 
@@ -108,9 +109,9 @@ def gradient_noise(network: ResNet | Own, x: Tensor, y: Tensor, batch_size: int,
 def noise(
     network: ResNet | Own, x: Tensor, y: Tensor, old: Tensor, batch_size: int, batches: int = 64
 ) -> dict[str, float]:
-    """What `trace_and_signal` finds for one network on all images, on old ones and on the others.
+    """`trace_and_signal` of one network on all images, on the old ones, and on the others (new).
 
-    `old` [n], bool, says which images a pretraining had. Mini-batches are as in
+    `old` [n], bool, marks the images that a pretraining uses. Mini-batches are as in
     `gradient_noise`. Keys are `noise_trace`, `noise_signal`, and the same with
     `_old` and `_new`.
     """
@@ -131,11 +132,11 @@ def largest_hessian_eigenvalue(
 ) -> float:
     """Largest (not largest in magnitude) eigenvalue of the Hessian of a loss, by Lanczos iteration.
 
-    The loss is the sum of the terms that `losses()` yields, each with a graph of
-    its own, so that only one graph is held at a time. The eigenvector's residual
-    is at most `tolerance` times the eigenvalue, whose own relative error is far
-    smaller where the next eigenvalue lies well apart. NaN where a product is not
-    finite, where the Hessian is zero, or after so many restarts without success.
+    The loss is the sum of the terms that `losses()` yields, each with its own
+    graph, so that only one graph is held at a time. The eigenvector's residual is
+    at most `tolerance` times the eigenvalue, whose own relative error is far
+    smaller if the next eigenvalue is well separated. NaN if a Hessian-vector product
+    is not finite, if the Hessian is zero, or if `restarts` restarts do not suffice.
     """
 
     def product(v: np.ndarray) -> np.ndarray:
@@ -151,10 +152,10 @@ def largest_hessian_eigenvalue(
         return result.double().cpu().numpy()
 
     n = sum(p.numel() for p in parameters)
-    start = _random(START).standard_normal(n)  # ARPACK would draw another one every time
+    start = _random(START).standard_normal(n)  # ARPACK would draw a new one every time
     try:
-        # A network's largest eigenvalue stands well apart: with 4 vectors 5 products find it, with
-        # the 20 that are usual it would take 21.
+        # A network's largest eigenvalue is well separated: 5 products find it with 4 Lanczos vectors,
+        # where the usual 20 vectors would take 21 products.
         found = arpack.eigsh(
             arpack.LinearOperator((n, n), matvec=product, dtype=np.float64),
             k=1,
@@ -175,9 +176,9 @@ def sharpness(
 ) -> float:
     """Largest eigenvalue of the Hessian of the mean cross-entropy, over all parameters of one network.
 
-    In units of the loss, at the first `images` of the fixed order, `chunk` of them
-    at a time. Batch norm takes the running statistics: this is the curvature of
-    the function that is tested. The network stays as it is.
+    In units of the loss, at the first `images` in the fixed order, processed `chunk`
+    at a time. Batch norm uses running statistics: this is the curvature of the
+    function that is tested. The network is not changed.
     """
     probed = copy.deepcopy(network).eval()
     chosen = _order(y)[:images]
@@ -191,7 +192,7 @@ def sharpness(
 
 @torch.no_grad()
 def mean_loss(network: ResNet | Own, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128) -> float:
-    """Mean cross-entropy of one network at the images at which `sharpness` is measured, tested as there."""
+    """Mean cross-entropy of one network at the images of `sharpness`, also with running statistics."""
     probed, chosen = copy.deepcopy(network).eval(), _order(y)[:images]
     parts = (F.cross_entropy(probed(x[i])[0], y[i], reduction="sum") for i in chosen.split(chunk))
     return float(sum(parts)) / len(chosen)
@@ -207,11 +208,11 @@ def measure(
     batch_size: int,
     old: Tensor,
 ) -> dict[str, float]:
-    """What the named probes find in one network, at weights as `ResNet.member` names them.
+    """Results of the named probes for one network, whose weights `state` has as `ResNet.member` returns them.
 
-    Images [n, C, H, W] with labels [n] are a population's training images, of
-    which `old` [n], bool, are those of its seed's first half; the network is
-    rebuilt on their device, in their precision.
+    Images [n, C, H, W] with labels [n] are all training images; `old` [n], bool,
+    marks the half that the run's seed assigns to pretraining. The network is built
+    on the device of the images, in their precision.
     """
     network = build(model, x.shape[1], classes, x.shape[3]).to(x)
     network.load_member(0, state)
@@ -224,8 +225,8 @@ def measure(
             "curvature_loss": mean_loss(network, x, y),
         },
     }
-    # By default a GPU rounds the inputs of convolutions to TF32's ten bits. Attention can be
-    # differentiated twice only where it is computed plainly.
+    # By default a GPU rounds the inputs of convolutions to TF32's ten bits. Of PyTorch's ways to
+    # compute attention, only MATH can be differentiated twice.
     with (
         torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
         sdpa_kernel(SDPBackend.MATH),

@@ -21,12 +21,12 @@ class Snapshot:
     """A network at the end of a stage, and how it got there."""
 
     state: dict[str, Tensor]  # float tensors on the CPU, as `ResNet.member` names them
-    curves: list[dict[str, list[float]]]  # one dictionary of `CURVES` per stage so far
-    seconds: float  # of training, this network's share of its populations
-    diverged: int | None = None  # epoch of the last stage at which the loss was no longer finite
+    curves: list[dict[str, list[float]]]  # `CURVES` of each stage so far, by name
+    seconds: float  # of training: its share of the time of its populations
+    diverged: int | None = None  # epoch of the last stage whose loss was not finite; or None
 
     def of(self, run: Run) -> Snapshot:
-        """The same for one run of several that were trained as one: its last curve has its own tests only."""
+        """The same for `run` alone, of several trained as one: tests that only others need become NaN."""
         *before, last = self.curves
         n = len(last["train_loss"])
         tests = [
@@ -47,7 +47,7 @@ class Snapshot:
 
 
 def save(content: object, path: Path) -> None:
-    """Write `content` for `load`; the file that was there stays until the new one is whole."""
+    """Write `content` for `load`; an existing file stays until the new one is complete."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     whole = buffer.getbuffer()  # no copy: a checkpoint may be large
@@ -55,7 +55,7 @@ def save(content: object, path: Path) -> None:
 
 
 def load(path: Path, device: torch.device | None = None) -> dict:
-    """What was saved under this very name; raises `files.Damaged`, or `FileNotFoundError`."""
+    """The content saved under this file name; raises `files.Damaged`, or `FileNotFoundError`."""
     content = files.unsealed(path)
     try:
         return dict(torch.load(io.BytesIO(content), weights_only=True, map_location=device))
