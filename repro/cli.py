@@ -155,7 +155,7 @@ def run(
         raise InputError(f"--only takes FACTOR=VALUE, such as modules=456, not {wrong[0]!r}")
     factors = dict(item.split("=", 1) for item in only or ())
     cases = (case for study in asked for case in chosen_cases(study, study.cases(chosen), factors))
-    runs = questions.by_value(cases)
+    runs = questions.by_priority(cases)
     limit = _seconds(time_limit)
     if jobs is not None and on != "slurm":
         raise InputError("--jobs is for jobs of SLURM: it needs --on slurm")

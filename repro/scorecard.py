@@ -157,8 +157,8 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
     verdicts = list(verdicts)
     caption = (
         "Every claim with its verdict and its t value, which is the distance of the effect from zero in "
-        "standard errors, to the right where it supports the claim. The upright mark is what one claim "
-        "alone would have to pass at 5 %."
+        "standard errors, to the right if it supports the claim. Beyond the upright mark the 95 % interval "
+        "of the claim is all on that side; a verdict also corrects for the number of claims."
     )
     counts = ", ".join(f"{n} {word}" for word, n in Counter(v.verdict for v in verdicts).items())
     alt = f"A row for each of {len(verdicts)} claims: {counts}."

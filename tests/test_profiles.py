@@ -9,7 +9,7 @@ from repro import profiles
 from repro.config import ALL, HALF, Dataset, InputError, Model, Optimizer, Stage
 from repro.data.datasets import steps_per_epoch
 from repro.profiles import PROFILES, profile
-from repro.questions import STUDIES, by_value, studies
+from repro.questions import STUDIES, by_priority, studies
 from repro.store.records import ROOT
 from repro.study import HELD_OUT_SEEDS, LONGER
 from repro.sweep import plans
@@ -294,7 +294,7 @@ def test_each_seed_of_the_small_profile_has_images_of_its_own_and_tests_on_all()
 
 
 def test_runs_that_say_most_come_first():
-    order = by_value(case for study in studies() for case in study.cases(profile("cifar10")))
+    order = by_priority(case for study in studies() for case in study.cases(profile("cifar10")))
     of = {
         case.run.id: (case.condition, study.name)
         for study in reversed(STUDIES.values())

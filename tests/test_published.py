@@ -18,7 +18,7 @@ from repro.analysis import recorded
 from repro.config import PRECISIONS
 from repro.data import downloads
 from repro.figures import common
-from repro.questions import by_value, studies
+from repro.questions import by_priority, studies
 from repro.questions.warm_start import warm_start
 from repro.running import run_study
 from repro.store import audit, records
@@ -79,6 +79,7 @@ WRONG = {
     "no work": ({"seconds": 0}, "no seconds"),
     "nobody": ({"population": 0}, "no population"),
     "another schema": ({"schema": 99}, "not a record of schema"),
+    "no versions": ({"versions": {}}, "malformed"),
 }
 
 
@@ -178,7 +179,7 @@ def test_the_scale_of_downloaded_data_shows_what_is_recorded_and_trains_nothing(
 def test_what_says_most_is_trained_first_in_whatever_order_studies_are_named(names):
     chosen = profiles.profile("cifar10")
     cases = [case for study in studies(names) for case in study.cases(chosen)]
-    order = [run.id for run in by_value(cases)]
+    order = [run.id for run in by_priority(cases)]
     assert set(order) == {case.run.id for case in cases} and len(order) == len(set(order))
     first = {case.run.id for case in warm_start(chosen)}
     assert set(order[: len(first)]) == first

@@ -12,7 +12,7 @@ from repro.analysis.recorded import results
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.data.sampling import moves
 from repro.questions import studies
-from repro.questions.recipe import PARTS, at_own_rates, gaps
+from repro.questions.recipe import VARIANTS, at_own_rates, gaps
 from repro.study import FRESH, LONGER, WARM
 from repro.training.loop import Stopped, train_population
 from repro.training.populations import Member, Population, moved
@@ -115,7 +115,7 @@ def test_the_recipe_leaves_ids_without_it_as_they_were():
 def test_each_arm_is_compared_at_the_rate_that_held_out_images_choose():
     """Warm starts are best at 3 with both parts and at 10 with others, fresh ones the reverse."""
     conditions = (FRESH, LONGER, WARM)
-    best = {(name, c): (10, 3)[(name == "both") == (c == WARM)] for name in PARTS for c in conditions}
+    best = {(name, c): (10, 3)[(name == "both") == (c == WARM)] for name in VARIANTS for c in conditions}
     rows = [
         {"recipe": name, "condition": c, "rate": k, "held_out": held, "seed": seed}
         | {"test_accuracy": 0.5 + 0.01 * (k == rate) * held + 0.001 * k * (not held) - 0.02 * (c != FRESH)}

@@ -360,7 +360,7 @@ def test_test_accuracy_is_the_mean_over_the_last_epochs_of_the_last_stage(store)
 
 def test_a_diverged_run_has_a_row_that_says_so(store):
     [_, warm, _] = cases()
-    curve = {"train_loss": [2.0, None], "train_accuracy": [0.5, 0.1], "test_accuracy": [0.5, None]}
+    curve = {"train_loss": [2.0, None], "train_accuracy": [0.5, 0.1], "test_accuracy": [None, None]}
     store.write(warm.run, **content(curves=[FIRST, curve], diverged=2))
     [row] = tables.table([warm], store, window=2).itertuples()
     assert row.diverged
@@ -391,6 +391,15 @@ def test_tables_of_nothing_are_empty_and_have_their_columns(store):
     assert len(table) == len(frame) == 0
     assert {"condition", "seed", "test_accuracy", "train_accuracy"} <= set(table)
     assert {"condition", "seed", *CURVES} <= set(frame)
+
+
+def test_a_run_that_diverged_between_two_tests_counts_by_its_last_ones(store):
+    """As at `cifar10-small`, where not every epoch is tested."""
+    case = Case("fresh", 0, RUN)
+    curve = {"train_loss": [1.0, 1.0, None], "train_accuracy": [0.5] * 3, "test_accuracy": [0.4, None, 0.2]}
+    store.write(RUN, **content() | {"diverged": 3, "curves": [curve]})
+    for median in (False, True):
+        assert tables.table([case], store, 3, median).test_accuracy.tolist() == pytest.approx([0.3])
 
 
 def test_a_damaged_record_is_left_out_of_tables(store):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from repro.store import files
 from repro.store.files import Damaged
 from repro.store.records import Store
 from repro.sweep import costs, dispatch, leases, machine, plans
+from repro.sweep.messages import End, Ended
 from repro.sweep.processes import Child, Children, Here
 from repro.sweep.progress import Progress
 from repro.training import loop, snapshots
@@ -644,6 +646,24 @@ def test_a_child_killed_again_and_again_is_given_up_with_a_word_on_memory(store)
     assert outcome.finished
     [line] = outcome.failures
     assert "tried 3 times: its process was killed (SIGKILL), as systems do that run out of memory" in line
+
+
+def test_each_piece_of_a_group_that_was_split_is_tried_three_times_and_given_up(store):
+    class Deadly:
+        slots, tried = 1, []
+
+        def start(self, job):
+            self.job = job
+
+        def listen(self, hear):
+            self.tried.append(self.job.part.id)
+            together = len(self.job.part.trajectories) > 1
+            yield self.job, Ended(End.SPLIT, size=1) if together else Ended(End.KILLED, "killed")
+
+    runs = [run for run in warm_start() if len(run.stages) == 1]
+    outcome = execute(runs, store, place=lambda stopping: contextlib.nullcontext(Deadly()))
+    assert outcome.finished and len(outcome.failures) == len(runs) == 3
+    assert sorted(Counter(Deadly.tried).values()) == [1, 3, 3, 3]
 
 
 # Disks

@@ -26,7 +26,7 @@ PRIOR = 8  # most degrees of freedom that the pooled variance counts for when a 
 SMALLEST_P = 0.0001  # p values below it print as < 0.0001
 LESS, MORE, SAME = "less", "more", "same"
 DECIDED = ("reproduced", "contradicted", "inconclusive")  # verdicts that need all planned seeds
-NOTHING = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
 OPEN = (1.0, 1.0)  # p values for and against a claim that is not decided
 VERDICTS = (*DECIDED, "not tested", "exploratory", "incomplete", "not run")
 
@@ -145,7 +145,7 @@ class Verdict:
 
     claim: Claim
     verdict: str
-    effect: Estimate = NOTHING
+    effect: Estimate = NO_ESTIMATE
     p: float = math.nan  # of the test that gave the verdict, adjusted for all claims
     profile: str = ""
     planned: int = 0  # number of seeds
@@ -288,7 +288,7 @@ def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[fl
         return replace(made, verdict="not tested", reason=str(reason)), OPEN
     if not found.seeds:
         return made, OPEN
-    made = replace(made, effect=_weakest(claim, found))
+    made = replace(made, effect=_least_supporting(claim, found))
     if results.profile.exploratory or made.profile in claim.exploratory:
         return replace(made, verdict="exploratory"), OPEN
     if found.seeds < max(made.planned, FEWEST_SEEDS):
@@ -296,7 +296,7 @@ def _undecided(claim: Claim, results: Results | None) -> tuple[Verdict, tuple[fl
     return replace(made, verdict="inconclusive"), p_values(claim, found)
 
 
-def _weakest(claim: Claim, found: Sample) -> Estimate:
+def _least_supporting(claim: Claim, found: Sample) -> Estimate:
     """The number of the condition whose mean supports the claim least, with its 95 % t interval."""
     towards = {LESS: found.means, MORE: -found.means, SAME: np.abs(found.means)}[claim.direction]
     i = int(np.argmax(towards))

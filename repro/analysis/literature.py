@@ -118,7 +118,7 @@ def _ours(results: Iterable[Results]) -> Iterator[Source]:
 
 def _pair(pairs: pd.DataFrame) -> Pair:
     """Means over seeds with their standard errors, which are NaN for a single seed."""
-    columns = 100 * pairs.fresh_accuracy, 100 * pairs.test_accuracy, pairs.gap
+    columns = 100 * pairs.reference_accuracy, 100 * pairs.test_accuracy, pairs.gap
     fresh, warm, gap = map(mean_estimate, columns)
     of_fresh, of_warm, of_gap = (found.sd / found.n**0.5 for found in (fresh, warm, gap))
     return Pair(fresh.mean, of_fresh, warm.mean, of_warm, of_gap)

@@ -50,19 +50,19 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: 
     """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
     `table` is a `tables.table`; the rows of all other conditions are returned with
-    the accuracy of `against` as `fresh_accuracy` and the difference as `gap`, which is
+    the accuracy of `against` as `reference_accuracy` and the difference as `gap`, which is
     negative if pretraining hurt. Both runs of a pair share initial weights, test images
     and training images; that makes gaps vary less, as far as these are what makes seeds
     differ. `pairs` names factors in which both must agree too. A run without a recorded
     partner is left out.
     """
     if table.empty:
-        return table.assign(fresh_accuracy=[], gap=[])
+        return table.assign(reference_accuracy=[], gap=[])
     keys = ["seed", *pairs]
     fresh = table[table.condition == against][[*keys, "test_accuracy"]]
-    fresh = fresh.rename(columns={"test_accuracy": "fresh_accuracy"})
+    fresh = fresh.rename(columns={"test_accuracy": "reference_accuracy"})
     pretrained = table[table.condition != against].merge(fresh, on=keys)
-    return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.fresh_accuracy))
+    return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.reference_accuracy))
 
 
 def t_quantile(p: float, n: int) -> float:

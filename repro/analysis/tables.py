@@ -1,4 +1,4 @@
-"""Records as tables: a row for each run, and its learning curves."""
+"""Records as tables: one with a row for each run, and one of learning curves with a row for each epoch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ COLUMNS = (  # of a table, besides factors and probes
 
 
 def table(cases: Iterable, store: Store, window: int, median: bool = False) -> pd.DataFrame:
-    """One row per recorded case of a study: its condition, seed and factors, and what came out.
+    """One row per recorded case of a study: its condition, seed, factors and results.
 
     `test_accuracy` is the mean (or the median) over the last `window` epochs of the
-    last stage that count and `train_accuracy` the value at the last, both fractions.
+    last stage and `train_accuracy` the value at its last epoch, both as fractions. If
+    only the first epochs of a stage count (`Case.epochs`), later ones are ignored.
     """
     average = statistics.median if median else statistics.fmean
     cases = list(cases)
@@ -31,7 +32,8 @@ def table(cases: Iterable, store: Store, window: int, median: bool = False) -> p
     for case in cases:
         if record := found.get(case.run.id):
             last = {name: values[: case.epochs] for name, values in record["curves"][-1].items()}
-            tail = [math.nan if v is None else v for v in last["test_accuracy"][-window:]]
+            # A run that diverged may have epochs without a test in its window.
+            tail = [v for v in last["test_accuracy"][-window:] if v is not None] or [math.nan]
             row = {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": record["id"]}
             row |= {"test_accuracy": average(tail), "train_accuracy": last["train_accuracy"][-1]}
             row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
@@ -46,14 +48,14 @@ def table(cases: Iterable, store: Store, window: int, median: bool = False) -> p
 def curves(cases: Iterable, store: Store) -> pd.DataFrame:
     """Learning curves of the recorded cases, one row per epoch.
 
-    `stage` counts from 1 and `epoch` from 1 within the stage; `total` counts the
-    epochs of all stages. Of a case's last stage there are the epochs that count.
-    Test accuracy is NaN after an epoch without a test.
+    `stage` counts from 1 and `epoch` from 1 within the stage; `total` counts on
+    through all stages. Epochs of the last stage that do not count (`Case.epochs`)
+    are left out. Test accuracy is NaN after an epoch without a test.
     """
     cases = list(cases)
     found = store.load(case.run.id for case in cases)
     epochs = {name: [] for name in ("total", "epoch", *CURVES)}
-    stages, lengths = [], []  # what all epochs of a stage have in common, and how many they are
+    stages, lengths = [], []  # for each stage: columns with one value for all its epochs; their number
     for case in cases:
         done = 0
         for number, curve in enumerate(found.get(case.run.id, {"curves": ()})["curves"], start=1):

@@ -1,4 +1,4 @@
-"""The book: chapters executed one by one, then rendered to pages (`repro.book.rendering`).
+"""Make the book: execute its chapters, then render them to pages (`repro.book.rendering`).
 
 No source is executed in place: papermill writes executed copies to `_build/executed`.
 """
@@ -30,7 +30,7 @@ from repro.book import rendering
 from repro.config import InputError, given
 from repro.store.records import ROOT, Store, results_folder
 
-# JSON on the command line, not papermill's own: YAML reads 1e-05 as a string.
+# Parameters are passed as JSON, not by papermill's own command: its YAML reads 1e-05 as a string.
 PAPERMILL = """
 import json, logging, os, sys, papermill
 logging.basicConfig(format="%(message)s")  # what the cells print on standard error, as it comes
@@ -41,7 +41,7 @@ sys.stderr.flush()
 os._exit(0)  # all is written: taking the interpreter down module by module is time for nothing
 """
 
-# Ports for a kernel are chosen before it binds them: another process may be faster. No cell has run then.
+# Another process may take a kernel's ports before it binds them. No cell has run then: try again.
 NO_KERNEL, TRIES = "RuntimeError: Kernel died before replying to kernel_info", 3
 
 
@@ -52,7 +52,7 @@ class ChapterResult:
     name: str
     seconds: float
     error: str | None = None  # first line of the exception
-    kept: bool = False  # executed before: same source, parameters, package and records
+    kept: bool = False  # not executed again: same source, parameters, tools, package and records
 
     @property
     def status(self) -> str:
@@ -60,7 +60,7 @@ class ChapterResult:
 
 
 def project_root() -> Path:
-    """The folder of the book's sources, the one that holds the package."""
+    """The folder of the book's sources; raises `InputError` if the package is not run from a checkout."""
     if not (ROOT / "_toc.yml").is_file():
         raise InputError("the book's sources are not here: run from a checkout, pip install -e .")
     return ROOT
@@ -73,7 +73,7 @@ def require_tools() -> None:
 
 
 def select(root: Path, names: Iterable[str] | None) -> list[Path]:
-    """The chapters of these names, `01_warm_start` or `warm_start`, in the book's order; all for None."""
+    """The chapters of these names, `01_warm_start` or `warm_start`, in the book's order; all if None."""
     paths = rendering.chapters(root)
     if names is None:
         return paths
@@ -101,11 +101,11 @@ def check_parameters(chapter: Path, parameters: dict) -> None:
 def execute(
     notebooks: list[Path], parameters: dict, folder: Path, jobs: int = 2, state: str = ""
 ) -> list[ChapterResult]:
-    """How each chapter ended, after executing copies of them in `folder`, `jobs` at a time.
+    """Execute copies of the chapters in `folder`, `jobs` at a time, and return how each ended.
 
-    `NAME.ipynb` is there afterwards only if it passed, with `state` beside it in
-    `NAME.state`; one that raised is kept as `NAME.failed.ipynb`. One failure does
-    not stop the others.
+    A chapter that passed is left as `NAME.ipynb`, with `state` in `NAME.state`; one
+    that raised is left as `NAME.failed.ipynb`. Older outcomes are deleted. One failure
+    does not stop the others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = [TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[said]")]
@@ -120,7 +120,7 @@ def execute(
         try:
             return [future.result() for future in started]
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)  # running ones were interrupted too; start no others
+            pool.shutdown(cancel_futures=True)  # the running ones were interrupted too; start no others
             raise
 
 
@@ -129,12 +129,12 @@ def _execute_one(
 ) -> ChapterResult:
     done, failed = folder / notebook.name, folder / f"{notebook.stem}.failed.ipynb"
     stamp = folder / f"{notebook.stem}.state"
-    for path in (done, failed, stamp, *rendering.tables(folder, notebook.stem)):
+    for path in (done, failed, stamp, *rendering.csv_files(folder, notebook.stem)):
         path.unlink(missing_ok=True)
-    # Papermill takes a path for a format, which parameters fill.
+    # Papermill fills parameters into paths, as in a format string: braces are doubled.
     source, target = (re.sub(r"[{}]", r"\g<0>\g<0>", str(path)) for path in (notebook, failed))
     call = {"input_path": source, "output_path": target, "cwd": str(folder), "parameters": parameters}
-    # Chapters import this very package.
+    # Chapters import this copy of the package, whatever is installed.
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = rendering.IN_UTF8 | _home(folder.parent / "home") | {"PYTHONPATH": paths}
     bars.start_task(task)
@@ -152,7 +152,7 @@ def _execute_one(
 
 
 def _home(other: Path) -> dict[str, str]:
-    """Another home folder for Jupyter, which writes there, where that of the user cannot be had."""
+    """Environment with `other` as home, where Jupyter writes, if the user's is unknown or not writable."""
     with contextlib.suppress(RuntimeError):
         if os.access(Path.home(), os.W_OK):
             return {}
@@ -161,35 +161,35 @@ def _home(other: Path) -> dict[str, str]:
 
 
 def _papermill(call: dict, environment: dict[str, str], show: Callable[..., None]) -> tuple[int, list[str]]:
-    """Exit status of executing a notebook in a process of its own, and what it said besides its progress."""
+    """Execute a notebook in its own process; return its exit status and the lines of its standard error."""
     process = subprocess.Popen(
-        # It imports nothing from where one stands, and reads as UTF-8 what paths are made of.
+        # `-P`: import nothing from the current folder. Paths are passed as UTF-8, not as \u escapes.
         [sys.executable, "-P", "-c", PAPERMILL, json.dumps(call, ensure_ascii=False)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        # The kernel of this environment, where the user's folder has another of the same name.
+        # Prefer the kernel of this environment to one of the same name in the user's folder.
         env=os.environ | environment | {"JUPYTER_PREFER_ENV_PATH": "1"},
     )
     lines = []
     for line in filter(str.strip, process.stderr):
-        lines.append(line.strip())
         if cells := re.search(r"^Executing:.* (\d+)/(\d+) \[", line):  # papermill's own progress bar
             show(completed=int(cells[1]), total=int(cells[2]), said="")
         else:
+            lines.append(line.strip())
             show(said=lines[-1][:100])
     return process.wait(), lines
 
 
 def _state() -> str:
-    """A hash of all that a chapter's outcome depends on besides its source: package, tools and records.
+    """A hash of what outcomes depend on besides source and parameters: package, tools and records.
 
-    Records of every profile, as a chapter may set its own beside those of a larger one.
+    The records of all profiles count, as a chapter may compare its own with a larger one's.
     """
     tools = [(t, importlib.metadata.version(t)) for t in ("matplotlib", "pandas")]
-    digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see `figures.shown`
+    digest = hashlib.sha256(repr([tools, bool(os.environ.get("BOOK_URL"))]).encode())  # see `shown.Captioned`
     for path in sorted((ROOT / "repro").rglob("*.py")):
         digest.update(path.read_bytes())
     for folder in sorted(results_folder().glob("*/")):
@@ -198,7 +198,7 @@ def _state() -> str:
 
 
 def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool:
-    """Whether the chapter was executed from this source, with these parameters, in this very state."""
+    """Whether the chapter was executed from its present source, with these parameters, in this state."""
     stamp = executed / f"{source.stem}.state"
     same = stamp.exists() and stamp.read_text("utf-8") == state
     return same and rendering.executed_page(source, executed / source.name, parameters) is not None
@@ -207,7 +207,7 @@ def _is_kept(source: Path, executed: Path, parameters: dict, state: str) -> bool
 def _first_error(notebook: Path) -> str | None:
     try:
         cells = rendering.read(notebook)["cells"]
-    except (OSError, ValueError):  # it was not written, or not to its end
+    except (OSError, ValueError):  # not written, or only in part
         return None
     outputs = (o for cell in cells for o in cell.get("outputs", ()))
     errors = (f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error")
@@ -222,7 +222,7 @@ def check(
     root: Path | None = None,
     pdf: bool = False,
 ) -> list[Path]:
-    """The notebooks to execute; raises `InputError` on anything that `make_book` would fail for want of."""
+    """The notebooks to execute; raises `InputError` if `make_book` could not run with these arguments."""
     require_tools()
     if jobs < 1:
         raise InputError(f"jobs must be at least 1, not {jobs}")
@@ -241,7 +241,7 @@ def _work(out: Path | None, root: Path | None) -> Path:
 
 
 def _require_writable(folder: Path) -> None:
-    """Refuse a folder in which no file can be made; it need not be there yet, and is not made."""
+    """Raise `InputError` if a folder, or its nearest parent that exists, is not writable or not UTF-8."""
     try:
         os.fsencode(folder).decode()
     except UnicodeDecodeError:
@@ -262,12 +262,12 @@ def make_book(
     root: Path | None = None,
     pdf: bool = False,
 ) -> int:
-    """Exit status of executing chapters and rendering the book: 1 where a chapter or a page failed.
+    """Execute the chapters that changed, render the book and return 1 if a chapter or a page failed, else 0.
 
-    The pages are in `out/_build/html`, `out` being the project's root unless
-    given. Raises `InputError` before anything runs.
+    The pages are in `out/_build/html`; `out` is the project's root by default.
+    Raises `InputError` before anything runs (see `check`).
     """
-    # Where no profile is named, each chapter keeps its own.
+    # If no profile is named, each chapter keeps its own.
     parameters = ({} if profile is None else {"profile": profile}) | (parameters or {})
     notebooks = check(chapters, parameters, out, jobs, root, pdf)
     work, root = _work(out, root), root or project_root()

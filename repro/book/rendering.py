@@ -105,7 +105,7 @@ def assemble(root: Path, executed: Path, stage: Path, parameters: dict, pdf: boo
     """
     import yaml  # installed only with the tools for the book
 
-    config = published(yaml.safe_load((root / "_config.yml").read_bytes()))
+    config = with_addresses(yaml.safe_load((root / "_config.yml").read_bytes()))
     config.setdefault("execute", {})["execute_notebooks"] = "off"
     config["sphinx"]["config"]["book_pdf"] = pdf
     files = {"_config.yml": yaml.safe_dump(config).encode(), "_toc.yml": (root / "_toc.yml").read_bytes()}
@@ -139,7 +139,7 @@ def _without_results(page: dict) -> dict:
     return page | {"cells": [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": text}]}
 
 
-def published(config: dict) -> dict:
+def with_addresses(config: dict) -> dict:
     """The configuration, changed in place to name where the book is published.
 
     The environment variable `BOOK_URL` is the address of its pages, for the sitemap and
@@ -157,11 +157,11 @@ def published(config: dict) -> dict:
 
 def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> dict[str, bytes]:
     """CSV tables of a chapter, made in `executed` if missing, and its first PNG, by path in the stage."""
-    files, kept = {}, tables(executed, chapter)
+    files, kept = {}, csv_files(executed, chapter)
     if not kept:  # executing the chapter deleted them
-        for name, table in _tables(chapter, parameters).items():
+        for name, table in _recorded_tables(chapter, parameters).items():
             (executed / name).write_bytes(table.to_csv(index=False).encode())
-        kept = tables(executed, chapter)
+        kept = csv_files(executed, chapter)
     for csv in kept:
         files[f"book/_static/records/{csv.name}"] = csv.read_bytes()
     outputs = (output.get("data", {}) for cell in page["cells"] for output in cell.get("outputs", ()))
@@ -171,12 +171,12 @@ def _downloads(chapter: str, page: dict, executed: Path, parameters: dict) -> di
     return files
 
 
-def tables(executed: Path, chapter: str) -> list[Path]:
+def csv_files(executed: Path, chapter: str) -> list[Path]:
     """The CSV files of a chapter that was executed in this folder."""
     return sorted(executed.glob(f"{chapter}.*.csv"))
 
 
-def _tables(chapter: str, parameters: dict) -> dict[str, pd.DataFrame]:
+def _recorded_tables(chapter: str, parameters: dict) -> dict[str, pd.DataFrame]:
     """Tables by file name: recorded runs of the chapter's studies; for the scorecard of all, with effects."""
     profile, seeds, settings = (parameters.get(name) for name in ("profile", "seeds", "settings"))
     chosen = None if profile in (None, PUBLISHED) else scale(profile, seeds, settings)

@@ -151,7 +151,7 @@ def _source(path: Path, name: str, written: object) -> str:
     while found := [i for i, names in enumerate(bound) if i not in used and (not names or names & wanted)]:
         used.update(found)
         wanted |= {n.id for i in found for n in ast.walk(body[i]) if isinstance(n, ast.Name)}
-    lines = text.splitlines()
+    lines = text.split("\n")  # as `ast` counts them; splitlines would also break at form feeds
     parts = ["\n".join(lines[_first(body[i]) - 1 : body[i].end_lineno]) for i in sorted(used)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

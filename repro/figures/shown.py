@@ -23,7 +23,7 @@ from repro.study import factor_text
 
 pd = Lazy("pandas")
 MARK = "repro"  # key of output metadata, by which `repro.book.rendering` knows figures and captions
-NOTHING = {"Date": None, "Creator": None}  # left out of an SVG, so that the same records give the same bytes
+NO_METADATA = {"Date": None, "Creator": None}  # in an SVG, so that the same records give the same bytes
 
 
 class Words(str):
@@ -60,7 +60,7 @@ class Captioned:
         """The figure as a file, drawn in the project's style."""
         file = io.BytesIO()
         with style.drawing():
-            self.figure.savefig(file, format=kind, metadata=NOTHING if kind == "svg" else None)
+            self.figure.savefig(file, format=kind, metadata=NO_METADATA if kind == "svg" else None)
         return file.getvalue()
 
     def _ipython_display_(self) -> None:

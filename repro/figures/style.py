@@ -6,6 +6,7 @@ to the opaque white ground. They never stand alone: markers differ too. Text fit
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import wraps
@@ -103,11 +104,11 @@ def shades(start: str, end: str, n: int) -> list[str]:
 
 
 def looks(values: Sequence) -> list[tuple[str, str]]:
-    """Colour and marker of each condition or optimiser; for numbers from a ramp, at most 12 of them."""
+    """Colour and marker of each condition or optimiser; for numbers from a ramp."""
     if any(isinstance(value, str) for value in values):
         return [(colour(value), marker(value)) for value in values]
     ramp = shades(COLOURS["warm start"], COLOURS["warm start, 30x"], len(values))
-    return list(zip(ramp, SYMBOLS, strict=False))
+    return list(zip(ramp, itertools.cycle(SYMBOLS), strict=False))
 
 
 def blank(rows: int = 1, columns: int = 1, height: float = 3.6, **settings: object):

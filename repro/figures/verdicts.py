@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterable
 
 from repro.analysis.claims import MORE, SAME, Verdict
-from repro.analysis.stats import t_quantile
 from repro.figures import style
 from repro.figures.style import GREY, blank, message, styled
 from repro.lazy import Lazy
@@ -26,9 +25,9 @@ FARTHEST = 100  # t value at which the axis ends
 
 
 def t_value(verdict: Verdict) -> float:
-    """The effect over its standard error, positive where it supports the claim; NaN without two seeds.
+    """The effect over its standard error, positive if it supports the claim; NaN for fewer than two seeds.
 
-    Of a claim of no difference, how far the mean lies within the margin.
+    For a claim of no difference, the effect is how far the mean lies within the margin.
     """
     effect, claim = verdict.effect, verdict.claim
     if effect.n < 2:
@@ -41,10 +40,10 @@ def t_value(verdict: Verdict) -> float:
 
 @styled
 def verdict_rows(verdicts: Iterable[Verdict]) -> style.mpl.Figure:
-    """A row per claim: its verdict, and how many standard errors the effect lies on the claim's side.
+    """A row per claim: its verdict and its t value, positive if it supports the claim.
 
-    A small upright mark is where one claim alone would be significant at 5 %
-    with so many seeds; the verdict, corrected for all claims, asks for more.
+    A small upright mark shows the t value beyond which the claim's 95 % interval is
+    all on the claim's side; the verdict also corrects for the number of claims.
     """
     verdicts = list(verdicts)
     if not verdicts:
@@ -57,7 +56,8 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> style.mpl.Figure:
         symbol, shade, mark = VERDICTS[verdict.verdict]
         t = t_value(verdict)
         if not np.isnan(t):
-            threshold = t_quantile(0.95, verdict.effect.n)
+            effect = verdict.effect
+            threshold = (effect.high - effect.mean) / effect.sd * effect.n**0.5 if effect.sd else np.nan
             ax.plot([threshold] * 2, [place - 0.14, place + 0.14], color=GREY, lw=1.5)
             shown = float(np.clip(t, -FARTHEST, FARTHEST))
             ax.plot([0, shown], [place] * 2, color=shade, lw=1.5)
@@ -82,7 +82,7 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> style.mpl.Figure:
     ax.axvline(0, color=GREY, lw=1)
     ax.grid(axis="y", visible=False)
     figure.supxlabel(
-        "t value: ← against the claim, for it →\nUpright mark: 5 % level for one claim alone",
+        "t value: ← against the claim, for it →\nBeyond the upright mark: 95 % interval on the claim's side",
         fontsize="medium",
     )
     return figure

@@ -57,13 +57,13 @@ def question(path: str) -> tuple[dict[str, Study], tuple[Claim, ...]]:
             raise InputError(f"{path}: {name} is no list of them, as a file of repro.questions has")
     if not made:
         raise InputError(f"{path} has no STUDIES, as a file of repro.questions has")
-    known = {study.name: dataclasses.replace(study, cases=_compared(path, study)) for study in made}
+    known = {study.name: dataclasses.replace(study, cases=_checked(path, study)) for study in made}
     if astray := [c.id for c in judged if c.study not in known]:
         raise InputError(f"{path}: the claim {astray[0]!r} is of no study of this file")
     return known, tuple(judged)
 
 
-def _compared(path: str, study: Study) -> Callable[[Profile], list[Case]]:
+def _checked(path: str, study: Study) -> Callable[[Profile], list[Case]]:
     """The study's `cases`; errors in them, or no fresh runs, raise `InputError`."""
 
     def cases(profile: Profile) -> list[Case]:
@@ -83,7 +83,7 @@ def claims_of(study: str) -> list[Claim]:
     return [claim for claim in CLAIMS if claim.study == study]
 
 
-def by_value(cases: Iterable[Case]) -> list[Run]:
+def by_priority(cases: Iterable[Case]) -> list[Run]:
     """Distinct runs of these cases, by priority: a sweep may be cut short."""
     first: dict[Run, int] = {}
     for case in cases:

@@ -19,7 +19,7 @@ pd = Lazy("pandas")
 # is SHRINKING / base rate: the usual 0.1 for Adam at 0.001, and 5e-4 for SGD at 0.2.
 SHRINKING = 1e-4
 MIRRORED = ("cifar10", "cifar100")  # whose images keep their class if mirrored
-PARTS = {  # of the usual recipe: (whether images are augmented, whether weights decay)
+VARIANTS = {  # of the usual recipe: (whether images are augmented, whether weights decay)
     "neither": (False, False),
     "augmentation": (True, False),
     "weight decay": (False, True),
@@ -43,7 +43,7 @@ def recipe(profile: Profile) -> Iterator[Arm]:
     extra steps: a second control is a fresh network that has as many steps in total.
     """
     decay = SHRINKING / profile.optimizer.learning_rate
-    for name, (augmented, decayed) in PARTS.items() if profile.controls else ():
+    for name, (augmented, decayed) in VARIANTS.items() if profile.controls else ():
         moved = augmentation(profile) if augmented else {}
         for k in own_rate_factors(profile):
             settings = {"optimizer": profile.at_rate(k, weight_decay=decay if decayed else 0.0), **moved}
@@ -80,7 +80,7 @@ def found(results: Results) -> Words:
     warm = at_own_rates(results.table).query("condition == @WARM").dropna(subset="gap_longer")
     if warm.empty:
         return Words(unrecorded(results))
-    said = [f"{mean_estimate(warm[warm.recipe == name].gap_longer)} with {name}" for name in PARTS]
+    said = [f"{mean_estimate(warm[warm.recipe == name].gap_longer)} with {name}" for name in VARIANTS]
     return Words(
         "Each at its own rate, and beside fresh networks of as many steps in all, the mean gap in percentage "
         f"points is {enumerated(said)}."
@@ -93,7 +93,7 @@ def gaps(results: Results) -> Captioned | Words:
         return Words(f"The profile `{results.profile.name}` has no runs with the usual recipe.")
     warm = at_own_rates(results.table).query("condition == @WARM")
     steps = warm.assign(gap=warm.gap_longer, recipe=warm.recipe + ", as many steps")
-    pairs = ((name, part) for name in PARTS for part in (warm, steps))
+    pairs = ((name, part) for name in VARIANTS for part in (warm, steps))
     found = pd.concat(part[part.recipe.str.startswith(name)] for name, part in pairs)
     caption = (
         "The gap with augmentation, with weight decay, with both and with neither, in all stages: every seed "

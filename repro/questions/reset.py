@@ -101,7 +101,7 @@ def no_speed(results: Results) -> pd.DataFrame:
 
 def subsets_recorded(gaps: pd.DataFrame) -> int:
     """How many of the 64 subsets are recorded for the seed that has most of them."""
-    return int(_games(gaps).notna().sum(axis=1).max()) if len(gaps) else 0
+    return int(_by_subset(gaps).notna().sum(axis=1).max()) if len(gaps) else 0
 
 
 def main_effects(gaps: pd.DataFrame) -> pd.DataFrame:
@@ -123,7 +123,7 @@ def shapley(gaps: pd.DataFrame) -> pd.DataFrame:
     return _averaged(gaps, lambda size: 1 / (len(MODULES) * math.comb(_REST, size)))
 
 
-def _games(gaps: pd.DataFrame) -> pd.DataFrame:
+def _by_subset(gaps: pd.DataFrame) -> pd.DataFrame:
     """The gap by seed (rows) and subset (64 columns), NaN if not recorded."""
     if gaps.empty:
         return pd.DataFrame(columns=SUBSETS, dtype=float)
@@ -134,7 +134,7 @@ def _games(gaps: pd.DataFrame) -> pd.DataFrame:
 
 def _averaged(gaps: pd.DataFrame, weight: Callable[[int], float]) -> pd.DataFrame:
     """Sum over S of weight(len(S)) * (gap(S + module) - gap(S)) by seed and module."""
-    games = _games(gaps).dropna()
+    games = _by_subset(gaps).dropna()
     weights = np.array(
         [[weight(len(s) - 1) if str(m) in s else -weight(len(s)) for m in MODULES] for s in SUBSETS]
     )

@@ -68,8 +68,10 @@ def verify(folder: Path) -> tuple[list[Made], list[str]]:
             found = _implausible(record)
             if record["data"] != images[dataset]:
                 found.append(f"made from images {record['data']}, not {images[dataset]}")
-            if known is not None and landed.get(record["commit"], record["commit"]) not in known:
+            made_by = landed.get(record["commit"], record["commit"])
+            if known is not None and made_by not in known:
                 found.append(f"made by {record['commit']}, which is no commit here")
+            kind = record["device"], record["precision"], record["versions"]["torch"], str(made_by)[:10]
         except Damaged as damage:
             problems.append(str(damage))
             continue
@@ -80,9 +82,8 @@ def verify(folder: Path) -> tuple[list[Made], list[str]]:
             problems.append(f"{path}: malformed ({type(error).__name__}: {error})")
             continue
         problems += [f"{path}: {reason}" for reason in found]
-        kind = record["device"], record["precision"], record["versions"]["torch"]
-        commit, day = str(landed.get(record["commit"], record["commit"]))[:10], record["finished"][:10]
-        rows.append(Made(*kind, commit, record["data"], 1, day, day, record["seconds"] / 3600))
+        day = record["finished"][:10]
+        rows.append(Made(*kind, record["data"], 1, day, day, record["seconds"] / 3600))
     return rows, problems
 
 

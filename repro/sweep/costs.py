@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from repro.config import Model, Run
 from repro.data import datasets
 from repro.lazy import Lazy
+from repro.sweep import layouts
 from repro.sweep.plans import Plan
 
-models = Lazy("repro.training.models")  # PyTorch, which only networks of one's own need here
+models = Lazy("repro.training.models")  # imports PyTorch, which only custom networks need here
 
 NUMBER = 4  # bytes of a float32
 PROCESS = 320 * 2**20  # bytes that a process with PyTorch takes by itself
-RECORD, EPOCH = 1200, 66  # bytes of a record without its curves, and of an epoch of its curves
+RECORD, EPOCH = 1200, 66  # bytes of a record without its curves, and of each epoch in them
 
 
 def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -> int:
-    """Weights of a network and statistics of its batch norms, as many as its snapshot holds.
+    """Number of weights and batch norm statistics of a network, which make up its snapshot.
 
-    Those of a network of one's own are counted, for images of this side.
+    A custom network is built to count them, for images of `side` x `side` pixels.
     """
     if model.code is not None:
         return models.size(model, channels, classes, side)
@@ -42,11 +43,11 @@ def _numbers(run: Run) -> int:
 
 
 def training_bytes(run: Run, device: str = "cpu") -> int:
-    """Memory that a network takes in training: weights, gradients, two moments of Adam.
+    """Bytes of memory that a network takes in training: weights, gradients, two moments of Adam.
 
-    On a CPU, whose system kills what takes too much, also as much again twice for a
-    checkpoint in the making, and the outputs of a ResNet's layers three times each, as
-    it was measured. A GPU says by itself, and in time, what it has no room for.
+    On a CPU, where the system kills a process that takes too much, this also counts
+    twice as much again for a checkpoint being written and, for a ResNet, three times the
+    outputs of its layers, as measured. A GPU raises an error in time if memory is short.
     """
     model, numbers = run.model, (12 if device == "cpu" else 4) * _numbers(run)
     if device == "cpu" and model.code is None:
@@ -56,27 +57,27 @@ def training_bytes(run: Run, device: str = "cpu") -> int:
 
 
 def process_bytes(plan: Plan) -> int:
-    """Memory that a process takes on a CPU, for the group that needs most."""
+    """Bytes of memory that a process takes on a CPU for the group that needs most."""
     groups = {(g.trajectories[0].longest, len(g.trajectories)) for g in plan.groups}
     return PROCESS + max((size * training_bytes(run) for run, size in groups), default=0)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a plan takes on so many GPUs, all of one speed."""
+    """What a plan takes on a number of GPUs of the same speed."""
 
-    hours: float  # no order of training is faster; that of `repro run` takes one chain of stages more at most
+    hours: float  # the least possible; `repro run` exceeds it by the longest chain of stages at most
     gpu_hours: float  # hours of all GPUs in training, added up
     bytes: int  # records, networks that others start from, and checkpoints
 
 
 def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int) -> Forecast:
-    """What the plan takes, nothing recorded yet, where a step of a run's network takes so many seconds.
+    """What the plan takes if nothing is recorded yet; `seconds` gives the time of a step of a run's network.
 
-    The hours are those of perfect sharing, or of the longest chain of stages where
-    that takes longer: a network cannot be tuned before it is pretrained.
+    The hours are those of work shared evenly by all GPUs, or of the longest chain of stages
+    if that takes longer: a network cannot be tuned before it is pretrained.
     """
-    total, ends = 0.0, {}  # hours of training in all; for each run, until it could be there
+    total, ends = 0.0, {}  # hours of all training; by run, hours until it can have ended
     for group in plan.groups:
         own = group.steps * seconds(group.trajectories[0].longest) / 3600
         total += own
@@ -84,6 +85,8 @@ def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int) -> Forecast
         ends |= {run.id: end for run in group.runs}
     storage = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
     sizes = {run.id: NUMBER * _numbers(run) for group in plan.groups for run in group.runs}
-    storage += 3 * gpus * max(sizes.values(), default=0)  # checkpoints: weights and two moments of Adam
+    first = [group.trajectories[0].longest for group in plan.groups]
+    at_once = (min(layouts.default(run).population, len(plan.wanted)) * sizes[run.id] for run in first)
+    storage += 3 * gpus * max(at_once, default=0)  # checkpoints: weights and two moments of Adam
     storage += sum(sizes[name] for name in plan.parents)
     return Forecast(max(total / gpus, *ends.values(), 0.0), total, storage)

@@ -27,8 +27,8 @@ from repro.sweep.processes import STOP_SIGNALS, Child, Children, Here, Place, Wo
 from repro.sweep.progress import Progress
 
 TRIES = 3  # for a group whose child was killed, or whose parents' networks were not there
-FEW_STEPS = 3000  # training small networks for so many takes no longer than a child takes to start
-PAUSE = 2.0  # seconds before another look at a group that another sweep trains
+FEW_STEPS = 3000  # small networks take no longer for this many than a child takes to start
+PAUSE = 2.0  # seconds before a group that another sweep trains is tried again
 
 
 @dataclass
@@ -36,11 +36,11 @@ class Outcome:
     """How a sweep ended."""
 
     finished: bool = True  # every missing run was trained, or failed
-    failures: list[str] = field(default_factory=list)  # a line for what could not be trained
+    failures: list[str] = field(default_factory=list)  # lines for what could not be trained, or read
 
 
 class Sweep:
-    """The jobs of a plan that are left, those that are in training, and the outcome of the others."""
+    """The jobs of a plan that are left, those of them that are in training, and the outcome of the others."""
 
     def __init__(
         self,
@@ -54,26 +54,26 @@ class Sweep:
         self.plan, self.store, self.progress = plan, store, progress
         self.device, self.precision, self.layout = device, precision, layout
         self.outcome = Outcome(failures=store.unreadable(plan.wanted))
-        self.absent = plans.missing(plan, store)  # ids of wanted runs that are not recorded, nor given up
-        self.done: set[str] = set()  # ids of runs that were trained, though a shared folder may show it late
+        self.absent = plans.missing(plan, store)  # ids of wanted runs that are neither recorded nor given up
+        self.done: set[str] = set()  # ids of trained runs, whose files a shared folder may show late
         self.training: list[Job] = []
-        self.most: dict[str, int] = {}  # how many trajectories of a planned group can train at once
-        self.tries: Counter[str] = Counter()  # by planned group
-        self.rests: dict[str, float] = {}  # when to look again at groups that other sweeps train
+        self.max_together: dict[str, int] = {}  # by planned group, how many trajectories can train at once
+        self.tries: Counter[str] = Counter()  # by part, whose process was killed or whose start was lacking
+        self.retry_at: dict[str, float] = {}  # by planned group in training elsewhere, when to try again
         progress.runs = len(plan.wanted)
         self.look()
         progress.steps = sum(job.part.steps for job in self.left)
         progress.show(progress)
 
     def look(self) -> None:
-        """Count what is recorded, whoever did it, and make jobs of the rest, what is in training included."""
+        """Count the recorded runs, whoever trained them; put jobs for the rest, started or not, in `left`."""
         there = self.store.ids()
         self.absent -= there
         self.progress.recorded = len(there & self.plan.wanted.keys())
         self.left: list[Job] = []
         for part, needed in plans.unfinished(self.plan, self.store, self.absent):
-            # Cut into pieces where its group was found too large to train at once.
-            for piece in part.pieces(self.most.get(part.whole.id, len(part.trajectories))):
+            # Cut into pieces if its group was found too large to train at once.
+            for piece in part.pieces(self.max_together.get(part.whole.id, len(part.trajectories))):
                 if own := (needed - self.done) & {run.id for run in piece.runs}:
                     job = Job(
                         part=piece,
@@ -88,11 +88,14 @@ class Sweep:
                     self.left.append(job)
 
     def next(self) -> Job | None:
-        """The first job whose parents are trained, now in training; None where there is none yet."""
+        """Return the first job that can start, now in `training`; None if there is none yet.
+
+        Its parents must be trained, and its group neither in training nor at rest (`retry_at`).
+        """
         awaited = {name for job in self.left for name in job.needed}
         busy = {job.part.whole.id for job in self.training}
         for job in self.left:
-            rested = self.rests.get(job.part.whole.id, 0) <= time.monotonic()
+            rested = self.retry_at.get(job.part.whole.id, 0) <= time.monotonic()
             if rested and job.part.whole.id not in busy and not job.part.starts & awaited:
                 self.training.append(job)
                 return job
@@ -120,15 +123,15 @@ class Sweep:
             case End.FAILED:
                 self.fail(said, job.part)
             case End.SPLIT:
-                self.most[name] = ended.size
+                self.max_together[name] = ended.size
             case End.BUSY:
-                if name not in self.rests:
+                if name not in self.retry_at:
                     warnings.warn(f"group {name} is in training by {said}: waiting for it", stacklevel=1)
-                self.rests[name] = time.monotonic() + PAUSE
+                self.retry_at[name] = time.monotonic() + PAUSE
             case End.KILLED | End.LACKING:
-                self.tries[name] += 1
-                self.done.clear()  # a network may be gone, or damaged
-                if self.tries[name] == TRIES:
+                self.tries[job.part.id] += 1
+                self.done.clear()  # a parent's network may be missing or damaged
+                if self.tries[job.part.id] == TRIES:
                     self.fail(f"tried {TRIES} times: {said}", job.part)
         before = self.progress.recorded
         self.look()
@@ -136,7 +139,7 @@ class Sweep:
             self.progress.show(self.progress)
 
     def fail(self, line: str, part: Part) -> None:
-        """Give up the runs of a part and all that start from them."""
+        """Give up the runs of a part and all runs that start from them."""
         runs = [run.id for run in part.runs]
         some = f"run {runs[0]}" + (f" and {len(runs) - 1} that train with it" if runs[1:] else "")
         self.outcome.failures.append(f"{some}: {line}")
@@ -161,15 +164,15 @@ def execute(
 ) -> Outcome:
     """Train and record every missing run of the plan.
 
-    On this machine, in so many processes as `slots` says, or as there is memory and work
-    for; or at another place, whose workers look for GPUs themselves. Stops between two
-    epochs once it gets SIGINT or SIGTERM, `stop()` is true or `time_limit` seconds have
-    passed, and leaves checkpoints, from which the next call goes on.
+    Trains on this machine, in `slots` processes or as many as memory and work allow; or at
+    `place`, whose workers look for GPUs themselves. Stops between two epochs once it gets
+    SIGINT or SIGTERM, `stop()` is true or `time_limit` seconds have passed, and leaves
+    checkpoints from which the next call goes on. Raises `InputError` for users' mistakes.
     """
     check_engine(device, precision)
     progress, gpus, layout = progress or Progress(), 0, layouts.on_cpu
     with _usable(store, "read"), contextlib.suppress(FileNotFoundError):
-        next(store.folder.iterdir(), None)  # else each run would be said to be unreadable
+        next(store.folder.iterdir(), None)  # one error for a folder, not one for each run
         store.leases.stat()
     if plans.missing(plan, store):
         gpus = 0 if place else machine.gpus(device)
@@ -178,10 +181,10 @@ def execute(
             _prepare(plan, store)
         if gpus:
             plan, layout = layouts.fitted(plan, store)
-        if not place:  # a child that sees no GPU is not to decide for the processor
+        if not place:  # else a child that sees no GPU would turn to the CPU
             device = "cuda" if gpus else "cpu"
     else:
-        with contextlib.suppress(OSError):  # a store that is whole may be read-only
+        with contextlib.suppress(OSError):  # a complete store may be read-only
             plans.discard_checkpoints(plan.groups, store, plan.wanted, plan.parents)
     sweep = Sweep(plan, store, progress, device, precision, layout)
     if not sweep.left:
@@ -203,7 +206,7 @@ def execute(
 def _here(
     plan: Plan, gpus: int, slots: int | None, stopping: Callable[[], bool]
 ) -> contextlib.AbstractContextManager[Workers]:
-    """Where to train on this machine: on each GPU, or on as many cores as there is memory and work for."""
+    """Workers on this machine: a child on each GPU; or children on shares of the cores, or this process."""
     if gpus:
         return contextlib.closing(
             Children(Child(1, gpu) for gpu in range(min(slots or gpus, gpus, len(plan.groups))))
@@ -211,14 +214,14 @@ def _here(
     cores, memory, taken = machine.cores(), machine.memory(), costs.process_bytes(plan)
     few = slots is None and plan.steps < FEW_STEPS
     slots = slots or max(1, min(cores, (memory - costs.PROCESS) // taken, len(plan.groups)))
-    small = 4 * taken < memory  # else the system may kill what trains, and somebody has to say so
+    small = 4 * taken < memory  # else the system may kill what trains, and this process has to say so
     if small and (slots == 1 or few):
         return contextlib.nullcontext(Here(stopping))
     return contextlib.closing(Children(Child(max(1, cores // slots)) for _ in range(slots)))
 
 
 def _train(sweep: Sweep, workers: Workers, stopping: Callable[[], bool]) -> None:
-    """Train what is left, parents before their branches, until nothing is or there is to be a stop."""
+    """Train what is left, parents before the runs that start from them, until done or told to stop."""
     while sweep.training or (sweep.left and workers.slots):
         while len(sweep.training) < workers.slots and (job := sweep.next()) is not None:
             workers.start(job)
@@ -229,10 +232,10 @@ def _train(sweep: Sweep, workers: Workers, stopping: Callable[[], bool]) -> None
 
 
 def _check(plan: Plan) -> None:
-    """Raise `InputError` where this system cannot train, or the data or the networks cannot be had."""
+    """Raise `InputError` if this system cannot train, data are not available, or custom code fails."""
     leases.check()
     datasets.images(plan.groups[0].trajectories[0].longest.dataset)
-    _ = plan.steps  # a stage may have fewer images than a batch
+    _ = plan.steps  # raises if a stage has fewer images than a batch
     if own := [r for g in plan.groups for r in g.runs if r.model.code or any(s.hook for s in r.stages)]:
         from repro.training import models  # PyTorch takes seconds to import
 
@@ -241,7 +244,7 @@ def _check(plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _usable(store: Store, verb: str) -> Iterator[None]:
-    """Within the block an `OSError` is the user's mistake: another folder has to be named."""
+    """Turn an `OSError` of the block into an `InputError` that asks the user for another folder."""
     try:
         yield
     except OSError as error:
@@ -251,7 +254,7 @@ def _usable(store: Store, verb: str) -> Iterator[None]:
 
 
 def _prepare(plan: Plan, store: Store) -> None:
-    """Remove what killed processes left behind, and set aside what is damaged."""
+    """Check that the store is writable, remove what killed processes left, and set damaged records aside."""
     for folder in (store.leases, store.folder, store.snapshot("").parent, store.checkpoint("").parent):
         files.try_out(folder)
         files.sweep_partials(folder)
@@ -261,7 +264,7 @@ def _prepare(plan: Plan, store: Store) -> None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second SIGINT interrupts at once."""
+    """An event that SIGINT and SIGTERM set (in the main thread); a SIGINT after that interrupts at once."""
     event, before = threading.Event(), {}
 
     def on_signal(number: int, frame: object) -> None:
