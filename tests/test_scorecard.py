@@ -118,6 +118,14 @@ def test_a_claim_measures_what_was_planted(claim, study, accuracy, expected):
     assert found.seeds == 3
 
 
+def test_a_best_rate_is_not_known_before_all_rates_are_recorded():
+    """Of those that happen to be there, another one may lead."""
+    [asked] = [c for c in CLAIMS if c.id == "gap_best_rates"]
+    whole = planted("rates", best_rates)
+    without = whole.table[(whole.table.rate != 10) | ~whole.table.held_out.astype(bool)]
+    assert sample(asked, replace(whole, table=without, missing=6)).seeds == 0
+
+
 def test_sharpness_is_compared_at_one_training_loss():
     """Both networks lie on one curve of sharpness against loss; the warm one has gone further along it."""
     rows = [

@@ -46,7 +46,7 @@ class Arms:
         self.table, self.held_out = table[~held_out], table[held_out]
         self.columns = {name: self.table[name].to_numpy() for name in self.table}  # arrays: read many times
         self.used: set[int] = set()  # arms that were asked for
-        self.planned = [case.factors for case in results.study.cases(results.profile)]  # recorded or not
+        self.planned = results.study.cases(results.profile)  # recorded or not
 
     def only(self, arm: int) -> Arms:
         """A copy in which the accuracy of this arm is 1 at every seed, and that of all others 0."""
@@ -72,13 +72,16 @@ class Arms:
     def best_rate(self, condition: str) -> object:
         """The rate with the highest mean accuracy on held-out images, of those at which the networks fit.
 
-        Raises `NotFitted` if they fit at no rate, `KeyError` if nothing is recorded.
+        Raises `NotFitted` if they fit at no rate, `KeyError` until all rates are recorded: the best of
+        some would depend on which these are.
         """
         tried = self.held_out[self.held_out.condition == condition]
+        if len(tried) < sum(c.run.dataset.held_out for c in self.planned if c.condition == condition):
+            raise KeyError(condition)
         means = tried.groupby("rate")[["test_accuracy", "train_accuracy"]].mean()
         means = means[means.train_accuracy >= FITTED]
         if means.empty:
-            raise NotFitted(f"{condition} at any rate") if len(tried) else KeyError(condition)
+            raise NotFitted(f"{condition} at any rate")
         return means.test_accuracy.idxmax()
 
     def matrix(self, seeds: pd.Index) -> pd.DataFrame:

@@ -34,7 +34,7 @@ def capacity(profile: Profile) -> Iterator[Arm]:
 @claim("The gap persists at every width and depth.", "Figure 5", "capacity")
 def every_capacity(arm: Arms) -> dict[object, pd.Series]:
     """The gap at each size; not tested if networks of any size do not fit the data."""
-    sizes = sorted({(factors["width"], factors["depth"]) for factors in arm.planned})
+    sizes = sorted({(case.factors["width"], case.factors["depth"]) for case in arm.planned})
     return {(width, depth): gap(arm, width=width, depth=depth) for width, depth in sizes}
 
 

@@ -77,9 +77,9 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 def found(results: Results) -> Words:
     """The gap to fresh networks with as many steps in total, by part of the recipe."""
-    warm = at_own_rates(results.table).query("condition == @WARM").dropna(subset="gap_longer")
-    if warm.empty:
+    if results.missing or results.table.empty:  # until all rates are there, the best is not known
         return Words(unrecorded(results))
+    warm = at_own_rates(results.table).query("condition == @WARM")
     said = [f"{mean_estimate(warm[warm.recipe == name].gap_longer)} with {name}" for name in VARIANTS]
     return Words(
         "Each at its own rate, and beside fresh networks of as many steps in all, the mean gap in percentage "
@@ -91,6 +91,8 @@ def gaps(results: Results) -> Captioned | Words:
     """The gap with each part of the recipe."""
     if not results.planned_seeds:
         return Words(f"The profile `{results.profile.name}` has no runs with the usual recipe.")
+    if results.missing:
+        return Words(unrecorded(results))
     warm = at_own_rates(results.table).query("condition == @WARM")
     steps = warm.assign(gap=warm.gap_longer, recipe=warm.recipe + ", as many steps")
     pairs = ((name, part) for name in VARIANTS for part in (warm, steps))
@@ -107,7 +109,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 def levels(results: Results) -> Table | Words:
     """Mean accuracies and gaps by part of the recipe, each arm at its best rate."""
-    if results.table.empty:
+    if results.missing or results.table.empty:
         return Words(unrecorded(results))
     rows = []
     for (name, condition), runs in at_own_rates(results.table).groupby(["recipe", "condition"], sort=False):
