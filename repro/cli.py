@@ -31,12 +31,12 @@ from repro.sweep import costs, plans, progress
 STOPPED = 3  # exit code
 OF_PATHS = ("REPRO_RESULTS", "REPRO_DATA", "PYTHONPATH")  # environment variables that hold paths
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-published = typer.Typer(no_args_is_help=True, help="Look after recorded results.")
+published = typer.Typer(no_args_is_help=True, help="Check recorded results.")
 app.add_typer(published, name="results")
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[STUDY]...", help="studies, or a file of one's own; all where none is named"),
+    typer.Argument(metavar="[STUDY]...", help="studies, or a file with your own; all by default"),
 ]
 ProfileName = Annotated[
     str, typer.Option("--profile", help="smoke, quick, cifar10-small, cifar10, paper, ...")
@@ -44,7 +44,7 @@ ProfileName = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="change a field of the profile")
 ]
-Seeds = Annotated[int | None, typer.Option("--seeds", help="how many; the profile's own by default")]
+Seeds = Annotated[int | None, typer.Option("--seeds", help="number of seeds; the profile's by default")]
 Only = Annotated[
     list[str] | None,
     typer.Option("--only", metavar="FACTOR=VALUE", help="runs with this value of a factor, and fresh ones"),
@@ -78,16 +78,14 @@ def plan(
     profile: ProfileName = "quick",
     settings: Settings = None,
     seeds: Seeds = None,
-    speed: Annotated[
-        float | None, typer.Option(help="training images per second, to turn the work into hours")
-    ] = None,
+    speed: Annotated[float | None, typer.Option(help="training images per second, to estimate hours")] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="train each network for some seconds, to know its hours here")
+        bool, typer.Option("--measure", help="train each network for some seconds, to estimate hours here")
     ] = False,
     gpus: Annotated[
-        str | None, typer.Option(help="numbers of GPUs to plan for, such as 1,8,64, each of that speed")
+        str | None, typer.Option(help="numbers of GPUs to plan for, such as 1,8,64, each at that speed")
     ] = None,
-    price: Annotated[float | None, typer.Option(help="of a GPU for an hour, in any currency")] = None,
+    price: Annotated[float | None, typer.Option(help="price of one GPU-hour, in any currency")] = None,
 ) -> None:
     """Show what studies cost: runs, epochs with and without shared stages, and hours at a known speed."""
     known = speed is not None
@@ -142,11 +140,12 @@ def run(
     precision: Annotated[str, typer.Option(help="auto, float32 or bf16")] = "auto",
     time_limit: Annotated[str | None, typer.Option(help="stop cleanly after this long: 90s, 9m, 2h")] = None,
     on: Annotated[
-        str | None, typer.Option(metavar="CLUSTER", help="slurm, or a Dask scheduler: tcp://host:8786")
+        str | None,
+        typer.Option(metavar="CLUSTER", help="train on slurm, or a Dask scheduler: tcp://host:8786"),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="most jobs of SLURM at once; 8 by default")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="most SLURM jobs at once; 8 by default")] = None,
 ) -> None:
-    """Train the runs that studies lack, the most important first; if stopped, the same command goes on.
+    """Train the missing runs of studies, most important first; if stopped, the same command resumes.
 
     Without names, train all studies.
     """
@@ -177,7 +176,7 @@ def _sweep(
     for line in outcome.failures:
         _say(line)
     if not outcome.finished:
-        print("stopped; the same command goes on from here")
+        print("stopped; the same command resumes from here")
     return 1 if outcome.failures else 0 if outcome.finished else STOPPED
 
 
@@ -212,15 +211,15 @@ def _count(chosen, asked) -> None:
 @app.command()
 def claims(
     question: Annotated[
-        str | None, typer.Argument(help="a file with a question of one's own; the paper's claims by default")
+        str | None, typer.Argument(help="a file with your own question; the paper's claims by default")
     ] = None,
     profile: ProfileName = "quick",
     settings: Settings = None,
     seeds: Seeds = None,
-    as_json: Annotated[bool, typer.Option("--json", help="a list of objects, for programs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print a JSON list, for programs")] = False,
     against: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="beside other results: a folder of profiles, or published"),
+        typer.Option(metavar="FOLDER", help="compare with other results: a folder of profiles, or published"),
     ] = None,
 ) -> None:
     """Judge every claim of the paper, or of a question in a file, by the records of a profile.
@@ -256,25 +255,23 @@ def claims(
 def book(
     profile: Annotated[
         str | None,
-        typer.Option("--profile", help="train what this profile lacks; published records by default"),
+        typer.Option("--profile", help="train its missing runs; published records by default"),
     ] = None,
-    chapters: Annotated[str | None, typer.Option(help="names with commas between; all by default")] = None,
+    chapters: Annotated[str | None, typer.Option(help="names, separated by commas; all by default")] = None,
     settings: Settings = None,
     seeds: Seeds = None,
     device: Annotated[
         str | None,
-        typer.Option(help="auto, cpu, cuda or none; none, which trains nothing, but for built-in data"),
+        typer.Option(help="auto, cpu, cuda or none (no training); auto by default, none for downloaded data"),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="folder for _build; that of the project by default")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for _build; the project's by default")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="chapters executed at once")] = 2,
-    pdf: Annotated[bool, typer.Option("--pdf", help="a PDF of each chapter too; needs Chromium")] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="also a PDF of each chapter; needs Chromium")] = False,
 ) -> None:
     """Execute the chapters and render the book to OUT/_build/html.
 
-    Without a profile, chapters show published records and train little. With one, the runs they lack are
-    trained first; for downloaded data, which take hours, the default is to show what is recorded.
+    Without a profile, chapters show published records and train little. With one, their missing runs are
+    trained first; for downloaded data, which take hours, the default is to show only what is recorded.
     `--set seeds=N` means `--seeds N`, because chapters have one parameter for the seeds of all studies.
     """
     from repro.book import execution as pages  # this import takes a fifth of a command's start

@@ -92,5 +92,5 @@ def shown() -> Table:
     for name in ("cifar10-small", "cifar10"):
         for found in table(PROFILES[name]).itertuples():
             said = f"{found.detectable:.2f} {found.unit} ({found.seeds} seeds)"
-            rows.setdefault(found.claim, {"claim": found.claim})[f"smallest effect found, {name}"] = said
+            rows.setdefault(found.claim, {"claim": found.claim})[f"smallest detectable effect, {name}"] = said
     return Table(pd.DataFrame(rows.values()).fillna(""))

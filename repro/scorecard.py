@@ -156,9 +156,9 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
     """The figure of every claim with its verdict and its t value."""
     verdicts = list(verdicts)
     caption = (
-        "Every claim with its verdict and its t value, which is the distance of the effect from zero in "
-        "standard errors, to the right if it supports the claim. Beyond the upright mark the 95 % interval "
-        "of the claim is all on that side; a verdict also corrects for the number of claims."
+        "Every claim with its verdict and its t value, the distance of the effect from zero (or, for a "
+        "claim of no difference, from the margin) in standard errors: to the right if it supports the claim. Beyond the upright mark, all of the 95 % interval "
+        "is on the claim's side; a verdict also corrects for the number of claims."
     )
     counts = ", ".join(f"{n} {word}" for word, n in Counter(v.verdict for v in verdicts).items())
     alt = f"A row for each of {len(verdicts)} claims: {counts}."
@@ -185,5 +185,5 @@ def strip() -> str:
     told_of_all = f"Of all {len(told)} claims, {counted.replace(' ', ' are ', 1)}."
     if against:
         told_of_all += f" Contradicted: {enumerated(against)}."
-    lines += ["", f"The table has the first claim of each question and our controls. {told_of_all}"]
+    lines += ["", f"The table shows the first claim of each question and our controls. {told_of_all}"]
     return "\n".join(lines) + "\n"

@@ -122,7 +122,7 @@ def test_run_status_and_claims_tell_one_story(repro, tmp_path):
 def test_time_limit_stops_cleanly_and_the_same_command_goes_on(repro):
     command = ["run", "warm_start", "--profile", "smoke"]
     code, out, _ = repro(*command, "--time-limit", "0s")
-    assert code == 3 and "0 of 6 runs recorded" in out and "the same command goes on" in out
+    assert code == 3 and "0 of 6 runs recorded" in out and "the same command resumes" in out
     code, out, _ = repro(*command)
     assert code == 0 and "6 of 6 runs recorded" in out
 

@@ -204,6 +204,6 @@ def test_a_claim_on_every_size_is_not_tested_where_one_does_not_fit():
     made.table.loc[deep & (made.table.condition == "fresh"), "train_accuracy"] = 0.97
     with pytest.raises(NotFitted, match="depth"):
         sample(asked, made)
-    assert "cannot be tested, it is" in capacity.found(made)
+    assert "cannot be tested, the mean gap is" in capacity.found(made)
     half_made = made.table.drop(made.table.index[deep & (made.table.condition != "fresh")])
     assert "cannot be tested" not in capacity.found(replace(made, table=half_made))

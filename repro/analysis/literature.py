@@ -49,17 +49,17 @@ SOURCES = (
         "width 16, depth 2",
         "each stage to 99 % training accuracy, with a new optimiser",
         "standard deviation, 5 runs",
-        "fits two thirds of the training set and tests on the other third",
+        "trained on two thirds of the training set, tested on the other third",
         {"SGD": Pair(56.2, 1.0, 51.7, 0.9, 0.60), "Adam": Pair(78.0, 0.6, 74.4, 0.9, 0.48)},
     ),
     Source(
         '<a href="https://doi.org/10.5281/zenodo.4834856">Kireev et al. 2021</a>',
         "width 64, depth 2",
-        "each stage to 99 % training accuracy, or to a standard deviation of it below 0.2 points over "
-        "three epochs; rate 0.001; the optimiser goes on",
+        "each stage to 99 % training accuracy, or until its standard deviation over three epochs is below "
+        "0.2 points; rate 0.001; the optimiser is kept between stages",
         "standard error, 5 seeds",
-        "the code of its Table 1 never puts batch norm in evaluation mode; that of its Figure 1 does; a "
-        "max-pooling follows the first convolution",
+        "the code for its Table 1 never switches batch norm to evaluation mode, that for its Figure 1 "
+        "does; max-pooling follows the first convolution",
         {
             "SGD": Pair(60.3, 0.1, 57.8, 0.4, 0.35),
             "SGD with momentum": Pair(65.5, 0.2, 63.4, 0.2, 0.31),

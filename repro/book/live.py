@@ -109,7 +109,7 @@ class Live:
         try:
             progress = Progress(show=self._progress)
             outcome = dispatch.execute(made, store, progress=progress, stop=self._stop.is_set)
-            ended = "recorded" if outcome.finished else "cancelled; training again goes on from here"
+            ended = "recorded" if outcome.finished else "cancelled; training again resumes from here"
             ended = outcome.failures[0] if outcome.failures else ended
         except Exception as error:  # nothing above this thread would show it
             ended = f"{type(error).__name__}: {error}"

@@ -41,8 +41,8 @@ def page(explorer: Choices, panels: Mapping[Choice, Panel | None]) -> str:
         f"{''.join(map(_control, explorer.controls(start)))}</fieldset>"
         f'<p class="visually-hidden" role="status"></p>{shown}'
         f'<div class="explorer-panel" hidden>{panel_html(explorer, (), None)}</div>'
-        "<noscript><p>Without JavaScript the controls do not answer. This is the generalisation gap of every "
-        f"choice recorded, in percentage points:</p><table><tbody>{gaps}</tbody></table></noscript></div>"
+        "<noscript><p>The controls need JavaScript. This table has the generalisation gap of every recorded "
+        f"choice, in percentage points:</p><table><tbody>{gaps}</tbody></table></noscript></div>"
     )
 
 
@@ -54,7 +54,7 @@ def panel_html(explorer: Choices, choice: Choice, panel: Panel | None, limits: L
     if panel is None:
         return (
             f"<p><strong>{name}</strong>: not recorded at profile {explorer.profile.name}. "
-            f"This records it:</p><pre><code>{command}</code></pre>"
+            f"This command records it:</p><pre><code>{command}</code></pre>"
         )
     limits = limits or _limits([panel])
     rest = f" Runs not recorded yet: {panel.missing}; <code>{command}</code> records them."
@@ -80,8 +80,9 @@ def _reached(panel: Panel) -> str:
         for name, found in panel.reached.items()
     )
     return (
-        "<p>Epochs of tuning until the train accuracy is reached, means over seeds:</p>"
-        '<div style="overflow-x:auto" tabindex="0" role="region" aria-label="Epochs to train accuracies">'
+        "<p>Epochs of tuning until each train accuracy is reached (means over seeds):</p>"
+        '<div style="overflow-x:auto" tabindex="0" role="region" '
+        'aria-label="Epochs to reach train accuracies">'
         f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
@@ -130,7 +131,7 @@ def _curves(panel: Panel, which: str, limits: Limits) -> str:
     def at(epoch: float, percent: float) -> tuple[float, float]:
         return LEFT + across * (epoch - 1) / (last - 1), BOTTOM - down * (percent - low) / (high - low)
 
-    body = _text(LEFT + across / 2, HIGH - 6, f"Epochs of tuning: {which} accuracy, %")
+    body = _text(LEFT + across / 2, HIGH - 6, f"Epochs of tuning (vertical: {which} accuracy, %)")
     for percent in np.arange(low, high + 1, 10 if high - low <= 60 else 20):
         x, y = at(1, percent)
         body += _rule(x, y, f"h{across}") + _text(x - 6, y + 4, f"{percent:g}", "end")
@@ -196,7 +197,7 @@ def _control(control: Control) -> str:
     )
     return (
         f'<fieldset data-control><legend>{control.label}</legend><div class="explorer-boxes">{boxes}</div>'
-        f'<div class="explorer-row" role="group" aria-label="Or a number of them">Or the {sides}'
+        f'<div class="explorer-row" role="group" aria-label="Or tick several at once">Or tick the {sides}'
         f"{_slider(control.how_many)}</div></fieldset>"
     )
 

@@ -42,7 +42,7 @@ LAUNCH = {  # where readers can run a chapter of a public repository
 
 NOT_RUN = """
 ```{warning}
-This chapter has no results in this build: it was not among the chapters to execute, or it failed.
+This chapter has no results in this build: it was not among the chapters to execute, or its execution failed.
 ```
 """
 

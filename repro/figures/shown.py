@@ -92,7 +92,7 @@ def unrecorded(results: Results) -> str:
         return ""
     command = f"`repro run {results.study.name} --profile {results.profile.name}`"
     if results.table.empty:
-        return f"Nothing is recorded here yet: {command} trains it."
+        return f"Nothing is recorded here yet: {command} trains these runs."
     of = results.missing + len(results.table)
     return f"{results.missing} of {of} runs are not recorded yet: {command} trains them."
 
@@ -103,7 +103,7 @@ def provenance(results: Results) -> str:
     seeds, runs = table.seed.nunique(), table.run_id.nunique()
     said = f"{runs} run{'s' * (runs != 1)}, {seeds} seed{'s' * (seeds != 1)}, profile `{profile.name}`"
     if diverged := int(table.diverged.sum()):
-        said += f". {diverged} ended early with a loss that was not finite, and count as they were"
+        said += f". {diverged} ended early as the loss was not finite; the accuracies until then count"
     return f"{said}. {unrecorded(results)}".strip()
 
 
@@ -112,11 +112,11 @@ def budget(results: Results) -> Words:
     profile, table = results.profile, results.table
     train, test = ("all" if n is None else f"{n:,}" for n in (profile.train, profile.test))
     devices, precisions = (", ".join(sorted(table[c].unique())) for c in ("device", "precision"))
-    made = f", in {precisions} on {devices}, last on {max(table.finished)[:10]}" if len(table) else ""
+    made = f", trained in {precisions} on {devices}, last on {max(table.finished)[:10]}" if len(table) else ""
     tuned = f"{profile.tuning_epochs} epochs of tuning"
     if profile.arms_tuned != profile.tuning_epochs:
-        tuned += f" ({profile.arms_tuned} where conditions are compared)"
-    noise = f" under pixel noise of standard deviation {profile.noise:g}" * (profile.data().noise > 0)
+        tuned += f" ({profile.arms_tuned} in all studies but the first)"
+    noise = f" with pixel noise of standard deviation {profile.noise:g}" * (profile.data().noise > 0)
     network = f"network of `{Path(profile.model).name}`"
     if not profile.model:
         blocks = f"{profile.depth} block{'s' * (profile.depth != 1)}"

@@ -63,7 +63,7 @@ STYLE = {
     "xtick.color": GREY,
     "ytick.color": GREY,
 }
-DIFFERENCE = "Test accuracy less that of fresh networks, points"  # also for fresh networks at other rates
+DIFFERENCE = "Test accuracy minus that of fresh networks, points"  # also for fresh networks at other rates
 GAP = "Generalisation gap, points\n(below 0: pretraining hurt)"
 
 

@@ -71,9 +71,9 @@ def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: floa
             color=shade,
             arrowprops={"arrowstyle": "-", "color": shade, "lw": 0.8, "alpha": 0.5, "relpos": (0, 0.5)},
         )
-    notes = ["(hollow: not every seed)"] if any(point[3] for point in points) else []
+    notes = ["(hollow: not every seed reached it)"] if any(point[3] for point in points) else []
     notes += textwrap.wrap(f"Never reached by: {'; '.join(never)}", 60) if never else []
-    ax.set_xlabel("\n".join([f"Epochs of tuning to {100 * level:g} % train accuracy", *notes]))
+    ax.set_xlabel("\n".join([f"Epochs of tuning until {100 * level:g} % train accuracy", *notes]))
     ax.set_ylabel("Test accuracy, %")
     return figure
 
@@ -81,16 +81,16 @@ def accuracy_against_cost(table: pd.DataFrame, curves: pd.DataFrame, level: floa
 def found(results: Results) -> Words:
     """The difference between each remedy and fresh networks, in words."""
     return Words(
-        f"Against fresh networks at the base rate, the mean is {listed(results.gaps, 'condition')}. Like "
-        f"with like, the rate restart less a fresh network under the same falling rate is "
-        f"{contrast(results, 'rate restart', 'fresh, falling rate')} percentage points."
+        "In percentage points, the mean difference from fresh networks at the base rate is "
+        f"{listed(results.gaps, 'condition')}. Under the same falling rate, the rate restart minus a fresh "
+        f"network is {contrast(results, 'rate restart', 'fresh, falling rate')}."
     )
 
 
 def gaps(results: Results) -> Captioned | Words:
     """Test accuracy under each remedy, less that of fresh networks."""
     caption = (
-        "Test accuracy under each remedy, less that of fresh networks at the base rate: every seed "
+        "Test accuracy with each remedy minus that of fresh networks at the base rate: every seed "
         "(dots), mean (diamond) and its 95 % interval (bar)."
     )
     drawn = common.gap_strip(results.gaps, xlabel=style.DIFFERENCE)
@@ -101,8 +101,8 @@ def cost(results: Results) -> Captioned | Words:
     """Test accuracy against what tuning costs, a point for each condition."""
     drawn = accuracy_against_cost(results.table, results.curves)
     caption = (
-        "Test accuracy against the epochs of tuning to 95 % train accuracy, for each condition: mean over "
-        "seeds and 95 % intervals; pretraining is not counted."
+        "Test accuracy against the epochs of tuning until 95 % train accuracy, for each condition: means "
+        "over seeds and 95 % intervals; pretraining is not counted."
     )
     return captioned(drawn, results, "fig-cost", caption, caption)
 

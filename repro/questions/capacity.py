@@ -52,9 +52,10 @@ def found(results: Results) -> Words:
     }
     words = ""
     if True in said:
-        words += f"Where both networks fit their training images, the mean gap is {said[True]}. "
+        words += f"At sizes where both networks fit their training images, the mean gap is {said[True]}. "
     if False in said:
-        words += f"Where one of them does not, so that the claim cannot be tested, it is {said[False]}."
+        words += "At sizes where a network does not fit its training images, so that the claim cannot be "
+        words += f"tested, the mean gap is {said[False]}."
     return Words(words.strip())
 
 
@@ -62,7 +63,7 @@ def gaps(results: Results) -> Captioned | Words:
     """The gap against width, a line for each depth (Figure 5)."""
     drawn = common.gap_lines(results.gaps, "width", "depth", "Width w, in channels", log=True)
     caption = (
-        "Generalisation gap against width, a line for each number d of blocks per module, as in the "
+        "Generalisation gap against width, with a line for each depth (blocks per module), as in the "
         "paper's Figure 5: dots are seeds, markers their mean, bars its 95 % interval."
     )
     return captioned(drawn, results, "fig-capacity", caption, found(results))

@@ -23,17 +23,17 @@ def optimizers(profile: Profile) -> Iterator[Arm]:
 def found(results: Results) -> Words:
     """The gap under each optimiser, in words."""
     return Words(
-        f"The mean gap is {listed(results.gaps, 'optimizer')} percentage points. It counts only where a "
-        "fresh network learns and fits its training images; the table of accuracies below shows where "
-        "that is so."
+        f"The mean gap in percentage points is {listed(results.gaps, 'optimizer')}. It is "
+        "meaningful only for optimisers with which a fresh network learns and fits its training images; "
+        "the table of accuracies below shows which."
     )
 
 
 def gaps(results: Results) -> Captioned | Words:
     """The gap of every seed under each optimiser (Figures 8, 9 and 10)."""
     caption = (
-        "Generalisation gap of every seed (dots), its mean (diamond) and 95 % interval by Student's t "
-        "(bar) under each optimiser."
+        "Generalisation gap with each optimiser: every seed (dots), mean (diamond) and its 95 % interval by "
+        "Student's t (bar)."
     )
     alt = (
         f"Generalisation gap under each optimiser, in percentage points: {listed(results.gaps, 'optimizer')}."

@@ -60,7 +60,7 @@ def found(results: Results) -> Words:
     adam = results.gaps[results.gaps.optimizer == "Adam"]
     said = listed(adam, "pretraining_epochs", "{} epochs")
     return Words(
-        f"With Adam, by epochs of pretraining on half of the data, the mean gap is {said}.".replace(
+        f"With Adam, the mean gap by length of pretraining on half of the data is {said}.".replace(
             " 1 epochs", " 1 epoch"
         )
     )
@@ -76,7 +76,8 @@ def gaps(results: Results) -> Captioned | Words:
     )
     said = listed(results.gaps, "pretraining_epochs", "{} epochs")
     alt = (
-        f"Generalisation gap in percentage points against epochs of pretraining. Over all optimisers: {said}."
+        "Generalisation gap in percentage points against epochs of pretraining. Means over all optimisers: "
+        f"{said}."
     )
     return captioned(drawn, results, "fig-lengths", caption, alt)
 

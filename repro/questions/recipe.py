@@ -82,8 +82,8 @@ def found(results: Results) -> Words:
     warm = at_own_rates(results.table).query("condition == @WARM")
     said = [f"{mean_estimate(warm[warm.recipe == name].gap_longer)} with {name}" for name in VARIANTS]
     return Words(
-        "Each at its own rate, and beside fresh networks of as many steps in all, the mean gap in percentage "
-        f"points is {enumerated(said)}."
+        "With each kind of network at its own best rate, the mean gap in percentage points to fresh networks "
+        f"trained for as many steps in total is {enumerated(said)}."
     )
 
 
@@ -98,10 +98,10 @@ def gaps(results: Results) -> Captioned | Words:
     pairs = ((name, part) for name in VARIANTS for part in (warm, steps))
     found = pd.concat(part[part.recipe.str.startswith(name)] for name, part in pairs)
     caption = (
-        "The gap with augmentation, with weight decay, with both and with neither, in all stages: every seed "
-        "(dots), mean (diamond) and its 95 % interval (bar), to fresh networks of the stage and to those "
-        "that had as many steps in all. Each has the learning rate that is best for it on held-out "
-        "training images."
+        "The gap with augmentation, weight decay, both or neither in all stages, to fresh networks trained "
+        "for the last stage only and to those trained for as many steps in total: every seed (dots), mean "
+        "(diamond) and its 95 % interval (bar). Each kind of network has the learning rate that is best "
+        "for it on held-out training images."
     )
     drawn = common.gap_strip(found, by="recipe")
     return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'recipe')}.")
@@ -115,10 +115,10 @@ def levels(results: Results) -> Table | Words:
     for (name, condition), runs in at_own_rates(results.table).groupby(["recipe", "condition"], sort=False):
         test, train = (f"{100 * runs[kind].mean():.1f} %" for kind in ("test_accuracy", "train_accuracy"))
         row = {"recipe": name, "condition": condition, "rate": f"{runs.rate.iloc[0]:g}x", "train": train}
-        row |= {"test": test, "gap": "", "gap at as many steps": ""}
+        row |= {"test": test, "gap": "", "gap at equal steps": ""}
         if condition == WARM:
             row |= {"gap": str(mean_estimate(runs.gap.dropna()))}
-            row |= {"gap at as many steps": str(mean_estimate(runs.gap_longer.dropna()))}
+            row |= {"gap at equal steps": str(mean_estimate(runs.gap_longer.dropna()))}
         rows.append(row)
     return Table(pd.DataFrame(rows))
 

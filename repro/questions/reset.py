@@ -199,7 +199,7 @@ def contributions(gap: pd.DataFrame) -> style.mpl.Figure:
     if accounts["main effect"].empty:
         return message(
             f"{subsets_recorded(gap)} of the 64 subsets of modules are recorded.\n"
-            "What each module contributes needs them all:\n"
+            "The contribution of a module needs them all:\n"
             "run the study with `--set full_grids=true`."
         )
     figure, ax = blank(height=4.0)
@@ -270,7 +270,7 @@ def last_reset(results: Results) -> pd.DataFrame:
 def found(results: Results) -> Words:
     """The gap by number of last modules re-initialised, in words."""
     said = listed(last_reset(results), "last", "{}")
-    return Words(f"By the number of last modules re-initialised, the mean gap is {said}.")
+    return Words(f"The mean gap by number of last modules re-initialised is {said}.")
 
 
 def gaps(results: Results) -> Captioned | Words:
@@ -291,8 +291,8 @@ def shares(results: Results) -> Captioned | Words:
     effects = main_effects(results.gaps)
     if effects.empty:
         return Words(
-            f"Of the 64 subsets of modules {subsets_recorded(results.gaps)} are recorded here; what each "
-            "module contributes takes them all: `repro run reset --set full_grids=true`."
+            f"{subsets_recorded(results.gaps)} of the 64 subsets of modules are recorded here; the "
+            "contribution of a module needs them all: `repro run reset --set full_grids=true`."
         )
     caption = (
         "What re-initialising each module adds to the gap, averaged over all subsets of the others (main "

@@ -70,10 +70,11 @@ def found(results: Results) -> Words:
     """The gap to fresh networks and to the control `REPLACED`, by γ, in words."""
     control, warm = contrast(results, REPLACED, FRESH), contrast(results, WARM, FRESH)
     to_control = results.gaps_to(REPLACED)
-    said = f"Against fresh networks the mean gap is {listed(results.gaps, 'gamma', 'γ = {}')}"
-    said += f", beside {warm} for the abrupt warm start. "
+    said = f"The mean gap to fresh networks is {listed(results.gaps, 'gamma', 'γ = {}')}"
+    said += f"; for the abrupt warm start it is {warm}. "
     if control.n:
-        said += f"Drawing with replacement alone makes {control} points; against that control the gap is "
+        said += f"Drawing with replacement alone changes test accuracy by {control} points; the gap to that "
+        said += "control is "
         said += f"{listed(to_control[to_control.condition == 'smooth'], 'gamma', 'γ = {}')}."
     else:
         said += "The control that draws with replacement is not recorded at this scale."
@@ -88,9 +89,9 @@ def gaps(results: Results) -> Captioned | Words:
     both = pd.concat(there, ignore_index=True)
     drawn = common.gap_lines(both, "gamma", "to", xlabel="γ (larger: smoother)")
     caption = (
-        "Test accuracy after a smooth transition, less that of fresh networks and less that of the "
+        "Test accuracy after a smooth transition, minus that of fresh networks and minus that of the "
         "control that draws from all of the data with replacement: dots are seeds, markers their mean, "
-        "bars its 95 % interval; the dashed line and its band are the abrupt warm start."
+        "bars its 95 % interval; the dashed line and its band show the abrupt warm start."
     )
     return captioned(drawn, results, "fig-smooth", caption, f"Gap against gamma. {found(results)}")
 
@@ -103,8 +104,8 @@ def ramps(results: Results) -> Captioned | Words:
     half = {gamma: epochs * np.log(0.5) / np.log(gamma) / 50 for gamma in gammas}
     said = enumerated([f"{half[g]:.2g} epochs for γ = {g:g}" for g in gammas])
     caption = (
-        f"Probability of drawing an example from all of the data, for each γ, over {epochs} epochs. The "
-        f"larger γ, the smoother. Every second example comes from all of the data after {said}."
+        f"Probability of drawing an example from all of the data, for each γ, over {epochs} epochs. "
+        f"A larger γ is smoother. Half of the examples come from all of the data after {said}."
     )
     return captioned(transition(gammas, epochs), results, "fig-transition", caption, caption)
 

@@ -72,7 +72,7 @@ def stage_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
         if len(part):
             line(axes[0], part, "parts", "gap", colour(look), marker(look), label)
     line(axes[1], gap[gap.parts == 2], "ratio", "gap", colour("stages"), marker("stages"))
-    labels = "Number of portions", "Share r dealt at random,\nthe rest by class, two portions"
+    labels = "Number of portions", "Share r dealt at random\n(two portions, rest by class)"
     for ax, part, x, label in zip(axes, (gap, gap[gap.parts == 2]), ("parts", "ratio"), labels, strict=True):
         if part.empty:
             style.notice(ax)
@@ -92,8 +92,8 @@ def found(results: Results) -> Words:
         listed(gaps[(gaps.ratio == ratio) & (gaps.parts > 1)], "parts", "{} portions") for ratio in (1, 0)
     )
     return Words(
-        f"With all images dealt at random, the mean gap is {at_random}. With every class in one portion "
-        f"only, it is {by_class}."
+        f"With all images dealt at random, the mean gap is {at_random}. With each class wholly in one "
+        f"portion, it is {by_class}."
     )
 
 
@@ -105,7 +105,8 @@ def fitting(results: Results) -> Words:
     reached = early.groupby([*run, "stage"]).train_accuracy.max() >= until
     return Words(
         f"Of {len(reached)} stages before the last, {reached.sum()} reached {100 * until:g} % train "
-        "accuracy within the limit; one that did not went on to the next portion before it fitted its own."
+        "accuracy within their limit of epochs; any that did not was followed by the next portion before its "
+        "images were fitted."
     )
 
 
@@ -113,7 +114,7 @@ def gaps(results: Results) -> Captioned | Words:
     """Gap against the number of portions and the share dealt at random (Figure 4)."""
     caption = (
         "Generalisation gap against the number of portions, dealt at random or by class (left), and "
-        "against the share r of two portions that is dealt at random (right), as in the paper's Figure 4: "
+        "for two portions, against the share r dealt at random (right), as in the paper's Figure 4: "
         "dots are seeds, markers their mean, bars its 95 % interval."
     )
     return captioned(stage_gaps(results.gaps), results, "fig-stages", caption, found(results))

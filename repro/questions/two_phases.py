@@ -87,7 +87,7 @@ def probes(profile: Profile) -> Iterator[Arm]:
 
 
 @claim(
-    "Warm starts generalise worse where each has its own best rate on held-out images, too.",
+    "Warm starts also generalise worse if each network has its own best rate on held-out images.",
     CONTROL,
     "rates",
 )
@@ -217,20 +217,20 @@ def found(results: Results) -> Words:
     fast = contrast(results, "warm start, 10x", "fresh, 10x")
     back = contrast(results, "warm start, 10x then 1x", "fresh, 10x then 1x")
     return Words(
-        f"At the base rate the warm start less the fresh network is {base} percentage points. Where both "
-        f"have ten times that rate in tuning, it is {fast}; where both return to the base rate for the "
-        f"second half, {back}."
+        f"In test accuracy, the warm start minus the fresh network is {base} percentage points at the base "
+        f"rate, {fast} if both have ten times that rate in tuning, and {back} if both return to the base "
+        f"rate for the second half."
     )
 
 
 def gaps(results: Results) -> Captioned | Words:
     """Gaps to fresh networks at the base rate, at larger tuning rates (Figure 7)."""
     caption = (
-        "Test accuracy under larger learning rates in tuning, less that of fresh networks at the base rate "
+        "Test accuracy with larger learning rates in tuning minus that of fresh networks at the base rate "
         f"{results.profile.optimizer.learning_rate:g}: every seed (dots), mean (diamond) and its 95 % "
         "interval (bar). Compare the paper's Figure 7."
     )
-    alt = f"Difference to fresh networks at the base rate, in points: {listed(results.gaps, 'condition')}."
+    alt = f"Difference from fresh networks at the base rate, in points: {listed(results.gaps, 'condition')}."
     return captioned(
         common.gap_strip(results.gaps, xlabel=style.DIFFERENCE), results, "fig-rates", caption, alt
     )
@@ -242,10 +242,10 @@ def own_rates(results: Results) -> Captioned | Words:
         return Words(unrecorded(results))
     tested = results.gaps[~results.gaps.held_out.astype(bool)]
     caption = (
-        "Generalisation gap where both networks have the same rate in all stages: dots are seeds, markers "
+        "Generalisation gap if both networks have the same rate in all stages: dots are seeds, markers "
         "their mean, bars its 95 % interval."
     )
-    drawn = common.gap_lines(tested, "rate", xlabel="Rate, times the base rate", log=True)
+    drawn = common.gap_lines(tested, "rate", xlabel="Learning rate, in multiples of the base rate", log=True)
     alt = f"Generalisation gap by rate in all stages: {listed(tested, 'rate', '{} times the base rate')}."
     return captioned(drawn, results, "fig-own-rates", caption, alt)
 
@@ -266,9 +266,9 @@ def noise_along(results: Results) -> Captioned | Words:
     """Gradient noise along tuning, on all images and, if recorded, on each half."""
     probe = "noise_trace" if "noise_trace" in results.table else "gradient_noise"
     caption = (
-        "Gradient noise along tuning, where recorded also on the half that the warm start was pretrained "
-        "on and on the other half: dots are seeds, markers their geometric mean, bars its 95 % interval. "
-        f"Warm over fresh it is {ratios(results, probe)} epochs of tuning."
+        "Gradient noise during tuning; if recorded, also on the half that the warm start was pretrained on "
+        "(old) and on the other half (new): dots are seeds, markers their geometric mean, bars its 95 % "
+        f"interval. Ratio of warm start to fresh, by epochs of tuning: {ratios(results, probe)}."
     )
     return captioned(noise(results.table), results, "fig-noise", caption, caption)
 
@@ -281,8 +281,8 @@ def sharpness_along(results: Results) -> Captioned | Words:
             "`repro run probes --profile cifar10-small` records it."
         )
     caption = (
-        "Sharpness against training loss along tuning, one line for each seed; where lines of the two "
-        "colours lie on each other, networks are as sharp at the same loss."
+        "Sharpness against training loss during tuning, one line for each seed; where lines of the two "
+        "colours coincide, networks are equally sharp at the same loss."
     )
     return captioned(curvature(results.table), results, "fig-sharpness", caption, caption)
 
@@ -293,7 +293,7 @@ STUDIES = (
     ),
     Study(
         "rates",
-        "Is the gap there where each arm has its own best rate?",
+        "Is there a gap if each arm has its own best rate?",
         CONTROL,
         "08_two_phases",
         rates,

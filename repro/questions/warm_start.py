@@ -48,7 +48,7 @@ def budget(profile: Profile) -> Iterator[Arm]:
 
 
 @claim(
-    "Warm starts generalise worse than fresh networks trained for as many steps in all, too.",
+    "Warm starts also generalise worse than fresh networks trained for as many steps in total.",
     CONTROL,
     "budget",
     exploratory=("cifar10",),
@@ -88,15 +88,15 @@ def objection(faster: Results) -> Words:
     if not fast.n:
         return Words(unrecorded(faster))
     if fast.low > 0:
-        verdict = "is reversed, so that it hangs on the rate"
+        verdict = "is reversed, so it depends on the rate"
     else:
         verdict = "remains" if fast.high < 0 else "is not clear"
     return Words(
-        "**First, what weakens the finding.** Where both networks have ten times the paper's learning rate "
-        f"in their last stage (tuning), the gap {verdict}: after {faster.profile.arms_tuned} epochs of it "
-        f"the warm start less the fresh network is {fast} percentage points, and {back} where both return "
-        "to the paper's rate half way. (Pretraining was at the paper's rate, and the warm start has had "
-        f"its steps besides. Profile `{faster.profile.name}`.)"
+        "**First, a result that weakens the finding.** If both networks have ten times the paper's learning "
+        f"rate in their last stage (tuning), the gap {verdict}: after {faster.profile.arms_tuned} epochs of "
+        f"tuning, the warm start minus the fresh network is {fast} percentage points, and {back} if both "
+        "return to the paper's rate halfway. (Pretraining was at the paper's rate, and the warm start has "
+        f"these steps in addition. Profile `{faster.profile.name}`.)"
     )
 
 
@@ -125,7 +125,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 def digits(images: Images) -> Captioned:
     """The first training images of a data set."""
-    caption = "The first training images, with the classes to be told apart above them."
+    caption = "The first training images, each with its class above it."
     return Captioned(common.pictures(images.x_train, images.y_train), "fig-digits", caption, caption)
 
 
@@ -133,7 +133,7 @@ STUDIES = (
     Study(
         "warm_start", "Does pretraining on half of the data hurt?", "Figure 1", "01_warm_start", warm_start
     ),
-    Study("budget", "Is it the warm start's longer training?", CONTROL, "01_warm_start", budget),
+    Study("budget", "Is the gap due to the warm start's longer training?", CONTROL, "01_warm_start", budget),
 )
 THE_GAP = claim(
     "Networks pretrained on half of the data generalise worse than fresh ones.", "Figure 1", "warm_start"
