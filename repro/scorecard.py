@@ -156,9 +156,10 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
     """The figure of every claim with its verdict and its t value."""
     verdicts = list(verdicts)
     caption = (
-        "Every claim with its verdict and its t value, the distance of the effect from zero (or, for a "
-        "claim of no difference, from the margin) in standard errors: to the right if it supports the claim. Beyond the upright mark, all of the 95 % interval "
-        "is on the claim's side; a verdict also corrects for the number of claims."
+        "Every claim with its verdict and its t value: the distance of the effect from zero (or, for a claim "
+        "of no difference, from the margin) in standard errors, to the right if it supports the claim. "
+        "Beyond the upright mark, all of the 95 % interval is on the claim's side; a verdict also corrects "
+        "for the number of claims."
     )
     counts = ", ".join(f"{n} {word}" for word, n in Counter(v.verdict for v in verdicts).items())
     alt = f"A row for each of {len(verdicts)} claims: {counts}."
