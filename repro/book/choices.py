@@ -130,7 +130,7 @@ class Choices:
         return only(self.study, self.cases, self.named(choice)) if choice in self.choices else []
 
     def command(self, choice: Choice) -> str:
-        """The shell command that trains and records a choice."""
+        """The shell command that records the runs of a choice, at a wider profile if this one lacks it."""
         profile = self.profile if choice in self._choices(self.study.cases(self.profile)) else self._wider
         name = f"{self.file}:{self.study.name}" if self.file else self.study.name
         words = ["repro", "run", name, "--profile", profile.name]

@@ -241,7 +241,7 @@ def _work(out: Path | None, root: Path | None) -> Path:
 
 
 def _require_writable(folder: Path) -> None:
-    """Raise `InputError` if a folder, or its nearest parent that exists, is not writable or not UTF-8."""
+    """Raise `InputError` if a folder's path is not UTF-8, or it (or its nearest parent) is not writable."""
     try:
         os.fsencode(folder).decode()
     except UnicodeDecodeError:

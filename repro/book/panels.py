@@ -110,7 +110,7 @@ def _rule(x: float, y: float, to: str, look: str = 'stroke="#e6e6e6"') -> str:
 
 
 def _limits(panels: Iterable[Panel]) -> Limits:
-    """Range of each axis over all panels: accuracies in percent, in steps of ten, gaps in points."""
+    """Range of each axis over all panels: accuracies in percent, rounded to tens; gaps in points, with 0."""
     panels, found = list(panels), {}
     for column in ("test_accuracy", "train_accuracy"):
         tens = [10 * value for panel in panels for value in panel.curves[column].dropna()]

@@ -73,7 +73,7 @@ def drawing() -> AbstractContextManager:
 
 
 def styled(draw: Callable) -> Callable:
-    """Decorator for functions that draw in the project's style."""
+    """Make a function draw in the project's style, whatever the user's own settings."""
 
     @wraps(draw)
     def drawn(*args: object, **settings: object) -> mpl.Figure:

@@ -20,16 +20,19 @@ np, pd = Lazy("numpy"), Lazy("pandas")
 
 @crossed
 def beyond(profile: Profile) -> Iterator[Arm]:
-    """Remedies from outside the paper, and two from it: resets and a larger rate."""
+    """Remedies for warm starts from elsewhere, and the paper's: resets, a larger rate.
+
+    For comparison also the plain pair, and fresh networks at a falling rate.
+    """
     half = pretraining(profile)
     larger, falling = profile.at_rate(10), profile.at_rate(10, schedule="cosine")
     yield from pair(profile)
     yield Arm("shrink and perturb", (half, tuning(profile, shrink=0.4, perturb=0.1)))
     yield Arm("rate restart", (half, tuning(profile, optimizer=falling)))
     yield Arm("fresh, falling rate", (tuning(profile, optimizer=falling),))
-    every = module_numbers(profile)
-    for some in filter(None, dict.fromkeys((every[-1:], every[2:]))):
-        yield Arm(reset_condition(some), (half, tuning(profile, reset=some)))
+    modules = module_numbers(profile)
+    for last in filter(None, dict.fromkeys((modules[-1:], modules[2:]))):
+        yield Arm(reset_condition(last), (half, tuning(profile, reset=last)))
     yield Arm("warm start, 10x", (half, tuning(profile, optimizer=larger)))
 
 

@@ -76,7 +76,7 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def found(results: Results) -> Words:
-    """The gap to fresh networks with as many steps in total, by part of the recipe."""
+    """The gap of warm starts to fresh networks of as many steps in total, by variant."""
     if results.missing or results.table.empty:  # until all rates are there, the best is not known
         return Words(unrecorded(results))
     warm = at_own_rates(results.table).query("condition == @WARM")

@@ -54,8 +54,9 @@ def head() -> str | None:
 
 
 def git(*command: str) -> str | None:
-    """Output of a git command in the repository of this code; None if there is none, or on an error."""
-    # Git sets GIT_* variables in hooks, which may name another repository.
+    """Output of a git command in the repository that tracks this code; None without one, or on an error."""
+    # In a hook, git sets GIT_* variables, which may name another repository. This code may also lie
+    # in the folder of another project, whose repository does not track it.
     own = {name: v for name, v in os.environ.items() if not name.startswith("GIT_")}
 
     def said(*words: str) -> str:

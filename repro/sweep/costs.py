@@ -72,12 +72,12 @@ class Forecast:
 
 
 def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int) -> Forecast:
-    """What the plan takes if nothing is recorded yet; `seconds` gives the time of a step of a run's network.
+    """Time and storage of the plan if nothing is recorded yet; `seconds(run)` is the time of one step.
 
-    The hours are those of work shared evenly by all GPUs, or of the longest chain of stages
-    if that takes longer: a network cannot be tuned before it is pretrained.
+    `hours` are the larger of two: all training shared evenly by the GPUs, and the longest
+    chain of stages, as a network cannot be tuned before it is pretrained.
     """
-    total, ends = 0.0, {}  # hours of all training; by run, hours until it can have ended
+    total, ends = 0.0, {}  # hours of all training; the earliest end of each run, in hours
     for group in plan.groups:
         own = group.steps * seconds(group.trajectories[0].longest) / 3600
         total += own

@@ -121,8 +121,9 @@ class Child:
         self.begin()
 
     def begin(self) -> None:
+        """Start the process, connected by a pipe, on all cores that this process may use."""
         self.pipe, far = Pipe()
-        # The child inherits the block: no signal can end it before `serve` ignores them.
+        # The child inherits this block, so that none of these signals ends it before it ignores them itself.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self.process = subprocess.Popen(
@@ -134,8 +135,9 @@ class Child:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         far.close()
-        with contextlib.suppress(AttributeError, OSError):  # only Linux has it; the child may be gone
-            os.sched_setaffinity(self.process.pid, machine.allowed())  # this thread may be bound to one core
+        # OpenMP may have bound this thread to one core, which the child would inherit.
+        with contextlib.suppress(AttributeError, OSError):  # only Linux can; the child may have ended
+            os.sched_setaffinity(self.process.pid, machine.allowed())
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in machine.BINDING}
