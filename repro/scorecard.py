@@ -18,7 +18,7 @@ from repro.figures.shown import Captioned, Table, Words, enumerated
 from repro.figures.verdicts import verdict_rows
 from repro.lazy import Lazy
 from repro.profiles import scale
-from repro.questions import CLAIMS, QUESTIONS, STUDIES, warm_start
+from repro.questions import CLAIMS, QUESTIONS, STUDIES, two_phases, warm_start
 from repro.scales import LARGEST_FIRST, PROFILES, PUBLISHED, Profile
 from repro.store.records import Store
 from repro.study import CONTROL
@@ -169,8 +169,9 @@ def picture(verdicts: Iterable[Verdict]) -> Captioned:
 def strip() -> str:
     """Markdown for the first page: what weakens the finding, the finding, and the main verdicts."""
     objection = warm_start.objection(published(STUDIES["two_phases"]))
+    own = two_phases.at_best_rates(published(STUDIES["rates"]))
     found, told = warm_start.found(published(STUDIES["warm_start"])), best()
-    lines = [objection, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]
+    lines = [objection, "", own, "", found, "", "| The paper says | We find | Verdict |", "|---|---|---|"]
     pages = {study.name: study.chapter for study in STUDIES.values()}
     controls = [claim for claim in CLAIMS if claim.figure == CONTROL]
     first = ([claim for claim in q.CLAIMS if claim not in controls][:1] for q in QUESTIONS)

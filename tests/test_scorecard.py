@@ -9,7 +9,7 @@ from repro.analysis import recorded
 from repro.analysis.claims import NotFitted, sample, slope
 from repro.analysis.curves import epochs_to_reach
 from repro.questions import CLAIMS, STUDIES, capacity, claims_of
-from repro.questions.two_phases import probe_ratio, sharpness_at_equal_loss
+from repro.questions.two_phases import at_best_rates, probe_ratio, sharpness_at_equal_loss
 from repro.store.records import ROOT, Store
 from repro.study import LONGER
 
@@ -123,7 +123,11 @@ def test_a_best_rate_is_not_known_before_all_rates_are_recorded():
     [asked] = [c for c in CLAIMS if c.id == "gap_best_rates"]
     whole = planted("rates", best_rates)
     without = whole.table[(whole.table.rate != 10) | ~whole.table.held_out.astype(bool)]
-    assert sample(asked, replace(whole, table=without, missing=6)).seeds == 0
+    part = replace(whole, table=without, missing=6)
+    assert sample(asked, part).seeds == 0 and "are not recorded yet" in at_best_rates(part)
+    told = at_best_rates(whole)
+    assert "10 times the base rate for warm starts, 3 times for fresh networks" in told
+    assert "the gap is −6.0" in told and "which excludes zero" in told
 
 
 def test_sharpness_is_compared_at_one_training_loss():

@@ -76,7 +76,8 @@ class Arms:
         some would depend on which these are.
         """
         tried = self.held_out[self.held_out.condition == condition]
-        if len(tried) < sum(c.run.dataset.held_out for c in self.planned if c.condition == condition):
+        planned = sum(c.run.dataset.held_out for c in self.planned if c.condition == condition)
+        if not planned or len(tried) < planned:
             raise KeyError(condition)
         means = tried.groupby("rate")[["test_accuracy", "train_accuracy"]].mean()
         means = means[means.train_accuracy >= FITTED]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from repro.analysis.claims import MORE, Arms, claim
+from repro.analysis.claims import MORE, Arms, claim, verdicts
 from repro.analysis.recorded import Results
 from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed, unrecorded
@@ -220,6 +220,21 @@ def found(results: Results) -> Words:
         f"In test accuracy, the warm start minus the fresh network is {base} percentage points at the base "
         f"rate, {fast} if both have ten times that rate in tuning, and {back} if both return to the base "
         f"rate for the second half."
+    )
+
+
+def at_best_rates(results: Results) -> Words:
+    """The gap if each network has its own best rate in all stages; `results` are of the study `rates`."""
+    [verdict] = verdicts([(gap_best_rates, results)])
+    effect, profile = verdict.effect, results.profile
+    if not effect.n:
+        return Words(verdict.reason or unrecorded(results))
+    warm, fresh = map(Arms(results).best_rate, (WARM, FRESH))
+    excluded = "excludes" if effect.low > 0 or effect.high < 0 else "does not exclude"
+    return Words(
+        "If each network has in all stages the learning rate that is best for it on held-out training images "
+        f"({warm:g} times the base rate for warm starts, {fresh:g} times for fresh networks), the gap is "
+        f"{effect} percentage points, which {excluded} zero. (Profile `{profile.name}`.)"
     )
 
 
