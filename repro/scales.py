@@ -86,7 +86,7 @@ class Profile:
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:
-        """The four optimisers; the paper gives the rate of Adam only, so the others are multiples of it."""
+        """Four optimisers; the paper gives Adam's rate, of which others are multiples."""
         rate = self.learning_rate
         return {
             "Adam": Optimizer("adam", rate),

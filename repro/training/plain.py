@@ -52,7 +52,7 @@ def accuracy(network: Module, x: Tensor, y: Tensor) -> float:
 def stages(run: Run) -> Iterator[tuple[int, ResNet]]:
     """Train a run: yields the number of the stage and the network after each epoch.
 
-    A fresh network has one stage, on all data; a warm start has two, the first on half.
+    A fresh network has one stage, on all data; a warm start two, the first on half.
     """
     images = datasets.images(run.dataset)
     x, y = resident(images, images.x_train, images.y_train, CPU)
