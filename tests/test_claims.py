@@ -101,7 +101,7 @@ def test_any_false_reproduction_on_null_data_is_as_rare_as_stated(direction):
     random = np.random.default_rng(1)
     columns = [lambda results, i=i: results.table[f"v{i}"] for i in range(10)]
     claims = [replace(claim(direction, f"c{i}"), effect=column) for i, column in enumerate(columns)]
-    trials, words = 300, []
+    trials, words = 600, []
     for _ in range(trials):
         one_table = recorded(random.normal(size=(10, 5)).T)
         words.append({v.verdict for v in verdicts((c, one_table) for c in claims)})

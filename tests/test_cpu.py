@@ -318,7 +318,7 @@ def error(found, exact):
     return float((found.double() - exact).norm() / exact.norm())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     members=st.integers(1, 3),
     inputs=st.integers(1, 14),

@@ -285,7 +285,7 @@ def test_the_id_is_of_the_function_its_settings_and_what_it_uses_not_of_its_plac
     first = of(MODELS)
     assert of(MODELS, "folder/b.py") == first == of(MODELS.replace("classes + 1", "classes + 2"))
     assert len({first, of(MODELS, width=8), of(MODELS.replace("width=16", "width=17"))}) == 3
-    paged = MODELS.replace("def mlp", "\f\n\x85\n\ndef mlp".replace("\x85", "# \x85"))  # no ends of lines
+    paged = MODELS.replace("def mlp", "\f\n# \x85\n\ndef mlp")  # neither sign ends a line
     assert of(paged) != of(paged.replace("width=16", "width=17"))
     assert run(own.code("torchvision.models.resnet:resnet18"), Stage(1)).model.code.path.startswith("torchv")
 

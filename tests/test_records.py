@@ -360,7 +360,7 @@ def test_test_accuracy_is_the_mean_over_the_last_epochs_of_the_last_stage(store)
 
 def test_a_diverged_run_has_a_row_that_says_so(store):
     [_, warm, _] = cases()
-    curve = {"train_loss": [2.0, None], "train_accuracy": [0.5, 0.1], "test_accuracy": [None, None]}
+    curve = {"train_loss": [2.0, None], "train_accuracy": [0.5, 0.1], "test_accuracy": [0.5, None]}
     store.write(warm.run, **content(curves=[FIRST, curve], diverged=2))
     [row] = tables.table([warm], store, window=2).itertuples()
     assert row.diverged

@@ -32,10 +32,11 @@ def table(cases: Iterable, store: Store, window: int, median: bool = False) -> p
     for case in cases:
         if record := found.get(case.run.id):
             last = {name: values[: case.epochs] for name, values in record["curves"][-1].items()}
-            # A run that diverged may have epochs without a test in its window.
-            tail = [v for v in last["test_accuracy"][-window:] if v is not None] or [math.nan]
+            tail = last["test_accuracy"][-window:]
+            # A run that diverged may have epochs without a test in its window; its last one has a test.
+            tested = [v for v in tail if v is not None] if tail[-1] is not None else [math.nan]
             row = {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": record["id"]}
-            row |= {"test_accuracy": average(tail), "train_accuracy": last["train_accuracy"][-1]}
+            row |= {"test_accuracy": average(tested), "train_accuracy": last["train_accuracy"][-1]}
             row |= {"epochs": len(last["train_loss"]), "diverged": record["diverged"] is not None}
             row |= record.get("probes", {})
             row |= {key: record[key] for key in COPIED} | {"finished": record.get("finished", "")}
