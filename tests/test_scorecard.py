@@ -158,6 +158,8 @@ def test_probe_ratios_are_logarithms_of_warm_over_fresh(warm, expected):
     table = results.table.assign(gradient_noise=np.where(results.table.condition == "fresh", 1.0, warm))
     results = recorded.Results(results.study, results.profile, table, results.curves, 0)
     assert probe_ratio(results, "gradient_noise", [1, 2]).tolist() == pytest.approx([expected] * 3)
+    lacking = replace(results, table=table[:-1])  # of the last seed, at a later epoch
+    assert probe_ratio(lacking, "gradient_noise", [1, 2]).tolist() == pytest.approx([expected] * 2)
 
 
 def record(case):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,6 +35,13 @@ class Results:
     def planned_seeds(self) -> int:
         """How many seeds the study has at this profile, recorded or not."""
         return len({case.seed for case in self.study.cases(self.profile)})
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """Rows of `table` at seeds of which all planned runs are recorded."""
+        planned = Counter(case.seed for case in self.study.cases(self.profile))
+        lacking = [seed for seed, n in Counter(self.table.seed).items() if n < planned[seed]]
+        return self.table[~self.table.seed.isin(lacking)]
 
     def gaps_to(self, condition: str) -> pd.DataFrame:
         """All other runs with their `gap` to this condition at the same seed, in percentage points."""

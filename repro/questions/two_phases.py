@@ -106,8 +106,9 @@ def rate_not_enough(arm: Arms) -> pd.Series:
 
 
 def probe_ratio(results: Results, probe: str, epochs: Iterable[int]) -> pd.Series:
-    """Log ratio of a probe, warm start over fresh, by seed; mean over these epochs."""
-    chosen = results.table[results.table.tuning_epochs.isin(list(epochs))]
+    """Log ratio of a probe, warm start over fresh, by seed with all its runs; mean over these epochs."""
+    table = results.complete
+    chosen = table[table.tuning_epochs.isin(list(epochs))]
     by = chosen.pivot_table(index=["seed", "tuning_epochs"], columns="condition", values=probe)
     return np.log(by[WARM] / by[FRESH]).groupby("seed").mean()
 
@@ -155,7 +156,7 @@ def sharpness_at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
     unit="log ratio",
 )
 def sharper(results: Results) -> pd.Series:
-    found = sharpness_at_equal_loss(results.table)
+    found = sharpness_at_equal_loss(results.complete)  # between fewer epochs it would come out otherwise
     return np.log(found[WARM] / found[FRESH])
 
 
