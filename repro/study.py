@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
+from typing import Any
 
 from repro.config import ALL, HALF, InputError, Model, Run, Stage
 from repro.scales import Profile
@@ -66,6 +67,8 @@ class Study:
     cases: Callable[[Profile], list[Case]]
     pairs: tuple[str, ...] = ()  # factors, besides the seed, in which gaps pair runs
     explored: tuple[Explored, ...] = ()  # if empty, all factors, under their names
+    # Whether `Results` answer the question. If None, they do with all runs for which a claim waits.
+    answered: Callable[[Any], bool] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", cache(self.cases))  # hashing runs is slow

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from repro import profiles
-from repro.analysis.recorded import results
+from repro.analysis.recorded import Results, results
 from repro.config import HALF, Dataset, Model, Optimizer, Run, Stage
 from repro.data.sampling import moves
-from repro.questions import studies
+from repro.questions import recipe, studies
 from repro.questions.recipe import VARIANTS, at_own_rates, gaps
 from repro.study import FRESH, LONGER, WARM
 from repro.training.loop import Stopped, train_population
@@ -135,6 +135,30 @@ def test_each_arm_is_compared_at_the_rate_that_held_out_images_choose():
         assert warm.gap.tolist() == pytest.approx(3 * [100 * (0.001 * expected - 0.02)])
         assert warm.gap_longer.tolist() == pytest.approx(3 * [0.1 * expected])
     assert at_own_rates(pd.DataFrame(rows)[:0]).empty
+
+
+def test_the_answer_waits_for_all_held_out_runs_and_for_those_at_the_chosen_rates():
+    [study] = studies(["recipe"])
+    profile = profiles.profile("smoke")
+    rows = [
+        {"condition": case.condition, "seed": case.seed, **case.factors, "run_id": case.run.id}
+        | {"test_accuracy": 0.5 + 0.1 * (case.factors["rate"] == 1) - 0.2 * (case.condition == WARM)}
+        for case in study.cases(profile)
+    ]
+    table = pd.DataFrame(rows)
+    chosen = (table.rate == 1) & ~table.held_out
+    needed = table[chosen | table.held_out]
+    for part, answered in (
+        (table, True),
+        (needed, True),
+        (needed.drop(needed.index[needed.held_out][-1]), False),
+        (needed.drop(needed.index[~needed.held_out][-1]), False),
+        (table.drop(table.index[chosen][0]), False),
+    ):
+        recorded = Results(study, profile, part, None, len(table) - len(part))
+        assert recorded.answered == answered
+        told = "−20.0 (95 % interval −20.0 to −20.0, 3 seeds) with both"
+        assert (told in str(recipe.found(recorded))) == answered
 
 
 def test_a_profile_without_the_study_says_so():

@@ -43,6 +43,18 @@ class Results:
         lacking = [seed for seed, n in Counter(self.table.seed).items() if n < planned[seed]]
         return self.table[~self.table.seed.isin(lacking)]
 
+    @property
+    def answered(self) -> bool:
+        """Whether enough is recorded to publish the study at this profile.
+
+        By default, all but the runs of the last priority, for which no claim waits.
+        """
+        if self.study.answered:
+            return self.study.answered(self)
+        cases = self.study.cases(self.profile)
+        first = [case for case in cases if case.priority < LAST] or cases
+        return bool(first) and {case.run.id for case in first} <= set(self.table.run_id)
+
     def gaps_to(self, condition: str) -> pd.DataFrame:
         """All other runs with their `gap` to this condition at the same seed, in percentage points."""
         return generalisation_gap(self.table, self.study.pairs, condition)
@@ -63,16 +75,14 @@ def results(
 
 
 def published(study: Study) -> Results:
-    """Results of a study at the largest complete scale, or else at the one with the most seeds recorded.
+    """Results of a study at the largest scale that answers it, or else with the most seeds recorded.
 
-    A scale counts as complete without its runs of the last priority, for which no claim
-    waits. Exploratory scales, which decide nothing, come after all others.
+    Exploratory scales, which decide nothing, come after all others.
     """
-    seeds = {}
+    partial = []
     for name in sorted(LARGEST_FIRST, key=lambda name: PROFILES[name].exploratory):
-        cases, there = study.cases(PROFILES[name]), Store.of(name).ids()
-        seeds[name] = len({case.seed for case in cases if case.run.id in there})
-        first = [case for case in cases if case.priority < LAST] or cases
-        if first and all(case.run.id in there for case in first):
-            return results(study, PROFILES[name])
-    return results(study, PROFILES[max(seeds, key=seeds.__getitem__)])
+        found = results(study, PROFILES[name])
+        if found.answered:
+            return found
+        partial.append(found)
+    return max(partial, key=lambda found: found.table.seed.nunique())

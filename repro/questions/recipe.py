@@ -75,9 +75,19 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
     return found.merge(gaps, "left", ["recipe", "seed", "condition"])
 
 
+def answered(results: Results) -> bool:
+    """Whether all held-out runs are recorded, and all runs at the rates that these choose."""
+    if results.table.empty:
+        return False
+    cases = results.study.cases(results.profile)
+    arms = {(case.factors["recipe"], case.condition, case.seed) for case in cases}
+    held_out = sum(case.factors["held_out"] for case in cases)
+    return results.table.held_out.sum() == held_out and len(at_own_rates(results.table)) == len(arms)
+
+
 def found(results: Results) -> Words:
     """The gap of warm starts to fresh networks of as many steps in total, by variant."""
-    if results.missing or results.table.empty:  # until all rates are there, the best is not known
+    if not answered(results):
         return Words(unrecorded(results))
     warm = at_own_rates(results.table).query("condition == @WARM")
     said = [f"{mean_estimate(warm[warm.recipe == name].gap_longer)} with {name}" for name in VARIANTS]
@@ -91,7 +101,7 @@ def gaps(results: Results) -> Captioned | Words:
     """The gap with each part of the recipe."""
     if not results.planned_seeds:
         return Words(f"The profile `{results.profile.name}` has no runs with the usual recipe.")
-    if results.missing:
+    if not answered(results):
         return Words(unrecorded(results))
     warm = at_own_rates(results.table).query("condition == @WARM")
     steps = warm.assign(gap=warm.gap_longer, recipe=warm.recipe + ", as many steps")
@@ -101,7 +111,7 @@ def gaps(results: Results) -> Captioned | Words:
         "The gap with augmentation, weight decay, both or neither in all stages, to fresh networks trained "
         "for the last stage only and to those trained for as many steps in total: every seed (dots), mean "
         "(diamond) and its 95 % interval (bar). Each kind of network has the learning rate that is best "
-        "for it on held-out training images."
+        "for it on held-out training images; runs at other rates do not count."
     )
     drawn = common.gap_strip(found, by="recipe")
     return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'recipe')}.")
@@ -109,7 +119,7 @@ def gaps(results: Results) -> Captioned | Words:
 
 def levels(results: Results) -> Table | Words:
     """Mean accuracies and gaps by part of the recipe, each arm at its best rate."""
-    if results.missing or results.table.empty:
+    if not answered(results):
         return Words(unrecorded(results))
     rows = []
     for (name, condition), runs in at_own_rates(results.table).groupby(["recipe", "condition"], sort=False):
@@ -131,6 +141,7 @@ STUDIES = (
         "09_beyond",
         recipe,
         ("recipe", "rate", "held_out"),
+        answered=answered,
     ),
 )
 
