@@ -245,7 +245,7 @@ def claims(
         return
     table = _table("claim", "verdict", "scale", "effect", "unit", "#p", "paper", "words")
     for v in found:
-        effect = str(v.effect) if v.effect.n else ""
+        effect = v.effect.text(2) if v.effect.n else ""
         told = v.claim.id, v.verdict, v.profile, effect, v.claim.unit, v.p_text, v.claim.figure, v.claim.words
         table.add_row(*told)
     terminal.show(table)

@@ -88,9 +88,10 @@ def table(profile: Profile) -> pd.DataFrame:
 
 def shown() -> Table:
     """The book's table of the smallest effects that the planned seeds of two scales find, a row per claim."""
-    rows = {}
+    rows, claims = {}, {claim.id: claim.words for claim in CLAIMS}
     for name in ("cifar10-small", "cifar10"):
         for found in table(PROFILES[name]).itertuples():
             said = f"{found.detectable:.2f} {found.unit} ({found.seeds} seeds)"
-            rows.setdefault(found.claim, {"claim": found.claim})[f"smallest detectable effect, {name}"] = said
+            words = claims[found.claim]
+            rows.setdefault(words, {"claim": words})[f"smallest detectable effect, {name}"] = said
     return Table(pd.DataFrame(rows.values()).fillna(""))

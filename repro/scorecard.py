@@ -69,7 +69,7 @@ def against(profile: Profile, folder: Path) -> pd.DataFrame:
         if a.n > 1 and b.n > 1:
             tolerance = 2 * (a.sd**2 / a.n + b.sd**2 / b.n) ** 0.5
             agree = "yes" if abs(a.mean - b.mean) <= tolerance else "no"
-            rows.append((claim.id, str(a), str(b), a.mean - b.mean, tolerance, claim.unit, agree))
+            rows.append((claim.id, a.text(2), b.text(2), a.mean - b.mean, tolerance, claim.unit, agree))
     columns = ["claim", "here", "there", "difference", "tolerance", "unit", "agree"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -96,9 +96,11 @@ def _known(verdict: Verdict) -> bool:
 
 
 def at_all_scales() -> list[list[Verdict]]:
-    """For each claim the verdict of `best`, then those of the other scales with records of it."""
-    names = [*LARGEST_FIRST, *(name for name in PROFILES if name not in LARGEST_FIRST)]
-    told, cards = best(), [scorecard(PROFILES[name]) for name in names]
+    """For each claim the verdict of `best`, then those of the other scales with records of it.
+
+    `minutes` is left out: its runs are some of those of `digits`.
+    """
+    told, cards = best(), [scorecard(PROFILES[name]) for name in LARGEST_FIRST]
     return [
         [first, *(card[id] for card in cards if _known(card[id]) and card[id].profile != first.profile)]
         for id, first in told.items()
@@ -131,7 +133,7 @@ def row(verdict: Verdict) -> dict[str, str]:
         "claim": v.claim.words,
         "verdict": v.verdict,
         "scale": v.profile,
-        INTERVAL: said + f" ({between((effect.low, effect.high))})" * (effect.n > 1),
+        INTERVAL: said + f" ({between((effect.low, effect.high), 2)})" * (effect.n > 1),
         "seeds": f"{effect.n} of {v.planned}" if effect.n else "",
         "p, adjusted": v.p_text,
     }

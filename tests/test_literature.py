@@ -72,5 +72,5 @@ def test_each_scale_stands_once_and_one_without_records_not_at_all(table):
 
 def test_protocols_say_how_many_seeds_and_how_long():
     row = literature.protocols(results(WIDE)).iloc[-1]
-    assert row.training == "50 + 75 epochs" and row.note == "all training images of cifar10"
+    assert row.training == "50 + 45 epochs" and row.note == "all training images of cifar10"
     assert row["in parentheses"] == "standard error, 3 seeds"

@@ -109,7 +109,7 @@ def _ours(results: Iterable[Results]) -> Iterator[Source]:
         yield Source(
             f"this book, {profile.name}",
             f"width {profile.width}, depth {profile.depth}",
-            f"{profile.pretraining_epochs} + {profile.tuning_epochs} epochs",
+            f"{profile.pretraining_epochs} + {profile.arms_tuned} epochs",
             f"standard error, {n} seed{'s' * (n != 1)}",
             f"{images} training images of {profile.dataset}",
             {name: _pair(part) for name, part in pairs.groupby("optimizer", sort=False)},

@@ -25,13 +25,16 @@ class Estimate:
     level: float = 0.95
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, digits: int = 1) -> str:
         """For example `-9.8 (95 % interval -15.7 to -4.0, 5 seeds)`, with typographic minus signs."""
         if not self.n:
             return "(not recorded)"
         if self.n < 2:
-            return f"{signed(self.mean)} (1 seed, no interval)"
-        bounds = between((self.low, self.high))
-        return f"{signed(self.mean)} ({100 * self.level:g} % interval {bounds}, {self.n} seeds)"
+            return f"{signed(self.mean, digits)} (1 seed, no interval)"
+        bounds = between((self.low, self.high), digits)
+        return f"{signed(self.mean, digits)} ({100 * self.level:g} % interval {bounds}, {self.n} seeds)"
 
 
 def signed(value: float, digits: int = 1) -> str:
@@ -41,9 +44,9 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def between(interval: tuple[float, float]) -> str:
+def between(interval: tuple[float, float], digits: int = 1) -> str:
     """An interval in words: `-13.6 to -6.1`."""
-    return f"{signed(interval[0])} to {signed(interval[1])}"
+    return " to ".join(signed(bound, digits) for bound in interval)
 
 
 def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:

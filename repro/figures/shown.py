@@ -121,12 +121,14 @@ def budget(results: Results) -> Words:
     if not profile.model:
         blocks = f"{profile.depth} block{'s' * (profile.depth != 1)}"
         network = f"ResNet of width {profile.width} with {blocks} per module"
+    names = dict.fromkeys(c.factors.get("optimizer", profile.base) for c in results.study.cases(profile))
+    rates = enumerated(f"{name} at rate {profile.optimizers[name].learning_rate:g}" for name in names)
     return Words(
         f"Profile `{profile.name}`: {train} training and {test} test images of {Path(profile.dataset).name}"
         f"{noise}, "
         f"a {network}, batches of {profile.batch_size}, {profile.pretraining_epochs} epochs of pretraining, "
         f"{tuned}, "
-        f"{profile.base} at rate {profile.optimizer.learning_rate:g}{made}. {unrecorded(results)}".strip()
+        f"{rates}{made}. {unrecorded(results)}".strip()
     )
 
 

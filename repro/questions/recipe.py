@@ -111,7 +111,8 @@ def gaps(results: Results) -> Captioned | Words:
         "The gap with augmentation, weight decay, both or neither in all stages, to fresh networks trained "
         "for the last stage only and to those trained for as many steps in total: every seed (dots), mean "
         "(diamond) and its 95 % interval (bar). Each kind of network has the learning rate that is best "
-        "for it on held-out training images; runs at other rates do not count."
+        "for it on held-out training images; the other runs are of other rates "
+        "or tested on held-out images."
     )
     drawn = common.gap_strip(found, by="recipe")
     return captioned(drawn, results, "fig-recipe", caption, f"The mean gap is {listed(found, 'recipe')}.")

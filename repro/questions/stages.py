@@ -91,9 +91,10 @@ def found(results: Results) -> Words:
     at_random, by_class = (
         listed(gaps[(gaps.ratio == ratio) & (gaps.parts > 1)], "parts", "{} portions") for ratio in (1, 0)
     )
+    two = listed(gaps[gaps.parts == 2], "ratio", "a share of {}")
     return Words(
         f"With all images dealt at random, the mean gap is {at_random}. With each class wholly in one "
-        f"portion, it is {by_class}."
+        f"portion, it is {by_class}. With two portions, by the share of images dealt at random, it is {two}."
     )
 
 

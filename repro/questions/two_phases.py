@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from repro.analysis.claims import MORE, Arms, claim, verdicts
+from repro.analysis.claims import FITTED, MORE, Arms, claim, verdicts
 from repro.analysis.recorded import Results
 from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed, unrecorded
@@ -148,7 +148,7 @@ def sharpness_at_equal_loss(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @claim(
-    "At equal training loss, the minimum that a warm start ends in is sharper.",
+    "At the lowest training loss that both networks reach, the warm start is sharper.",
     "section 3",
     "probes",
     "effect",
@@ -257,9 +257,13 @@ def own_rates(results: Results) -> Captioned | Words:
     if results.table.empty:
         return Words(unrecorded(results))
     tested = results.gaps[~results.gaps.held_out.astype(bool)]
+    fit = results.table[~results.table.held_out.astype(bool)].groupby(["rate", "condition"]).train_accuracy
+    low = fit.mean().groupby("rate").min()
+    rates = enumerated(f"{rate:g}" for rate in low.index[low < FITTED])
+    unfitted = f" At {rates} times the base rate not all fit their images." if (low < FITTED).any() else ""
     caption = (
         "Generalisation gap if both networks have the same rate in all stages: dots are seeds, markers "
-        "their mean, bars its 95 % interval."
+        f"their mean, bars its 95 % interval.{unfitted} Runs on held-out images are counted, not drawn."
     )
     drawn = common.gap_lines(tested, "rate", xlabel="Learning rate, in multiples of the base rate", log=True)
     alt = f"Generalisation gap by rate in all stages: {listed(tested, 'rate', '{} times the base rate')}."
@@ -298,7 +302,8 @@ def sharpness_along(results: Results) -> Captioned | Words:
         )
     caption = (
         "Sharpness against training loss during tuning, one line for each seed; where lines of the two "
-        "colours coincide, networks are equally sharp at the same loss."
+        "colours coincide, networks are equally sharp at the same loss. Ratio of warm start to fresh by "
+        f"epochs of tuning, at losses that differ: {ratios(results, 'curvature')}."
     )
     return captioned(curvature(results.table), results, "fig-sharpness", caption, caption)
 
