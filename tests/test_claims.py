@@ -252,9 +252,9 @@ def test_whole_scorecards_of_nothing_hold_a_false_verdict_as_rarely_as_stated():
 def test_planned_seeds_find_what_the_table_of_power_says():
     [asked] = [c for c in CLAIMS if c.id == "small_reset"]
     profile = profiles.profile("cifar10-small")
-    by_seeds = power.detectable(asked, profile, spread=0.7)
-    assert by_seeds[5] > by_seeds[8] > by_seeds[12]
-    assert power.detectable(asked, profile, spread=1.4)[5] == pytest.approx(2 * by_seeds[5])
+    five, eight, twelve = (power.detectable(asked, profile, 0.7, seeds) for seeds in (5, 8, 12))
+    assert five > eight > twelve
+    assert power.detectable(asked, profile, 1.4, 5) == pytest.approx(2 * five)
 
 
 def test_a_p_value_is_never_shown_as_nought():

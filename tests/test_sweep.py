@@ -189,7 +189,8 @@ def training_of(made):
     """
     last = made.stages[-1]
     whole = last.data.gamma is not None or last.until is not None or last.optimizer.schedule != "constant"
-    return plans.with_epochs(replace(made, probes=()), last.epochs if whole else 99), bool(made.probes)
+    last = replace(last, epochs=last.epochs if whole else 99)
+    return replace(made, probes=(), stages=(*made.stages[:-1], last)), bool(made.probes)
 
 
 @given(forests())

@@ -155,9 +155,10 @@ def plan(runs: Iterable[Run], size: Callable[[Run], int] = population_size) -> P
 
     families = defaultdict(list)
     for run in needed.values():
-        unmeasured = dataclasses.replace(run, probes=())
+        *before, last = run.stages
+        last = dataclasses.replace(last, epochs=1) if last.prefixed else last
         # Probes take longer than training and are worth less: runs with probes have their own trajectories.
-        begun = with_epochs(unmeasured, 1) if run.stages[-1].prefixed else unmeasured
+        begun = dataclasses.replace(run, stages=(*before, last), probes=())
         families[begun, bool(run.probes)].append(run)
     shapes = defaultdict(list)
     for family in families.values():
@@ -205,12 +206,6 @@ def _shape(trajectory: Trajectory, parents: set[str]) -> tuple:
     subset = ALL if stage.data.gamma or stage.data.part == stage.data.parts else stage.data
     spec = stage.epochs, stage.optimizer, stage.until, stage.shift, stage.flip, subset
     return (level, run.dataset, run.model, run.batch_size, *spec)
-
-
-def with_epochs(run: Run, epochs: int) -> Run:
-    """The same run with `epochs` epochs in its last stage."""
-    last = dataclasses.replace(run.stages[-1], epochs=epochs)
-    return dataclasses.replace(run, stages=(*run.stages[:-1], last))
 
 
 def missing(plan: Plan, store: Store) -> set[str]:
