@@ -236,11 +236,6 @@ def shape(dataset: Dataset) -> tuple[int, int, int]:
     return *full.x_train.shape[2:], full.classes
 
 
-def side(dataset: Dataset) -> int:
-    """Height (and width) of an image in pixels; no named data set is downloaded for it."""
-    return shape(dataset)[0]
-
-
 def expected_size(images: int, classes: int, subset: Subset) -> int:
     """Number of images in a subset of `images` training images, if all classes had the same size.
 
