@@ -130,7 +130,4 @@ def train(
 
 
 def _place(data: Data) -> str:
-    """The name of a data set, or the path of its file or folder; PyTorch data are written to a file."""
-    if isinstance(data, str | Path):
-        return str(data)
-    return str(folders.of_torch(*data) if isinstance(data, tuple) else folders.of_torch(data))
+    return folders.place(data)

@@ -102,7 +102,7 @@ OPTIONS = (
 PLACES = st.sampled_from(
     ["FILE", "FILE/x", "~nobody_of_this_name", "~nobody_of_this_name/x", 300 * "x", "/proc/1/x"]
 )
-FOLDERS = st.sampled_from([".", "./", "empty", "one class", "no [images].d", "texts", "broken"])
+FOLDERS = st.sampled_from([".", "./", "empty", "one class", "no [images].d", "texts", "broken", "parts"])
 OWN = st.sampled_from(["FILE.py", "exits.py", "raises.py", "bytes.py", "no_function.py", "empty [x].py"])
 PATHS = (
     OWN.map(lambda name: (["run", f"./{name}", "--profile", "smoke"], {}))
@@ -135,6 +135,8 @@ def here(tmp_path_factory):
         "texts/a.txt",
         "broken/a/1.png",
         "broken/b/2.jpg",
+        "parts/Train/a/1.png",
+        "parts/val/b/2.jpg",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"<html>")

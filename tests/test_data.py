@@ -7,13 +7,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from repro import cli
+import repro
+from repro import cli, profiles
 from repro.config import Dataset, InputError
-from repro.data import datasets, downloads, npz
+from repro.data import datasets, downloads, folders, npz
 
 MOSAICS = Path(__file__).resolve().parents[2] / "shared" / "data"
 BLANK = 64  # the byte of an empty pixel of `digits`: 255 * 0.5 / 2, rounded
@@ -269,6 +272,7 @@ def floats(value):
     ("changes", "message"),
     [
         ({"y_test": None}, "no y_test; the file must hold x_train, y_train, x_test, y_test"),
+        (dict.fromkeys(npz.ARRAYS), "no x_train, y_train; the file must hold x_train, y_train$"),
         ({"x_train": np.zeros((12, 8, 8, 3), np.int64)}, "x_train is int64; pixels must be uint8 or float"),
         ({"x_train": np.zeros((12, 8, 8, 3), bool)}, "x_train is bool"),
         ({"x_train": np.zeros((12, 8, 8, 3), complex)}, "x_train is complex128"),
@@ -593,3 +597,136 @@ def test_held_out_images_of_a_file_are_a_tenth_of_its_training_images(tmp_path, 
     few = datasets.images(dataclasses.replace(dataset, train=40))
     assert np.array_equal(few.x_test, found.x_test)  # the same whatever the number of training images
     assert np.bincount(few.y_train).tolist() == [10] * 4
+
+
+# Folders of images, and data sets of PyTorch
+
+
+def pictures(folder, *names, mode="RGB"):
+    """A folder with pictures of these names, 8 x 8, each of other pixels."""
+    for seed, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if mode == "I;16" else mode).convert(mode).save(folder / name)
+    return folder
+
+
+def of_folder(folder, *settings):
+    return profiles.profile("smoke", [f"dataset={folder}", "size=8", "batch_size=2", *settings]).data()
+
+
+CLASSES = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(6)]
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    pictures(tmp_path / "one", *CLASSES)
+    pictures(tmp_path / "two", *reversed(CLASSES))
+    for name in ("one", "two"):
+        (tmp_path / "links" / name).mkdir(parents=True)
+        for label in ("cat", "dog"):
+            (tmp_path / "links" / name / label).symlink_to(tmp_path / name / label)
+    found = [of_folder(tmp_path / "links" / name).fingerprint for name in ("one", "two")]
+    assert found == [of_folder(tmp_path / name).fingerprint for name in ("one", "two")]
+    assert found[0] != found[1]
+
+
+def test_hidden_pictures_are_left_out(tmp_path):
+    own = pictures(tmp_path / "own", *CLASSES)
+    plain = of_folder(own)
+    pictures(own, ".thumbs/0.png", "cat/.ipynb_checkpoints/0.png")
+    (own / "dog" / "._0.png").write_bytes(b"no picture")
+    assert of_folder(own).fingerprint == plain.fingerprint
+
+
+def renamed(*names):
+    """A change of a folder: its pictures lie in folders of these names instead."""
+
+    def change(folder):
+        (folder / "cat").rename(folder / names[0])
+        (folder / "dog").rename(folder / names[1])
+
+    return change
+
+
+def cut(folder):
+    content = (folder / "cat" / "0.png").read_bytes()
+    (folder / "cat" / "0.png").write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (renamed("train", "val"), (), "it has train, val; there must be train and test, or classes"),
+        (renamed("Train", "Test"), (), "it has Test, Train; there must be train and test"),
+        (lambda folder: (folder / "bird").mkdir(), (), r"bird has no images \(.jpg, "),
+        (lambda folder: pictures(folder, "cat/0.png", mode="I;16"), (), "cat/0.png .* its mode is I"),
+        (cut, (), "cat/0.png is no image to use: .*truncated"),
+        (lambda folder: None, ("size=3",), "size must be at least 4, not 3"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, folder, change, settings, message):
+    change(pictures(tmp_path / "own", *CLASSES))
+    with pytest.raises(InputError, match=message) as refusal:
+        of_folder(tmp_path / "own", *settings)
+    assert "\n" not in str(refusal.value)
+    assert not folder.exists()
+
+
+def test_a_class_of_which_no_image_is_left_to_train_on_is_refused(tmp_path):
+    made = arrays(x_test=None, y_test=None, y_train=np.arange(12))
+    with pytest.raises(InputError, match=r"class \d+ has too few images"):
+        datasets.npz_dataset(saved(tmp_path / "own.npz", **made))
+    made["y_train"] = np.arange(12) // 10  # only the second class is small, and its images are trained on
+    assert datasets.counts(datasets.npz_dataset(saved(tmp_path / "own.npz", **made))) == (10, 2, 2)
+
+
+class Raising:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        raise KeyError(f"no image\n{i}")
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(())
+
+
+X = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(12) % 3
+PAIRS = torch.utils.data.TensorDataset(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "NoneType hold no images .* a pair at each index: .*no len"),
+        (3, "int hold no"),
+        ({}, "dict hold no"),
+        ({"x": X, "y": Y}, "dict hold no"),
+        ((X, Y, X, Y), "tuple hold no"),
+        ((X.numpy(), Y.numpy()), "ndarray hold no"),
+        ((PAIRS, None), "NoneType hold no"),
+        (Stream(), "Stream hold no"),
+        (torch.utils.data.DataLoader(PAIRS), "DataLoader hold no"),
+        (Raising(), "Raising hold no .*no image"),
+        (torch.utils.data.TensorDataset(X, Y, Y), "TensorDataset hold no"),
+        (torch.utils.data.TensorDataset(X, Y + 0.5), "PyTorch data: y_train is float32"),
+        (torch.utils.data.TensorDataset(X[:, :, :3], Y), r"PyTorch data: x_train has shape \[12, 3, 8, 3\]"),
+        ([(image, "a cat") for image in X], "PyTorch data: y_train is <U5"),
+    ],
+)
+def test_what_is_no_data_set_of_pytorch_is_refused_in_one_line(tmp_path, folder, data, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        repro.gap(data, profile="smoke")
+    assert "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_data_set_are_a_pair_and_gradients_do_no_harm():
+    data = torch.utils.data.TensorDataset(X.clone().requires_grad_(), Y)
+    parts = torch.utils.data.random_split(data, [8, 4], torch.Generator().manual_seed(0))
+    full = npz.read(Path(folders.place(parts)))
+    assert (full.x_train.shape, full.x_test.shape) == ((8, 8, 8, 3), (4, 8, 8, 3))
+    assert np.array_equal(full.x_train[0], X[parts[0].indices[0]].movedim(0, -1))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from repro.config import ALL, Dataset, InputError, Run, Subset, given
 from repro.data.downloads import SIDE, SOURCES, cache, download
-from repro.data.npz import Images, pack, read, stamp
+from repro.data.npz import Images, pack, read
 from repro.lazy import Lazy
 
 np = Lazy("numpy")  # imported late: a plan counts images without it
@@ -158,18 +158,16 @@ def npz_dataset(
     stem is the name of the data set. Raises `InputError` if the file cannot be used.
     """
     path = given(path)
-    return _described(path, train, test, split, stamp(path))
-
-
-@functools.lru_cache(maxsize=8)
-def _described(path: Path, train: int | None, test: int | None, split: int, written: object) -> Dataset:
-    """`npz_dataset`, cached: every run of a study asks for it. `written` is only part of the cache's key."""
     full = read(path)
     if full.labels:
         some = ", ".join(map(str, full.labels[:3])) + ", ..." * (len(full.labels) > 3)
-        warnings.warn(f"{path}: labels {some} count as classes 0 to {full.classes - 1}", stacklevel=3)
+        warnings.warn(f"{path}: labels {some} count as classes 0 to {full.classes - 1}", stacklevel=2)
     seed = None if len(full.y_test) else split
     whole = _split(full, seed)
+    if len(lost := np.setdiff1d(full.y_train, whole.y_train)):
+        raise InputError(
+            f"class {lost[0]} has too few images: with a fifth set apart for tests, none is left to train on"
+        )
     asked = (train, len(whole.y_train)), (test, len(whole.y_test))
     train, test = (None if n is not None and n > there else n for n, there in asked)
     return Dataset(path.stem, train, test, fingerprint=full.fingerprint, path=str(path), split=seed)
@@ -236,11 +234,6 @@ def shape(dataset: Dataset) -> tuple[int, int, int]:
         return SIDE, 3, SOURCES[dataset.name].classes
     full = images(dataclasses.replace(dataset, sample=0))  # all samples have the same shape
     return *full.x_train.shape[2:], full.classes
-
-
-def side(dataset: Dataset) -> int:
-    """Height (and width) of an image in pixels; no named data set is downloaded for it."""
-    return shape(dataset)[0]
 
 
 def expected_size(images: int, classes: int, subset: Subset) -> int:

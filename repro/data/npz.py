@@ -16,7 +16,7 @@ from repro.lazy import Lazy
 np = Lazy("numpy")  # as in `repro.data.datasets`
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-ZIP = b"PK\x03\x04"  # first bytes of every .npz file that holds an array
+ZIPS = (b"PK\x03\x04", b"PK\x05\x06")  # first bytes of an .npz file, and of one that holds nothing
 SMALLEST_SIDE = 4
 FLAT = 1e-6  # a channel that varies by less than this fraction of its mean counts as constant
 
@@ -87,7 +87,7 @@ def _read(path: Path, written: tuple[int, int] | None) -> Images:
         with path.open("rb") as stream:
             head = stream.read(40)
             stream.seek(0)
-            if head[:4] != ZIP:  # numpy would take it for a pickle, and advise to allow that
+            if head[:4] not in ZIPS:  # numpy would take it for a pickle, and advise to allow that
                 raise ValueError(f"it begins with {head!r}")
             with np.load(stream, allow_pickle=False) as file:
                 arrays = {name: np.asarray(file[name]) for name in ARRAYS if name in file}
@@ -96,10 +96,15 @@ def _read(path: Path, written: tuple[int, int] | None) -> Images:
     except Exception as error:  # a damaged file raises errors of some ten types
         reason = "an array of Python objects" if "pickle" in str(error) else one_line(error)
         raise InputError(f"{path} cannot be read as an .npz file of plain arrays: {reason}") from error
+    return as_images(arrays, path)
+
+
+def as_images(arrays: dict[str, np.ndarray], origin: object) -> Images:
+    """`Images` of the arrays that `read` takes; raises `InputError`, which names their origin, on others."""
     try:
         wanted = ARRAYS if {"x_test", "y_test"} & arrays.keys() else ARRAYS[:2]
         if missing := [name for name in wanted if name not in arrays]:
-            raise InputError(f"no {', '.join(missing)}; the file must hold {', '.join(ARRAYS)}")
+            raise InputError(f"no {', '.join(missing)}; the file must hold {', '.join(wanted)}")
         splits = [_checked(name[2:], arrays[name], arrays[f"y{name[1:]}"]) for name in wanted[::2]]
         kinds = [f"{x.dtype} {list(x.shape[1:])}" for x, _ in splits]
         if kinds[0] != kinds[-1]:
@@ -110,7 +115,7 @@ def _read(path: Path, written: tuple[int, int] | None) -> Images:
         if len(unknown := np.setdiff1d(splits[-1][1], labels)):
             raise InputError(f"y_test has {unknown[0]}, a class that y_train lacks")
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{origin}: {error}") from None
     counted = [array for x, y in splits for array in (x, np.searchsorted(labels, y).astype(np.int64))]
     plain = np.array_equal(labels, np.arange(len(labels)))
     return pack(counted, len(labels), () if plain else tuple(labels.tolist()))

@@ -29,7 +29,7 @@ VARIANTS = {  # of the usual recipe: (whether images are augmented, whether weig
 
 def augmentation(profile: Profile) -> dict[str, object]:
     """Usual shifts by up to 1/8 of the side, and mirroring if that keeps the class."""
-    side = datasets.side(profile.data())
+    side = datasets.shape(profile.data())[0]
     return {"shift": max(1, side // 8), "flip": profile.dataset in MIRRORED}
 
 

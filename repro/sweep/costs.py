@@ -52,7 +52,7 @@ def training_bytes(run: Run, device: str = "cpu") -> int:
     model, numbers = run.model, (12 if device == "cpu" else 4) * _numbers(run)
     if device == "cpu" and model.code is None:
         layers = 1 + 2 * model.depth * (1 + 1 / 2 + 1 / 4 + 1 / 8)  # as large as the first layer's output
-        numbers += int(3 * layers * run.batch_size * model.width * datasets.side(run.dataset) ** 2)
+        numbers += int(3 * layers * run.batch_size * model.width * datasets.shape(run.dataset)[0] ** 2)
     return NUMBER * numbers
 
 

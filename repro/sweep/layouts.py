@@ -85,7 +85,7 @@ def fitted(
 
 def shape(run: Run) -> tuple:
     """What the time of a step depends on: size of the images, model and batch size."""
-    return datasets.side(run.dataset), run.model, run.batch_size
+    return datasets.shape(run.dataset)[0], run.model, run.batch_size
 
 
 def read(store: Store, run: Run) -> Layout | None:

@@ -131,7 +131,7 @@ def population_size(run: Run) -> int:
     """
     if run.model.code is not None:
         return 1
-    activations = run.batch_size * run.model.width * datasets.side(run.dataset) ** 2  # of a layer in module 1
+    activations = run.batch_size * run.model.width * datasets.shape(run.dataset)[0] ** 2  # of a layer
     return max(1, min(64 // run.model.width, CACHED // activations))
 
 
