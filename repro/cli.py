@@ -66,7 +66,7 @@ def studies(profile: ProfileName = "quick") -> None:
     chosen = profiles.profile(profile)
     table = _table("study", "paper", "chapter", "claims", f"#runs ({profile})", "question")
     for study in questions.studies():
-        named = ", ".join(c.id for c in questions.claims_of(study.name))
+        named = ", ".join(c.id for c in questions.CLAIMS if c.study == study.name)
         runs = len({case.run.id for case in study.cases(chosen)})
         table.add_row(study.name, study.figures, study.chapter, named, str(runs), study.question)
     terminal.show(table)

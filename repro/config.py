@@ -12,8 +12,11 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 MODULES = (1, 2, 3, 4, 5, 6)  # 1 first convolution, 2-5 groups of blocks, 6 last linear layer
 PROBES = ("gradient_noise", "sharpness", "noise", "curvature")  # see `repro.training.probes`
@@ -54,11 +57,45 @@ def _require_known(kind: str, name: str, known: tuple[str, ...]) -> None:
     _require(name in known, f"unknown {kind} {name!r}: choose from {', '.join(known)}")
 
 
-def _require_whole(owner: object, least: int, *names: str) -> None:
+def _require_least(owner: object, least: int, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        _require(value % 1 == 0, f"{name} must be a whole number, not {value}")
         _require(value >= least, f"{name} must be at least {least}, not {value}")
+
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "True or False",
+    "Code": "code(FUNCTION)",
+}
+
+
+@functools.cache
+def _types(owner: type) -> list[tuple[str, bool, tuple[type, ...]]]:
+    """Of each field the name, whether it is a tuple, and the types of its value or of the tuple's items."""
+    hints = get_type_hints(owner).items()
+    return [(name, get_origin(kind) is tuple, get_args(kind) or (kind,)) for name, kind in hints]
+
+
+def _fit_types(owner: object) -> None:
+    """Raise `InputError` unless each field has its type; a whole number of another type becomes an `int`."""
+    for name, many, kinds in _types(type(owner)):
+        value = getattr(owner, name)
+        if many:
+            _require(isinstance(value, Iterable), f"{name} takes a tuple, not {value!r}")
+            object.__setattr__(owner, name, tuple(_fitted(name, kinds[0], item) for item in value))
+        elif type(value) not in kinds:
+            object.__setattr__(owner, name, _fitted(name, kinds[0], value))
+
+
+def _fitted(name: str, kind: type, value: object) -> object:
+    if kind in (int, float) and isinstance(value, Real) and (kind is float or value % 1 == 0):
+        return kind(value)
+    said = WORDS.get(kind.__name__, f"of class {kind.__name__}")
+    _require(isinstance(value, kind), f"{name} must be {said}, not {value!r}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -76,11 +113,12 @@ class Dataset:
     split: int | None = None  # seed that splits off test images if there are none
 
     def __post_init__(self) -> None:
+        _fit_types(self)
         for split in ("train", "test"):
             n = getattr(self, split)
             _require(n is None or n >= 2, f"{split} must be at least 2 images, not {n}")
         _require(0 <= self.noise < math.inf, f"noise must be finite and not negative, not {self.noise}")
-        _require_whole(self, 0, "sample", *["split"] * (self.split is not None))
+        _require_least(self, 0, "sample", *["split"] * (self.split is not None))
 
 
 @dataclass(frozen=True)
@@ -102,7 +140,8 @@ class Model:
     code: Code | None = None  # (channels, classes, image side) -> network
 
     def __post_init__(self) -> None:
-        _require_whole(self, 1, "width", "depth")
+        _fit_types(self)
+        _require_least(self, 1, "width", "depth")
 
 
 @dataclass(frozen=True)
@@ -120,6 +159,7 @@ class Optimizer:
     weight_decay: float = 0.0  # decoupled: a step scales weights by 1 - rate * this
 
     def __post_init__(self) -> None:
+        _fit_types(self)
         rate, decay = self.learning_rate, self.weight_decay
         _require_known("optimizer", self.name, ("adam", "rmsprop", "sgd"))
         _require(0 < rate < math.inf, f"learning_rate must be positive, not {rate}")
@@ -147,7 +187,8 @@ class Subset:
     gamma: float | None = None
 
     def __post_init__(self) -> None:
-        _require_whole(self, 1, "part", "parts")
+        _fit_types(self)
+        _require_least(self, 1, "part", "parts")
         _require(1 <= self.part <= self.parts, f"part must lie in 1..{self.parts}, not {self.part}")
         _require(0 <= self.ratio <= 1, f"ratio must lie in [0, 1], not {self.ratio}")
         _require(self.gamma is None or 0 < self.gamma < 1, f"gamma must lie in (0, 1), not {self.gamma}")
@@ -178,8 +219,9 @@ class Stage:
     flip: bool = False  # mirror training images at random
 
     def __post_init__(self) -> None:
-        _require_whole(self, 1, "epochs")
-        _require_whole(self, 0, "shift")
+        _fit_types(self)
+        _require_least(self, 1, "epochs")
+        _require_least(self, 0, "shift")
         _require(self.until is None or 0 < self.until <= 1, f"until must lie in (0, 1], not {self.until}")
         _require(all(m >= 1 for m in self.reset), f"reset takes modules from 1 on, not {sorted(self.reset)}")
         _require(0 <= self.shrink <= 1, f"shrink must lie in [0, 1], not {self.shrink}")
@@ -207,6 +249,7 @@ class Run:
     test_window: int | None = None  # None: test after each epoch; else see `tested`
 
     def __post_init__(self) -> None:
+        _fit_types(self)
         _require(bool(self.stages), "a run needs at least one stage")
         first = self.stages[0]
         _require(
@@ -218,11 +261,10 @@ class Run:
             self.model.code is not None or set(reset) <= set(MODULES),
             f"reset takes modules from 1 to 6, not {reset}",
         )
-        _require_whole(self, 2, "batch_size")
-        _require_whole(self, 0, "split_seed", "init_seed", "order_seed")
+        _require_least(self, 2, "batch_size")
+        _require_least(self, 0, "split_seed", "init_seed", "order_seed")
         _require(set(self.probes) <= set(PROBES), f"probes are {', '.join(PROBES)}, not {self.probes}")
         _require(self.test_window is None or self.test_window >= 1, "test_window must be at least 1")
-        object.__setattr__(self, "stages", tuple(self.stages))
         object.__setattr__(self, "probes", tuple(sorted(set(self.probes))))
 
     @functools.cached_property
@@ -231,26 +273,28 @@ class Run:
         before = self.stages[:-1]
         return dataclasses.replace(self, stages=before, probes=()) if before else None
 
-    @property
-    def tested(self) -> frozenset[int]:
-        """Epochs of the last stage after which the network is tested.
+    def tested(self, epoch: int) -> bool:
+        """Whether the network is tested after this epoch of the last stage; the first one is 1.
 
-        All, or with a `test_window` of n the Fibonacci numbers 1, 2, 3, 5, 8, ...
-        and the last n. (An epoch that ends the stage early is tested too.)
+        It is after all epochs, or with a `test_window` of n after the Fibonacci numbers 1, 2,
+        3, 5, 8, ... and the last n. (An epoch that ends the stage early is tested too.)
         """
         epochs = self.stages[-1].epochs
-        if self.test_window is None:
-            return frozenset(range(1, epochs + 1))
-        chosen = set(range(max(1, epochs - self.test_window + 1), epochs + 1))
+        if self.test_window is None or epoch > epochs - self.test_window:
+            return epoch <= epochs
         number, following = 1, 2
-        while number <= epochs:
-            chosen.add(number)
+        while number < epoch:
             number, following = following, number + following
-        return frozenset(chosen)
+        return number == epoch
 
     @functools.cached_property
     def id(self) -> str:
-        return run_id(self)
+        """Sixteen hexadecimal digits that name the run: the hash of its configuration.
+
+        Fields at their default are left out, so that a field added later changes no id.
+        """
+        text = json.dumps(as_json(self, defaults=False), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.cache
@@ -292,12 +336,3 @@ def run_from_json(data: dict) -> Run:
 def _code(data: dict | None) -> Code | None:
     settings = tuple((name, value) for name, value in (data or {}).get("settings", ()))
     return data and Code(**{**data, "settings": settings})
-
-
-def run_id(run: Run) -> str:
-    """Sixteen hexadecimal digits that name the run: the hash of its configuration.
-
-    Fields at their default are left out, so that a field added later changes no id.
-    """
-    text = json.dumps(as_json(run, defaults=False), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

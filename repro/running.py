@@ -124,7 +124,7 @@ def train(
     """
     plain = resolved(dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data)))
     network = model if isinstance(model, Model) else Model(code=own.code(model) if model else None)
-    run, store = Run(plain.data(), network, tuple(stages), batch_size, seed, seed, seed), Store.of(SCRIPTS)
+    run, store = Run(plain.data(), network, stages, batch_size, seed, seed, seed), Store.of(SCRIPTS)
     _train([run], store, device)
     return tables.curves([Case("run", seed, run)], store).drop(columns=["condition", "seed"])
 

@@ -13,9 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.store import write
 from repro import cli, questions
 from repro.data.downloads import SOURCES
 from repro.profiles import FIELDS, PROFILES
+from repro.store.records import Store
 
 SIGNS = st.characters(exclude_categories=["Cs"])  # as by default, without asking a codec of each sign
 WORDS = (
@@ -173,6 +175,7 @@ def check(here, bad):
     assert (status, out) == (2, ""), (status, out, line)
     assert line.startswith("repro: ") and line.count("\n") == 1 and len(line.splitlines()) == 1, line
     assert state(here) == before
+    return line
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -191,3 +194,97 @@ def test_bad_options(here, bad):
 @given(bad=PATHS)
 def test_bad_paths(here, bad):
     check(here, bad)
+
+
+QUESTION = """
+from repro.analysis.claims import Claim
+from repro.study import WARM, Arm, Study, crossed, pair, tuning
+
+
+@crossed
+def cases(profile):
+    yield from pair(profile)
+    yield Arm("x", (tuning(profile, shift=1),), {"rate": 2})
+
+
+STUDIES = (Study("mine", "?", "none", "none", cases),)
+CLAIMS = (Claim("c", "C.", "none", "mine", lambda arm: arm("x", rate=2) - arm(WARM), direction="less"),)
+"""
+CONTRAST = 'lambda arm: arm("x", rate=2) - arm(WARM)'
+PLANS = {  # what is changed in QUESTION, and the refusal
+    "an arm twice": (
+        "yield Arm",
+        "yield from pair(profile)\n    yield Arm",
+        "mine: two arms are called fresh: tell them apart by condition or factors",
+    ),
+    "no @crossed": ("@crossed\n", "", "mine: it gives no list of cases: decorate its function with @crossed"),
+    "None for a factor": ('"rate": 2', '"rate": None', "mine: a factor is text or a number, not None"),
+    "a list for a factor": ('"rate": 2', '"rate": [2]', "mine: a factor is text or a number, not [2]"),
+    "two studies of a name": ("STUDIES = ", "STUDIES = 2 * ", "two studies 'mine'"),
+    "two claims of an id": ("CLAIMS = ", "CLAIMS = 2 * ", "two claims 'c'"),
+    "no arms": (
+        "    yield from pair",
+        "    return\n    yield from pair",
+        "mine: it has no runs at any profile",
+    ),
+    "an unknown direction": ('"less"', '"moer"', "c: direction is less, more or same, not 'moer'"),
+    "no function in a claim": (
+        f', {CONTRAST}, direction="less"',
+        "",
+        "c: it needs a function, as contrast or as effect",
+    ),
+    "a hook without code": ("shift=1", "hook=print", "mine: hook must be code(FUNCTION), not <built-in"),
+    "half an epoch": ("shift=1", "epochs=1.5", "mine: epochs must be a whole number, not 1.5"),
+}
+JUDGED = {  # what the claim measures instead, and the refusal
+    "an unknown arm": ('lambda arm: arm("y")', "no arm is y: choose from fresh; warm start; x, rate 2"),
+    "an unknown value": ('lambda arm: arm("x", rate=3)', "no arm is x, rate 3: choose from x, rate 2"),
+    "an unknown factor": ('lambda arm: arm("x", rat=2)', "no arm is x, rat 2: choose from x, rate 2"),
+    "no held-out images": ('lambda arm: arm.best_rate("x")', "no arm x is tested on held-out images"),
+    "an error": ("lambda arm: 1 / 0", "ZeroDivisionError: division by zero"),
+    "one number": (
+        "effect=lambda results: 0.5",
+        "must be a number for each seed (pandas.Series), not 0.5",
+    ),
+    "an unknown column": ("effect=lambda results: results.table['nois']", "KeyError: 'nois'"),
+}
+
+
+def asked(folder, old="", new=""):
+    """The path of a question in which `new` stands in place of `old`."""
+    assert old in QUESTION
+    (folder / "mine.py").write_text(QUESTION.replace(old, new, 1))
+    return str(folder / "mine.py")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_question_that_cannot_be_planned_is_refused_before_training(tmp_path, name):
+    old, new, said = PLANS[name]
+    line = check(tmp_path, (["run", asked(tmp_path, old, new), "--profile", "smoke"], {}))
+    assert f"mine.py: {said}" in line.replace("claim ", ""), line
+
+
+def recorded(folder, path):
+    """Write made-up records of all runs of a question, so that its claims can be judged."""
+    store, profile = Store(folder / "results" / "smoke"), PROFILES["smoke"]
+    for case in questions.studies([path])[0].cases(profile):
+        write(store, case.run)
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_claim_that_cannot_be_judged_is_refused_in_one_line(tmp_path, name):
+    measure, said = JUDGED[name]
+    path = asked(tmp_path, CONTRAST, measure)
+    recorded(tmp_path, path)
+    line = check(tmp_path, (["claims", path, "--profile", "smoke"], {}))
+    assert "mine.py: claim c: " in line and said in line, line
+
+
+def test_a_claim_waits_for_what_is_planned(tmp_path):
+    path = asked(tmp_path)
+    store = {"REPRO_RESULTS": str(tmp_path / "results")}
+    for word in ("not run", "not tested"):
+        with mock.patch.dict(os.environ, store):
+            status, out, _ = called(["claims", path, "--profile", "smoke"])
+        assert status == 0 and word in out, out
+        recorded(tmp_path, path)

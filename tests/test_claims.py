@@ -224,7 +224,7 @@ def test_a_claim_about_networks_that_do_not_fit_is_not_tested():
     [found] = verdicts(
         [(Claim("x", "", "", "x", gap), arms({"fresh": [80] * 5, "warm start": [70] * 5}, 0.98))]
     )
-    assert found.verdict == "not tested" and "98.0 % of the training images" in str(found)
+    assert found.verdict == "not tested" and "98.0 % of the training images" in found.reason
 
 
 def test_weights_of_a_contrast_are_those_that_it_was_written_with():
@@ -259,6 +259,6 @@ def test_planned_seeds_find_what_the_table_of_power_says():
 
 def test_a_p_value_is_never_shown_as_nought():
     exact = verdict([0.0] * 5, direction=SAME, margin=1e6)
-    assert exact.p_text == "< 0.0001" and str(exact).endswith(", p < 0.0001")
-    assert ", p = 0." in str(verdict([-5.0, 4.0, -1.0, -3.0]))
+    assert exact.p_text == "< 0.0001"
+    assert verdict([-5.0, 4.0, -1.0, -3.0]).p_text.startswith("0.")
     assert verdict([1.0]).p_text == ""

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repro.questions.reset import SUBSETS, main_effects, shapley, subsets_recorded
+from repro import profiles
+from repro.analysis.claims import verdicts
+from repro.analysis.recorded import Results
+from repro.figures import common, style
+from repro.questions import CLAIMS, STUDIES
+from repro.questions.reset import SUBSETS, main_effects, reset_gaps, shapley, shares, subsets_to_reset
+from repro.questions.reset import found as in_words
+from repro.study import only, reset_condition
 
 MODULES = range(1, 7)
 numbers = st.floats(-100, 100)
@@ -82,11 +89,83 @@ def test_seeds_without_all_64_subsets_are_left_out(account):
 
 
 def test_subsets_recorded_are_those_of_the_seed_with_most():
-    assert subsets_recorded(pd.concat([gaps([1.0] * 64)[:17], gaps([1.0] * 64, seed=1)[20:40]])) == 20
-    assert subsets_recorded(pd.DataFrame()) == 0
+    def told(found):
+        results = Results(STUDIES["reset"], profiles.profile("smoke"), pd.DataFrame(), pd.DataFrame(), 0)
+        vars(results)["gaps"] = found  # in place of what is recorded
+        return shares(results)
+
+    found = told(pd.concat([gaps([1.0] * 64)[:17], gaps([1.0] * 64, seed=1)[20:40]]))
+    assert found.startswith("20 of the 64 subsets") and "`repro run reset --set full_grids=true`" in found
+    assert told(pd.DataFrame()).startswith("0 of the 64 subsets")
 
 
-@both
-def test_another_study_has_no_contributions(account):
-    with pytest.raises(ValueError, match="modules"):
-        account(gaps([1.0] * 64).drop(columns="modules"))
+# Networks with other than six modules
+
+LAYERS = """
+from torch import nn
+
+
+def layers(channels, classes, size, n=1):
+    return nn.Sequential(nn.Flatten(), *(nn.Linear(4, 4) for _ in range(n)))
+"""
+
+
+@pytest.fixture
+def of_modules(tmp_path):
+    """The smoke profile with full grids, for a network of so many modules."""
+    (tmp_path / "layers.py").write_text(LAYERS)
+    settings = [f"model={tmp_path}/layers.py:layers", "full_grids=true"]
+    return lambda n: profiles.profile("smoke", [*settings, f"model.n={n}"])
+
+
+def planted(profile):
+    """Results of the study of resets in which every module that is re-initialised gains a point."""
+    study = STUDIES["reset"]
+    rows = [
+        {"condition": c.condition, "seed": c.seed, **c.factors, "train_accuracy": 1.0}
+        | {"test_accuracy": 0.5 + len(c.run.stages[-1].reset) / 100 + 0.1 * (c.condition == "fresh")}
+        for c in study.cases(profile)
+    ]
+    curves = [{"condition": r["condition"], "seed": r["seed"], "stage": 1, "epoch": 1} for r in rows]
+    curves = pd.DataFrame(curves).assign(train_accuracy=1.0)
+    return Results(study, profile, pd.DataFrame(rows), curves, 0)
+
+
+def test_all_subsets_are_reset_of_up_to_six_modules_only(of_modules):
+    assert [len(subsets_to_reset(of_modules(n))) for n in (1, 2, 6, 7, 13, 40)] == [2, 4, 64, 19, 37, 118]
+
+
+def test_each_set_of_many_modules_has_a_value_of_its_own(of_modules):
+    profile, study = of_modules(12), STUDIES["reset"]
+    cases = study.cases(profile)
+    chosen = only(study, cases, {"modules": "12"})
+    assert {case.condition for case in chosen} == {"fresh", "reset 12"}
+    assert {case.condition for case in only(study, cases, {"modules": "1 2"})} == {"fresh", "reset 1 2"}
+    assert len({case.factors.get("modules") for case in cases}) == len(subsets_to_reset(profile)) + 1
+
+
+@pytest.mark.parametrize("n", [2, 5, 7, 12])
+def test_there_is_no_verdict_on_six_modules_where_a_network_has_others(of_modules, n):
+    found = planted(of_modules(n))
+    told = verdicts((claim, found) for claim in CLAIMS if claim.study == "reset")
+    assert [verdict.verdict for verdict in told] == ["not run"] * 3
+
+
+def test_the_last_modules_are_those_of_the_network(of_modules):
+    found = planted(of_modules(7))
+    assert in_words(found).startswith(
+        "The mean gap by number of last modules re-initialised is −10.0 for 0, "
+    )
+    assert in_words(found).endswith("−4.0 for 6 and −3.0 for 7.")
+    axes = reset_gaps(found.gaps, range(1, 8)).axes
+    assert [ax.get_title() for ax in axes] == ["First k", "Last k", "Only k"]
+    for ax, k in zip(axes, (7, 7, 1), strict=True):
+        [last] = [line for line in ax.lines if line.get_markersize() == 8 and line.get_xdata()[0] == 7]
+        assert last.get_ydata()[0] == pytest.approx(k - 10)
+
+
+def test_resets_of_any_number_of_modules_can_be_drawn():
+    names = [reset_condition(tuple(range(1, k + 1))) for k in (6, 7, 13)]
+    rows = pd.DataFrame({"condition": names, "seed": 0, "gap": -1.0})
+    assert len(common.gap_strip(rows).axes[0].get_yticks()) == 3
+    assert len({(style.colour(name), style.marker(name)) for name in names}) == 1

@@ -166,7 +166,6 @@ FIGURES = {
     "stage_gaps": lambda n: stage_gaps(gaps(n, **STAGES)),
     "reset_gaps": lambda n: reset_gaps(ends(n)),
     "contributions": lambda n: contributions(gaps(n, **RESET)),
-    "contributions, few": lambda n: contributions(ends(n)),
     "epochs_to_reach": lambda n: speed(learning(seeds=n), TUNED),
     "noise": lambda n: noise(probes(n)),
     "noise before": lambda n: noise(probes(n)[["condition", "seed", "tuning_epochs", "gradient_noise"]]),
@@ -184,13 +183,11 @@ NOTHING = {
     "gap_lines of NaN": lambda: common.gap_lines(gaps(**LENGTHS).assign(gap=np.nan), "pretraining_epochs"),
     "stage_gaps": lambda: stage_gaps(EMPTY),
     "reset_gaps": lambda: reset_gaps(EMPTY),
-    "epochs_to_reach": lambda: speed(EMPTY, TUNED),
+    "epochs_to_reach": lambda: speed(curves({}), TUNED),
     "epochs_to_reach of others": lambda: speed(learning(), ["reset 1"]),
     "noise": lambda: noise(EMPTY),
     "curvature": lambda: curvature(EMPTY),
     "accuracy_against_cost": lambda: accuracy_against_cost(EMPTY, EMPTY),
-    "scorecard": lambda: verdict_rows([]),
-    "transition": lambda: transition([], 40),
 }
 drawings = pytest.mark.parametrize("draw", FIGURES.values(), ids=list(FIGURES))
 
@@ -360,23 +357,18 @@ def test_contributions_are_bars_of_both_accounts():
     assert np.allclose(heights, [0, 0, 2, 0, 0, -1] * 2)
 
 
-def test_contributions_of_too_few_subsets_say_how_to_have_them():
-    [(words, _)], _ = texts(contributions(ends()))
-    assert words.startswith("16 of the 64 subsets") and "`--set full_grids=true`" in words
-    [(words, _)], _ = texts(contributions(EMPTY))
-    assert words.startswith("0 of the 64")
-
-
 def test_epochs_to_reach_are_those_of_the_last_stage_and_hollow_where_a_seed_never_came():
     found = learning(["fresh", "warm start"])
     found.loc[(found.condition == "warm start") & (found.seed == 0), "train_accuracy"] = 0.6
-    figure = speed(found, ["fresh", "warm start", "reset 6"], levels=(0.5, 0.9))
+    figure = speed(found, ["fresh", "warm start", "reset 6"])
     lines = labelled(figure.axes[0])
     assert set(lines) == {"fresh", "warm start"}
-    assert np.allclose(lines["fresh"].get_ydata(), [6, 10])
-    assert np.allclose(lines["warm start"].get_ydata(), [(1 + 7 + 7) / 3, 11])
+    assert np.allclose(
+        lines["fresh"].get_ydata(), [6, 9, 10, 10.5, 10.9]
+    )  # accuracies of 50, 80, 90, 95 and 99 %
+    assert np.allclose(lines["warm start"].get_ydata(), [(1 + 7 + 7) / 3, 10, 11, 11.5, 11.9])
     [hollow] = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
-    assert hollow.get_ydata().tolist() == [11] and "hollow" in figure.axes[0].get_xlabel()
+    assert np.allclose(hollow.get_ydata(), [10, 11, 11.5, 11.9]) and "hollow" in figure.axes[0].get_xlabel()
 
 
 def test_runs_that_reach_nothing_are_said_to():

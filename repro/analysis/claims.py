@@ -13,6 +13,7 @@ from functools import partial
 
 from repro.analysis.recorded import Results
 from repro.analysis.stats import Estimate, holm, p_below, two_way_residuals
+from repro.config import InputError
 from repro.data import datasets
 from repro.lazy import Lazy
 from repro.study import FRESH, WARM
@@ -35,6 +36,12 @@ class NotFitted(Exception):
     """An arm does not fit its training data; the paper's claims are about networks that do."""
 
 
+class NotPlanned(KeyError):
+    """An arm that the study does not have at this profile."""
+
+    __str__ = Exception.__str__  # that of a `KeyError` puts the message in quotes
+
+
 class Arms:
     """Test accuracies of the arms of a study, in percent, with those on held-out images kept apart."""
 
@@ -47,6 +54,7 @@ class Arms:
         self.columns = {name: self.table[name].to_numpy() for name in self.table}  # arrays: read many times
         self.used: set[int] = set()  # arms that were asked for
         self.planned = results.study.cases(results.profile)  # recorded or not
+        self.missing = results.missing
 
     def only(self, arm: int) -> Arms:
         """A copy in which the accuracy of this arm is 1 at every seed, and that of all others 0."""
@@ -55,15 +63,22 @@ class Arms:
         return changed
 
     def __call__(self, condition: str, **factors: object) -> pd.Series:
-        """Accuracy of one arm by seed; raises `KeyError` if none is recorded, or `NotFitted`."""
+        """Accuracy of one arm by seed; raises `KeyError` if none is recorded, or `NotFitted`.
+
+        The `KeyError` is a `NotPlanned` if none ever will be.
+        """
         chosen = self.columns["condition"] == condition
         for name, value in factors.items():
-            chosen &= self.columns[name] == value
+            chosen &= self.columns.get(name) == value
         if not chosen.any():
-            raise KeyError(condition)
+            if any(c.condition == condition and factors.items() <= c.factors.items() for c in self.planned):
+                raise KeyError(condition)
+            same = [c for c in self.planned if c.condition == condition] or self.planned
+            known = "; ".join(dict.fromkeys(in_words(c.condition, c.factors) for c in same))
+            raise NotPlanned(f"no arm is {in_words(condition, factors)}: choose from {known}")
         fitted = pd.Series(self.columns["train_accuracy"][chosen]).mean()
         if fitted < FITTED:
-            words = ", ".join([condition, *(f"{name} {value}" for name, value in factors.items())])
+            words = in_words(condition, factors)
             raise NotFitted(f"{words}: {100 * fitted:.1f} % of the training images fitted")
         self.used.update(self.columns["arm"][chosen])
         seeds = pd.Index(self.columns["seed"][chosen], name="seed")
@@ -73,11 +88,13 @@ class Arms:
         """The rate with the highest mean accuracy on held-out images, of those at which the networks fit.
 
         Raises `NotFitted` if they fit at no rate, `KeyError` until all rates are recorded: the best of
-        some would depend on which these are.
+        some would depend on which these are. It is a `NotPlanned` if the study has no such runs.
         """
         tried = self.held_out[self.held_out.condition == condition]
         planned = sum(c.run.dataset.held_out for c in self.planned if c.condition == condition)
-        if not planned or len(tried) < planned:
+        if not planned:
+            raise NotPlanned(f"no arm {condition} is tested on held-out images")
+        if len(tried) < planned:
             raise KeyError(condition)
         means = tried.groupby("rate")[["test_accuracy", "train_accuracy"]].mean()
         means = means[means.train_accuracy >= FITTED]
@@ -96,6 +113,11 @@ class Arms:
         )
 
 
+def in_words(condition: str, factors: Mapping[str, object]) -> str:
+    """An arm in words: `stages, parts 2, ratio 1.0`."""
+    return ", ".join([condition, *(f"{name} {value}" for name, value in factors.items())])
+
+
 Contrast = Callable[[Arms], "pd.Series | Mapping[object, pd.Series]"]
 
 
@@ -106,7 +128,7 @@ class Claim:
     The claim says that this number is `less` or `more` than zero in expectation,
     or the `same` as zero up to `margin`. If the paper says it of several conditions,
     there is a number for each, and the claim has to hold for all of them. `contrast`
-    gives a weighted sum of the accuracies of `Arms`, `effect` any other number.
+    gives a weighted sum of the accuracies of `Arms`, `effect` any other number; a claim has one of them.
     """
 
     id: str
@@ -119,6 +141,12 @@ class Claim:
     unit: str = "points"
     effect: Callable[[Results], pd.Series | pd.DataFrame] | None = None
     exploratory: tuple[str, ...] = ()  # profiles whose records were seen before this claim was fixed
+
+    def __post_init__(self) -> None:
+        if self.direction not in (LESS, MORE, SAME):
+            raise InputError(f"claim {self.id}: direction is less, more or same, not {self.direction!r}")
+        if callable(self.contrast) == callable(self.effect):
+            raise InputError(f"claim {self.id}: it needs a function, as contrast or as effect")
 
 
 def claim(
@@ -154,13 +182,6 @@ class Verdict:
     profile: str = ""
     planned: int = 0  # number of seeds
     reason: str = ""  # why a claim is not tested
-
-    def __str__(self) -> str:
-        """For example `reproduced: -9.8 (95 % interval -15.7 to -4.0, 8 seeds) points, p = 0.003`."""
-        if not self.effect.n:
-            return self.verdict + (f" ({self.reason})" if self.reason else "")
-        p = f", p = {self.p_text}".replace("= <", "<") if self.p_text else ""
-        return f"{self.verdict}: {self.effect} {self.claim.unit}{p}"
 
     @property
     def p_text(self) -> str:
@@ -235,9 +256,7 @@ def _pooled(contrast: Contrast, arms: Arms, seeds: pd.Index, floor: float) -> tu
 def weights(contrast: Contrast, arms: Arms) -> np.ndarray:
     """Weights [arm, number] of a contrast: its value if one arm has accuracy 1 and all others have 0."""
     contrast(arms)
-    return np.array(
-        [pd.DataFrame(contrast(arms.only(arm))).dropna().iloc[0] for arm in sorted(arms.used)], float
-    )
+    return np.array([pd.DataFrame(contrast(arms.only(arm))).max() for arm in sorted(arms.used)], float)
 
 
 def p_values(claim: Claim, found: Sample) -> tuple[float, float]:

@@ -10,8 +10,6 @@ from repro.lazy import Lazy
 # Lazy: they take half a second to import, and claims are listed without them; scipy.stats would add a second.
 np, pd, special = Lazy("numpy"), Lazy("pandas"), Lazy("scipy.special")
 
-FRESH = "fresh"
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -49,7 +47,9 @@ def between(interval: tuple[float, float], digits: int = 1) -> str:
     return " to ".join(signed(bound, digits) for bound in interval)
 
 
-def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: str = FRESH) -> pd.DataFrame:
+def generalisation_gap(
+    table: pd.DataFrame, pairs: Sequence[str] = (), against: str = "fresh"
+) -> pd.DataFrame:
     """Gap of each run to the condition `against`, in percentage points, paired by seed (paper, section 1).
 
     `table` is a `tables.table`; the rows of all other conditions are returned with
@@ -66,11 +66,6 @@ def generalisation_gap(table: pd.DataFrame, pairs: Sequence[str] = (), against: 
     fresh = fresh.rename(columns={"test_accuracy": "reference_accuracy"})
     pretrained = table[table.condition != against].merge(fresh, on=keys)
     return pretrained.assign(gap=100 * (pretrained.test_accuracy - pretrained.reference_accuracy))
-
-
-def t_quantile(p: float, n: int) -> float:
-    """Quantile p of Student's t distribution for the mean of n values (n - 1 degrees of freedom)."""
-    return float(special.stdtrit(n - 1, p))
 
 
 def p_below(mean: float, error: float, freedom: float, bound: float) -> float:
@@ -107,5 +102,5 @@ def mean_estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     if len(x) < 2:
         return Estimate(mean, np.nan, np.nan, np.nan, len(x), level)
     sd = float(x.std(ddof=1))
-    reach = t_quantile((1 + level) / 2, len(x)) * sd / len(x) ** 0.5
+    reach = float(special.stdtrit(len(x) - 1, (1 + level) / 2)) * sd / len(x) ** 0.5
     return Estimate(mean, mean - reach, mean + reach, sd, len(x), level)

@@ -42,7 +42,7 @@ LOOKS = {  # colour and marker
     "SGD with momentum": ("#3FA37F", "D"),
 }
 COLOURS = {name: colour for name, (colour, _) in LOOKS.items()}
-RESET = "#CC79A7", "#4A1535"  # one module re-initialised, and all six
+RESET = "#CC79A7", "#4A1535"  # one module re-initialised, and six or more
 SYMBOLS = "osD^vPX<>hp*"
 STYLE = {
     "axes.edgecolor": GREY,
@@ -84,16 +84,16 @@ def styled(draw: Callable) -> Callable:
 
 
 def colour(condition: str) -> str:
-    """The colour of a condition or optimiser in all figures; a reset is darker the more modules it names."""
+    """The colour of a condition or optimiser in all figures; a reset of more modules, up to 6, is darker."""
     if condition.startswith("reset "):
-        return shades(*RESET, 6)[len(condition.split()) - 2]
+        return shades(*RESET, 6)[len(condition.split()[:7]) - 2]
     return COLOURS.get(condition, GREY)
 
 
 def marker(condition: str) -> str:
     """The marker of a condition or optimiser; resets of equally many modules share marker and colour."""
     if condition.startswith("reset "):
-        return SYMBOLS[len(condition.split()) - 2]
+        return SYMBOLS[len(condition.split()[:7]) - 2]
     return LOOKS.get(condition, (GREY, "*"))[1]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from repro.analysis.claims import MORE, SAME, Verdict
 from repro.figures import style
-from repro.figures.style import GREY, blank, message, styled
+from repro.figures.style import GREY, blank, styled
 from repro.lazy import Lazy
 
 np = Lazy("numpy")
@@ -46,8 +46,6 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> style.mpl.Figure:
     all on the claim's side; the verdict also corrects for the number of claims.
     """
     verdicts = list(verdicts)
-    if not verdicts:
-        return message()
     words = [textwrap.fill(verdict.claim.words, 32) for verdict in verdicts]
     heights = np.array([0.3 + 0.2 * (text.count("\n") + 1) for text in words])
     y = np.cumsum(heights) - heights / 2

@@ -10,13 +10,19 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 
-from repro.analysis.claims import Claim
+from repro.analysis.claims import Arms, Claim, NotFitted, in_words
+from repro.analysis.recorded import Results
 from repro.config import InputError, Run
 from repro.data import own
-from repro.scales import Profile
+from repro.lazy import Lazy
+from repro.scales import PROFILES, Profile
 from repro.study import FRESH, Case, Study
+
+pd = Lazy("pandas")
 
 QUESTIONS = sorted(
     (importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)),
@@ -57,30 +63,58 @@ def question(path: str) -> tuple[dict[str, Study], tuple[Claim, ...]]:
             raise InputError(f"{path}: {name} is no list of them, as a file of repro.questions has")
     if not made:
         raise InputError(f"{path} has no STUDIES, as a file of repro.questions has")
+    named = Counter([f"studies {study.name!r}" for study in made] + [f"claims {c.id!r}" for c in judged])
+    if twice := [name for name, times in named.items() if times > 1]:
+        raise InputError(f"{path}: two {twice[0]}")
     known = {study.name: dataclasses.replace(study, cases=_checked(path, study)) for study in made}
     if astray := [c.id for c in judged if c.study not in known]:
         raise InputError(f"{path}: the claim {astray[0]!r} is of no study of this file")
-    return known, tuple(judged)
+    return known, tuple(_checked_claim(path, claim) for claim in judged)
 
 
 def _checked(path: str, study: Study) -> Callable[[Profile], list[Case]]:
-    """The study's `cases`; errors in them, or no fresh runs, raise `InputError`."""
+    """The study's `cases`; errors in them raise `InputError`, as do cases that cannot be compared."""
 
     def cases(profile: Profile) -> list[Case]:
         try:
             made = study.cases(profile)
+            if not isinstance(made, list) or not all(isinstance(case, Case) for case in made):
+                raise InputError("it gives no list of cases: decorate its function with @crossed")
+            if odd := [v for case in made for v in case.factors.values() if not isinstance(v, str | Real)]:
+                raise InputError(f"a factor is text or a number, not {odd[0]!r}")
+            arms = Counter((case.condition, case.seed, *sorted(case.factors.items())) for case in made)
+            if len(arms) < len(made):
+                condition, _, *factors = arms.most_common(1)[0][0]
+                said = in_words(condition, dict(factors))
+                raise InputError(f"two arms are called {said}: tell them apart by condition or factors")
+            if made and not any(case.condition == FRESH for case in made):
+                raise InputError("it has no fresh runs, with which others could be compared")
+            if not made and not any(map(study.cases, PROFILES.values())):
+                raise InputError("it has no runs at any profile")
         except Exception as error:
             raise InputError(f"{path}: {study.name}: {own.said(error)}") from error
-        if made and not any(case.condition == FRESH for case in made):
-            raise InputError(f"{path}: {study.name} has no fresh runs, with which others could be compared")
         return made
 
     return cases
 
 
-def claims_of(study: str) -> list[Claim]:
-    """The claims that a study decides."""
-    return [claim for claim in CLAIMS if claim.study == study]
+def _checked_claim(path: str, claim: Claim) -> Claim:
+    """The claim; errors in its function raise `InputError`, as do arms or columns that never come."""
+    kind = "effect" if claim.contrast is None else "contrast"
+    measure = getattr(claim, kind)
+
+    def checked(recorded: Arms | Results) -> pd.DataFrame:
+        try:
+            found = measure(recorded)
+            if not isinstance(found, pd.Series | pd.DataFrame | Mapping):
+                raise InputError(f"its {kind} must be a number for each seed (pandas.Series), not {found!r}")
+            return pd.DataFrame(found).astype(float)
+        except Exception as error:
+            if isinstance(error, NotFitted) or (type(error) is KeyError and recorded.missing):
+                raise
+            raise InputError(f"{path}: claim {claim.id}: {own.said(error)}") from error
+
+    return dataclasses.replace(claim, **{kind: checked})
 
 
 def by_priority(cases: Iterable[Case]) -> list[Run]:

@@ -61,8 +61,6 @@ def at_own_rates(table: pd.DataFrame) -> pd.DataFrame:
     have a `gap` to fresh networks, and a `gap_longer` to those with as many steps in
     total, each at its own rate, in points; NaN if the other run is not recorded.
     """
-    if table.empty:
-        return pd.DataFrame(columns=[*table, "gap", "gap_longer"])
     held_out = table.held_out.astype(bool)
     arm = ["recipe", "condition"]
     means = table[held_out].groupby([*arm, "rate"], as_index=False).test_accuracy.mean().dropna()

@@ -24,22 +24,29 @@ SPEED_AT = 0.9  # train accuracy for which a caption gives mean epochs
 SPEED_LEVELS = (0.8, 0.9, 0.95)  # train accuracies at which the claim on speed is tested
 RECOVERED = 0.8  # share of the gap that a reset has to close to count as recovery
 SUBSETS = tuple("".join(map(str, s)) for k in range(7) for s in itertools.combinations(MODULES, k))
-# Condition in which the last k modules are re-initialised, by k.
-LAST_RESET = [reset_condition(MODULES[6 - k :]) for k in range(7)]
 _REST = len(MODULES) - 1  # modules besides the one in question
+
+
+def last_resets(every: Sequence[int]) -> list[str]:
+    """Condition in which the last k modules are re-initialised, by k; `every` has all modules' numbers."""
+    return [reset_condition(every[len(every) - k :]) for k in range(len(every) + 1)]
+
+
+# The claims are about the paper's six modules: other networks have no runs of all these conditions.
+LAST_RESET = last_resets(MODULES)
 
 
 def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
     """Sets of modules to re-initialise, including the empty set.
 
-    With `least`, the last k for each k; with `full_grids`, all subsets (64 of six
-    modules); otherwise the first k, the last k, and each module alone.
+    With `least`, the last k for each k; with `full_grids`, all subsets of up to six
+    modules (64 of six); otherwise the first k, the last k, and each module alone.
     """
     every = module_numbers(profile)
     counts = range(len(every) + 1)
     if profile.least:
         return [every[len(every) - k :] for k in counts]
-    if profile.full_grids:
+    if profile.full_grids and len(every) <= len(MODULES):
         return [s for k in counts for s in itertools.combinations(every, k)]
     ends = [s for k in counts for s in (every[:k], every[len(every) - k :])]
     return list(dict.fromkeys([*ends, *((m,) for m in every)]))
@@ -49,10 +56,12 @@ def subsets_to_reset(profile: Profile) -> list[tuple[int, ...]]:
 def reset(profile: Profile) -> Iterator[Arm]:
     """Warm starts with some modules re-initialised before tuning."""
     yield Arm(FRESH, (tuning(profile),))
-    last = [MODULES[6 - k :] for k in (1, 2, 3, 4, 5)]
+    every = module_numbers(profile)
+    last = [every[-k:] for k in (1, 2, 3, 4, 5)]
+    between = "" if max(every, default=0) < 10 else " "
     for modules in subsets_to_reset(profile):
         stages = pretraining(profile), tuning(profile, reset=modules)
-        factors = {"modules": "".join(map(str, modules))}
+        factors = {"modules": between.join(map(str, modules))}
         priority = 2 if modules in last else LAST
         yield Arm(reset_condition(modules), stages, factors, priority=priority)
 
@@ -99,11 +108,6 @@ def no_speed(results: Results) -> pd.DataFrame:
     return found / len(SPEED_LEVELS)
 
 
-def subsets_recorded(gaps: pd.DataFrame) -> int:
-    """How many of the 64 subsets are recorded for the seed that has most of them."""
-    return int(_by_subset(gaps).notna().sum(axis=1).max()) if len(gaps) else 0
-
-
 def main_effects(gaps: pd.DataFrame) -> pd.DataFrame:
     """Main effect of each module: mean gap with it re-initialised less that without.
 
@@ -127,8 +131,6 @@ def _by_subset(gaps: pd.DataFrame) -> pd.DataFrame:
     """The gap by seed (rows) and subset (64 columns), NaN if not recorded."""
     if gaps.empty:
         return pd.DataFrame(columns=SUBSETS, dtype=float)
-    if missing := {"seed", "modules", "gap"} - set(gaps.columns):
-        raise ValueError(f"no column {min(missing)!r}: the contributions take gaps of the reset study")
     return gaps.pivot(index="seed", columns="modules", values="gap").reindex(columns=SUBSETS)
 
 
@@ -143,65 +145,57 @@ def _averaged(gaps: pd.DataFrame, weight: Callable[[int], float]) -> pd.DataFram
     return long.astype({"module": int, "value": float})
 
 
-def _panels(gap: pd.DataFrame) -> dict[str, dict[int, str]]:
-    """Modules by k of each panel: "Last k", and those that add a recorded set."""
-    every, ks = "123456", range(7)
+def _panels(gap: pd.DataFrame, every: Sequence[int]) -> dict[str, dict[int, str]]:
+    """Conditions by k of each panel: "Last k", and those that add a recorded one."""
     panels = {
-        "First k": {k: every[:k] for k in ks},
-        "Last k": {k: every[6 - k :] for k in ks},
-        "Only k": {k: every[k - 1] for k in ks if k},
+        "First k": {k: reset_condition(every[:k]) for k in range(len(every) + 1)},
+        "Last k": dict(enumerate(last_resets(every))),
+        "Only k": {k: reset_condition((k,)) for k in every},
     }
-    told = set(gap.modules) - set(panels["Last k"].values())
+    told = set(gap.condition) - set(panels["Last k"].values())
     return {name: of for name, of in panels.items() if name == "Last k" or told & set(of.values())}
 
 
 @styled
-def reset_gaps(gap: pd.DataFrame) -> style.mpl.Figure:
+def reset_gaps(gap: pd.DataFrame, every: Sequence[int] = MODULES) -> style.mpl.Figure:
     """Gap after re-initialising the first k, last k, and single modules (Figure 6).
 
-    k = 0 is the warm start; in the panel of single modules its mean is a dashed line.
+    `every` has the numbers of all modules of the network. k = 0 is the warm start; in the
+    panel of single modules its mean is a dashed line.
     """
-    gap = known(gap, "modules", "gap")
+    gap = known(gap, "condition", "gap")
     if gap.empty:
         return message()
-    ks, panels = range(7), _panels(gap)
+    panels = _panels(gap, every)
     figure, axes = blank(1, len(panels), height=4.0, sharey=True, squeeze=False)
     for ax, (name, chosen) in zip(axes[0], panels.items(), strict=True):
-        values = {k: gap[gap.modules == modules].gap for k, modules in chosen.items()}
+        values = {k: gap[gap.condition == condition].gap for k, condition in chosen.items()}
         means = {k: estimate(v) for k, v in values.items() if len(v)}
         if name != "Only k":
             # NaN breaks the line at a k that is not recorded.
-            line = [means[k].mean if k in means else np.nan for k in ks]
-            ax.plot(ks, line, color="#b3b3b3", zorder=1)
-        elif len(none := gap[gap.modules == ""]):
+            line = [means[k].mean if k in means else np.nan for k in chosen]
+            ax.plot(list(chosen), line, color="#b3b3b3", zorder=1)
+        elif len(none := gap[gap.condition == WARM]):
             ax.axhline(none.gap.mean(), color=colour(WARM), ls="--")
         for k, found in means.items():
-            condition = reset_condition(tuple(map(int, chosen[k])))
-            shade = colour(condition)
+            shade = colour(chosen[k])
             ax.plot([k] * found.n, values[k], "o", color=shade, alpha=0.35, ms=4.5, mew=0)
             bar(ax, k, found, shade)
-            ax.plot(k, found.mean, marker(condition), color=shade, ms=8, mec="white")
+            ax.plot(k, found.mean, marker(chosen[k]), color=shade, ms=8, mec="white")
         ax.axhline(0, color=GREY, lw=1)
         ax.set_title(name, fontsize="medium")
-        ax.set_xlim(-0.5 if name != "Only k" else 0.5, 6.5)
+        ax.set_xlim(-0.5 if name != "Only k" else 0.5, len(every) + 0.5)
         ax.set_xticks(list(chosen))
         ax.grid(axis="x", visible=False)
     axes[0, 0].set_ylabel(GAP)
-    figure.supxlabel("Modules re-initialised (6: the last layer)", fontsize="medium")
+    figure.supxlabel(f"Modules re-initialised ({every[-1]}: the last layer)", fontsize="medium")
     return figure
 
 
 @styled
 def contributions(gap: pd.DataFrame) -> style.mpl.Figure:
     """Main effect and Shapley value of re-initialising each module, in points."""
-    gap = known(gap, "modules", "gap")
     accounts = {"main effect": main_effects(gap), "Shapley value": shapley(gap)}
-    if accounts["main effect"].empty:
-        return message(
-            f"{subsets_recorded(gap)} of the 64 subsets of modules are recorded.\n"
-            "The contribution of a module needs them all:\n"
-            "run the study with `--set full_grids=true`."
-        )
     figure, ax = blank(height=4.0)
     for (name, found), shade, hatch, side in zip(
         accounts.items(), ("#8C3A68", "#E3B5CF"), ("", "//"), (-0.2, 0.2), strict=True
@@ -220,23 +214,19 @@ def contributions(gap: pd.DataFrame) -> style.mpl.Figure:
 
 
 @styled
-def speed(
-    curves: pd.DataFrame, conditions: Iterable[str], levels: Sequence[float] = LEVELS
-) -> style.mpl.Figure:
-    """Epochs of the last stage until train accuracy reaches each level (Figure 11).
+def speed(curves: pd.DataFrame, conditions: Iterable[str]) -> style.mpl.Figure:
+    """Epochs of the last stage until train accuracy reaches each of `LEVELS` (Figure 11).
 
     A hollow marker is the mean over the seeds that reached the level, if not all did.
     """
-    if curves.empty:
-        return message()
     conditions = [name for name in conditions if name in set(curves.condition)]
     if not conditions:
         return message()
     curves = curves[curves.condition.isin(conditions)]
-    reached = (epochs_to_reach(curves, level).assign(level=i) for i, level in enumerate(levels))
+    reached = (epochs_to_reach(curves, level).assign(level=i) for i, level in enumerate(LEVELS))
     found = pd.concat(reached, ignore_index=True)
     if found.epochs.isna().all():
-        return message(f"No run reached a train accuracy of {100 * min(levels):g} %")
+        return message(f"No run reached a train accuracy of {100 * min(LEVELS):g} %")
     figure, ax = blank(height=4.4)
     hollow = False
     for i, condition in enumerate(conditions):
@@ -251,7 +241,7 @@ def speed(
         if len(means):
             hollow = True
             ax.plot(means.index, means, look[1], mfc="white", mec=look[0], ms=8, mew=1.5)
-    ax.set_xticks(range(len(levels)), [f"{100 * level:g}" for level in levels])
+    ax.set_xticks(range(len(LEVELS)), [f"{100 * level:g}" for level in LEVELS])
     ax.set_ylim(0)
     ax.yaxis.get_major_locator().set_params(integer=True)
     note = "\n(hollow: not every seed reached it)" if hollow else ""
@@ -262,9 +252,10 @@ def speed(
 
 
 def last_reset(results: Results) -> pd.DataFrame:
-    """Gaps with the last k modules re-initialised; the column `last` is k, 0 to 6."""
-    chosen = results.gaps[results.gaps.condition.isin(LAST_RESET)]
-    return chosen.assign(last=chosen.condition.map(LAST_RESET.index)).sort_values(["last", "seed"])
+    """Gaps with the last k modules re-initialised; the column `last` is k, from 0 to all of them."""
+    last = last_resets(module_numbers(results.profile))
+    chosen = results.gaps[results.gaps.condition.isin(last)]
+    return chosen.assign(last=chosen.condition.map(last.index)).sort_values(["last", "seed"])
 
 
 def found(results: Results) -> Words:
@@ -276,22 +267,24 @@ def found(results: Results) -> Words:
 def gaps(results: Results) -> Captioned | Words:
     """Gap after re-initialising the first k, last k, and single modules (Figure 6)."""
     words = {"First k": "the first k modules", "Last k": "the last k", "Only k": "module k alone"}
-    panels = enumerated(words[name] for name in _panels(results.gaps))
+    every = module_numbers(results.profile)
+    panels = enumerated(words[name] for name in _panels(results.gaps, every))
     caption = (
-        f"Generalisation gap after re-initialising {panels} of six modules, as in the paper's Figure 6: dots "
-        "are seeds, markers their mean, bars its 95 % interval."
+        f"Generalisation gap after re-initialising {panels}, as in the paper's Figure 6: dots are seeds, "
+        "markers their mean, bars its 95 % interval."
     )
     if "module k" in panels:
         caption += " The dashed line is the warm start with nothing re-initialised."
-    return captioned(reset_gaps(results.gaps), results, "fig-resets", caption, found(results))
+    return captioned(reset_gaps(results.gaps, every), results, "fig-resets", caption, found(results))
 
 
 def shares(results: Results) -> Captioned | Words:
     """What each module contributes, or a sentence if no seed has all 64 subsets."""
     effects = main_effects(results.gaps)
     if effects.empty:
+        recorded = max(_by_subset(results.gaps).notna().sum(axis=1), default=0)  # of the seed with most
         return Words(
-            f"{subsets_recorded(results.gaps)} of the 64 subsets of modules are recorded here; the "
+            f"{recorded} of the 64 subsets of modules are recorded here; the "
             "contribution of a module needs them all: `repro run reset --set full_grids=true`."
         )
     caption = (
@@ -304,7 +297,7 @@ def shares(results: Results) -> Captioned | Words:
 
 def speeds(results: Results) -> Captioned | Words:
     """Epochs of tuning to each train accuracy, with first modules kept (Figure 11)."""
-    kept = [FRESH, *LAST_RESET[5:0:-1], WARM]
+    kept = [FRESH, *last_resets(module_numbers(results.profile))[-2:0:-1], WARM]
     epochs = epochs_to_reach(results.curves, SPEED_AT)
     means = epochs.groupby("condition").epochs.mean().reindex(kept)
     said = enumerated([f"{n:.1f} for {name}" for name, n in means.items() if n == n])

@@ -11,7 +11,7 @@ from repro.config import ALL, HALF
 from repro.data.sampling import p_full
 from repro.figures import common, style
 from repro.figures.shown import Captioned, Words, captioned, contrast, enumerated, listed
-from repro.figures.style import blank, message, styled
+from repro.figures.style import blank, styled
 from repro.lazy import Lazy
 from repro.scales import Profile
 from repro.study import FRESH, LAST, REPLACED, WARM, Arm, Explored, Study, crossed, pair
@@ -52,9 +52,8 @@ def survives_short_transition(arm: Arms) -> pd.Series:
 @styled
 def transition(gammas: Iterable[float], epochs: int) -> style.mpl.Figure:
     """Probability of drawing from all of the data, along the only stage (Figure 3)."""
-    if not (gammas := sorted(gammas)):
-        return message()
     figure, ax = blank()
+    gammas = sorted(gammas)
     n = np.linspace(0, epochs, 501)
     ramp = style.shades("#4FA98A", "#003D2C", len(gammas))
     for gamma, shade, symbol in zip(gammas, ramp, "^osDvPX<>", strict=False):

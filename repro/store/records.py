@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import repro
-from repro.config import InputError, Run, as_json, given, run_from_json, run_id
+from repro.config import InputError, Run, as_json, given, run_from_json
 from repro.store.files import Damaged, create, set_aside
 
 SCHEMA = 1
@@ -140,7 +140,7 @@ class Store:
 
         A damaged record is set aside with a warning. Raises `OSError` if the new one cannot be written.
         """
-        record = {"schema": SCHEMA, "id": run_id(run), "run": as_json(run), **content}
+        record = {"schema": SCHEMA, "id": run.id, "run": as_json(run), **content}
         record["checksum"] = _checksum(record)
         text, path = _text(record).encode(), self.path(record["id"])
         for _ in range(TRIES):
@@ -153,7 +153,7 @@ class Store:
 
     def difference(self, run: Run, diverged: int | None, curves: list[dict]) -> str | None:
         """A line on where the results of a second training first differ from the run's record, or None."""
-        first = self.read(run_id(run))
+        first = self.read(run.id)
         if (first["diverged"], first["curves"]) == (diverged, curves):
             return None
         places = (
@@ -164,9 +164,7 @@ class Store:
             if x != y
         )
         differs = next(places, "the number of epochs")
-        return (
-            f"run {run_id(run)} was trained twice and its curves differ: {differs}; the first record stands"
-        )
+        return f"run {run.id} was trained twice and its curves differ: {differs}; the first record stands"
 
     def trouble(self, run_id: str) -> Damaged | OSError | None:
         """The error on reading a run's record, one of `NOT_THERE` if there is none; None if it is sound."""
@@ -245,8 +243,8 @@ def defect(record: object, name: str) -> str | None:
         return "checksum differs: the file was edited or cut"
     try:
         run = run_from_json(record["run"])
-        if not name == record["id"] == run_id(run):
-            return f"it holds run {run_id(run)}"
+        if not name == record["id"] == run.id:
+            return f"it holds run {run.id}"
         curves = record["curves"]
         whole = record["diverged"] is None
         if missing := [name for name in COPIED if name not in record]:

@@ -59,7 +59,7 @@ class Member:
 
     def tests(self, epoch: int) -> bool:
         """Whether the network is to be tested after this epoch, for any of its runs."""
-        return self.ended or any(epoch in run.tested for run in (self.run, *self.others))
+        return self.ended or any(run.tested(epoch) for run in (self.run, *self.others))
 
     def due(self, epoch: int) -> list[Run]:
         """Those of `run` and `others` that end with this epoch; none if the member ended earlier."""

@@ -30,7 +30,7 @@ class Snapshot:
         *before, last = self.curves
         n = len(last["train_loss"])
         tests = [
-            value if epoch in run.tested or epoch == n else math.nan
+            value if run.tested(epoch) or epoch == n else math.nan
             for epoch, value in enumerate(last["test_accuracy"], start=1)
         ]
         return dataclasses.replace(self, curves=[*before, last | {"test_accuracy": tests}])
