@@ -708,6 +708,27 @@ def net(channels, classes, size):
 print(repro.gap("digits", net, "smoke", 1, "cpu", ["train=64", "test=32"]))
 """
 
+def test_the_gap_is_of_the_data_and_the_model_that_the_call_its_settings_or_its_profile_name(
+    written, tmp_path, monkeypatch
+):
+    import repro
+    from repro import running
+
+    def found(*arguments, **settings):
+        with monkeypatch.context() as patched:
+            patched.setattr(running, "_run", lambda study, profile, device: chosen.append(profile))
+            with pytest.raises(AttributeError):
+                repro.gap(*arguments, **settings)
+        return chosen[-1]
+
+    chosen, path, model = [], npz(tmp_path / "d.npz"), f"{written('models.py', MODELS)}:mlp"
+    assert found(profile="cifar10").dataset == "cifar10"
+    assert found(settings=[f"dataset={path}"]).dataset == str(path)
+    assert found("digits", settings=f"dataset={path}, width=3").dataset == "digits"
+    made = found(path, model, settings="model.width=4, seeds=2")
+    assert (made.code.settings, made.seeds, made.images) == ((("width", 4),), 2, found(path).images)
+
+
 
 def test_a_file_that_trains_when_it_is_imported_says_so_in_one_line(repro, written, tmp_path):
     path = written("script.py", SCRIPT)
