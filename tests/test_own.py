@@ -26,6 +26,7 @@ from repro.config import (
     Dataset,
     InputError,
     Model,
+    Optimizer,
     Run,
     Stage,
     as_json,
@@ -365,6 +366,16 @@ def test_what_comes_before_the_listed_modules_is_drawn_with_the_seed_and_never_r
         assert torch.equal(tensor, before[name]) == name.startswith("1."), name
 
 
+def test_weight_decay_leaves_frozen_layers_as_they_are(written):
+    stage = Stage(2, optimizer=Optimizer(weight_decay=0.1))
+    made = run(own.code(f"{written('models.py', MODELS)}:frozen"), stage)
+    [trained] = train([made])
+    new = models.network(made.model, 1, 10, 12)
+    new.initialise(0, new.numbers, made.init_seed, 1)
+    for name, tensor in trained.state.items():
+        assert torch.equal(tensor, new.member(0)[name]) == name.startswith("1."), name
+
+
 def test_the_id_is_of_the_function_its_settings_and_what_it_uses_not_of_its_place(written):
     def of(text, where="a.py", **settings):
         return run(own.code(f"{written(where, text)}:mlp", **settings), Stage(1)).id
@@ -457,8 +468,9 @@ def test_every_command_refuses_a_network_in_the_same_line(repro, written, tmp_pa
     assert not (tmp_path / "results").exists()
 
 
-def test_a_network_with_attention_is_probed(written):
-    made = run(own.code(f"{written('models.py', MODELS)}:vit"), Stage(1))
+@pytest.mark.parametrize("name", ["vit", "frozen"])
+def test_a_network_with_attention_or_frozen_layers_is_probed(written, name):
+    made = run(own.code(f"{written('models.py', MODELS)}:{name}"), Stage(1))
     [snapshot] = train([made])
     x, y = torch.randn(48, 1, 12, 12), torch.arange(48) % 10
     old = torch.arange(48) < 24
@@ -696,18 +708,6 @@ def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(writ
         repro.run_study("reset", "smoke", 1, "none", [f"model={model}", "model.depth=3"])
 
 
-SCRIPT = """
-import repro
-from torch import nn
-
-
-def net(channels, classes, size):
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))
-
-
-print(repro.gap("digits", net, "smoke", 1, "cpu", ["train=64", "test=32"]))
-"""
-
 def test_the_gap_is_of_the_data_and_the_model_that_the_call_its_settings_or_its_profile_name(
     written, tmp_path, monkeypatch
 ):
@@ -728,6 +728,18 @@ def test_the_gap_is_of_the_data_and_the_model_that_the_call_its_settings_or_its_
     made = found(path, model, settings="model.width=4, seeds=2")
     assert (made.code.settings, made.seeds, made.images) == ((("width", 4),), 2, found(path).images)
 
+
+SCRIPT = """
+import repro
+from torch import nn
+
+
+def net(channels, classes, size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))
+
+
+print(repro.gap("digits", net, "smoke", 1, "cpu", ["train=64", "test=32"]))
+"""
 
 
 def test_a_file_that_trains_when_it_is_imported_says_so_in_one_line(repro, written, tmp_path):

@@ -101,10 +101,11 @@ def _optimizer(spec: Optimizer, network: ResNet | Own, device: torch.device) -> 
 
 @torch.no_grad()
 def _shrink(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Apply decoupled weight decay (Loshchilov and Hutter, 2019) to every parameter, before a step."""
+    """Apply decoupled weight decay (Loshchilov and Hutter, 2019) to what has a gradient, before a step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.mul_(1 - group["lr"] * decay)
+            if parameter.grad is not None:  # as in PyTorch's AdamW: a frozen layer stays as it is
+                parameter.mul_(1 - group["lr"] * decay)
 
 
 def _repeatable(device: torch.device, precision: str) -> None:
