@@ -100,6 +100,7 @@ def plan(
     if price is not None and not (gpus is not None and 0 < price < math.inf):
         raise InputError(f"--price takes a number above 0, not {price}, and needs --gpus")
     chosen, asked = profiles.profile(profile, settings or (), seeds), questions.studies(names or ())
+    profiles.module_numbers(chosen)  # raises `InputError` if a user-supplied network fails
     hours = ("#hours",) if known or measure else ()
     table = _table("study", "#runs", "#epochs alone", "#epochs shared", "#steps", *hours)
     cases = {study.name: [case.run for case in study.cases(chosen)] for study in asked}

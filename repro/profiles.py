@@ -72,12 +72,15 @@ def module_numbers(profile: Profile) -> tuple[int, ...]:
     return own.modules(profile.code, channels, classes, side)
 
 
-def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = ()) -> Profile:
+def scale(
+    name: str, seeds: int | str | None = None, settings: str | Sequence[str] | None = (), *more: str
+) -> Profile:
     """The named profile, changed by the parameters of a chapter.
 
     `seeds` is the number of seeds, None for the profile's own; `settings` change fields:
     ["width=16", "train=500"], or "width=16, train=500". Numbers may come as text or as
-    floats ("3", 3.0), as papermill passes them. Raises `InputError` on any mistake.
+    floats ("3", 3.0), as papermill passes them. `more` settings replace earlier ones of a
+    field. Raises `InputError` on any mistake.
     """
     if seeds is not None and not re.fullmatch(r"\d{1,9}(\.0)?", str(seeds)):
         raise InputError(
@@ -88,7 +91,7 @@ def scale(name: str, seeds: int | str | None = None, settings: str | Sequence[st
             None, re.split(r",\s*(?=[\w.]+\s*=|$)", settings)
         )  # a comma within a path does not split
     chosen = settings if isinstance(settings, Iterable) else filter(None, [settings])
-    return profile(name, chosen, None if seeds is None else int(float(seeds)))
+    return profile(name, [*chosen, *more], None if seeds is None else int(float(seeds)))
 
 
 def _setting(text: str) -> tuple[str, object]:

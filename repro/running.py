@@ -74,7 +74,7 @@ def _train(runs: list[Run], store: Store, device: str) -> None:
 
 
 def gap(
-    data: Data = "digits",
+    data: Data | None = None,
     model: str | Callable = "",
     profile: str = "quick",
     seeds: int | None = None,
@@ -90,7 +90,8 @@ def gap(
 
     `data` is a name (digits, cifar10, ...), the path of an `.npz` file or of a folder
     of images, a PyTorch data set, or a pair of them, training and test; see
-    `repro.data.datasets.npz_dataset` and `repro.data.folders` for their shapes.
+    `repro.data.datasets.npz_dataset` and `repro.data.folders` for their shapes. By
+    default it is the profile's own.
     `model` is a function that takes (channels, classes, size) and returns a
     `torch.nn.Module`, which maps normalised images, float32 [B, channels, size, size],
     to logits [B, classes]. It may be named: `./file.py:function` or
@@ -100,9 +101,9 @@ def gap(
     Raises `InputError`, with a message of one line, on bad input, and `RuntimeError`
     if a run fails.
     """
-    chosen = scale(profile, seeds, settings)
-    named = {"dataset": _place(data), "model": own.place(model) if model else chosen.model}
-    chosen = resolved(dataclasses.replace(chosen, **named))
+    named = [] if data is None else [f"dataset={_place(data)}"]
+    named += [f"model={own.place(model)}"] if model else []
+    chosen = scale(profile, seeds, settings, *named)
     return mean_estimate(_run(studies(["warm_start"])[0], chosen, device).gaps.gap)
 
 

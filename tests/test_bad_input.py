@@ -108,7 +108,9 @@ FOLDERS = st.sampled_from([".", "./", "empty", "one class", "no [images].d", "te
 OWN = st.sampled_from(["FILE.py", "exits.py", "raises.py", "bytes.py", "no_function.py", "empty [x].py"])
 PATHS = (
     OWN.map(lambda name: (["run", f"./{name}", "--profile", "smoke"], {}))
-    | OWN.map(lambda name: (["run", "--profile", "smoke", "--set", f"model=./{name}:network"], {}))
+    | st.tuples(st.sampled_from(["plan", "run"]), OWN).map(
+        lambda p: ([p[0], "--profile", "smoke", "--set", f"model=./{p[1]}:network"], {})
+    )
     | PLACES.map(lambda place: (["plan", "--profile", "smoke", "--set", f"model={place}.py:network"], {}))
     | PLACES.map(lambda place: (["claims", "--profile", "smoke", "--set", f"model={place}:network"], {}))
     | PLACES.map(lambda place: (["run", "--profile", "smoke"], {"REPRO_RESULTS": place}))

@@ -20,7 +20,18 @@ from PIL import Image
 
 from repro import cli, profiles
 from repro.analysis.claims import VERDICTS
-from repro.config import HALF, PROBES, Dataset, InputError, Model, Run, Stage, as_json, run_from_json
+from repro.config import (
+    HALF,
+    PROBES,
+    Dataset,
+    InputError,
+    Model,
+    Optimizer,
+    Run,
+    Stage,
+    as_json,
+    run_from_json,
+)
 from repro.data import datasets, folders, own
 from repro.questions import studies
 from repro.store.records import Store, names_of
@@ -65,6 +76,7 @@ STUDIES = (Study("remedies", "Does noise help?", "none", "none", remedies),)
 CLAIMS = (Claim("noise", "Noise helps a warm start.", "none", "remedies", direction=MORE, effect=gained),)
 '''
 MODELS = """
+import numpy as np
 import torch
 from torch import nn
 
@@ -105,6 +117,68 @@ def wrong(channels, classes, size):
 
 def raises(channels, classes, size):
     raise RuntimeError("not\\nyet written")
+
+
+def silent(channels, classes, size):
+    mlp(channels, classes, size)
+
+
+class Odd(nn.Linear):
+    def __init__(self, channels, classes, size, fault):
+        super().__init__(channels * size**2, classes)
+        self.fault = fault
+        if fault == "complex":
+            self.turn = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
+        if fault == "numpy":
+            self.weight.data += torch.from_numpy(np.random.default_rng().normal(size=self.weight.shape))
+        if fault.startswith("modules"):
+            self.modules_to_reset = ["weight", "nope"] if fault == "modules" else "weight"
+
+    def forward(self, x):
+        logits = super().forward(x.flatten(1))
+        if self.fault == "exits":
+            raise SystemExit(3)
+        if self.fault == "tuple":
+            return logits, x
+        if self.fault == "eval" and not self.training:
+            return logits[:, :2]
+        return logits.squeeze() if self.fault == "squeeze" else logits
+
+
+class More(Odd):
+    def get_extra_state(self):
+        return {}
+
+
+def odd(channels, classes, size, fault):
+    return (More if fault == "state" else Odd)(channels, classes, size, fault)
+
+
+ONLY = nn.Linear(144, 10)
+
+
+def shared(channels, classes, size):
+    return nn.Sequential(nn.Flatten(), ONLY)
+
+
+def frozen(channels, classes, size):
+    network = mlp(channels, classes, size)
+    network[1].requires_grad_(False)
+    network.modules_to_reset = ["4"]
+    return network
+
+
+@torch.no_grad()
+def freezes(network, generator):
+    network.requires_grad_(False)[4].bias.fill_(0.5)
+
+
+def returns(network, generator):
+    return network
+
+
+def leaves(network, generator):
+    raise SystemExit(3)
 
 
 def fails(network, generator):
@@ -278,6 +352,30 @@ def test_a_network_can_say_where_its_modules_begin(written):
     }
 
 
+def test_what_comes_before_the_listed_modules_is_drawn_with_the_seed_and_never_reset(written):
+    late = own.code(f"{written('models.py', MODELS)}:frozen")
+    first, second = (models.network(Model(code=late), 1, 10, 12) for _ in range(2))
+    assert first.module_of == {"1.weight": 0, "1.bias": 0, "4.weight": 1, "4.bias": 1}
+    assert own.modules(late, 1, 10, 12) == (1,)
+    first.initialise(0, first.numbers, 3, 1)
+    second.initialise(0, second.numbers, 4, 1)
+    assert not torch.equal(first.member(0)["1.weight"], second.member(0)["1.weight"])
+    before = {name: tensor.clone() for name, tensor in first.member(0).items()}
+    first.initialise(0, (1,), 5, 2)
+    for name, tensor in first.member(0).items():
+        assert torch.equal(tensor, before[name]) == name.startswith("1."), name
+
+
+def test_weight_decay_leaves_frozen_layers_as_they_are(written):
+    stage = Stage(2, optimizer=Optimizer(weight_decay=0.1))
+    made = run(own.code(f"{written('models.py', MODELS)}:frozen"), stage)
+    [trained] = train([made])
+    new = models.network(made.model, 1, 10, 12)
+    new.initialise(0, new.numbers, made.init_seed, 1)
+    for name, tensor in trained.state.items():
+        assert torch.equal(tensor, new.member(0)[name]) == name.startswith("1."), name
+
+
 def test_the_id_is_of_the_function_its_settings_and_what_it_uses_not_of_its_place(written):
     def of(text, where="a.py", **settings):
         return run(own.code(f"{written(where, text)}:mlp", **settings), Stage(1)).id
@@ -285,6 +383,13 @@ def test_the_id_is_of_the_function_its_settings_and_what_it_uses_not_of_its_plac
     first = of(MODELS)
     assert of(MODELS, "folder/b.py") == first == of(MODELS.replace("classes + 1", "classes + 2"))
     assert len({first, of(MODELS, width=8), of(MODELS.replace("width=16", "width=17"))}) == 3
+    for change in ("for w in [5]:\n    WIDTHS.append(w)", "_ = WIDTHS.append(5)", "WIDTHS.append(5)"):
+        listed = MODELS.replace("width=16", "width=WIDTHS[-1]").replace(
+            "def mlp", f"WIDTHS = []\n{change}\n\n\ndef mlp"
+        )
+        assert of(listed) != of(listed.replace("5", "7")), change
+    for text in ("'A docstring'", "x = max(1, 2)", "if __name__ == '__main__':\n    print(mlp(1, 2, 3))"):
+        assert of(f"{MODELS}\n{text}\n") == first, text
     paged = MODELS.replace("def mlp", "\f\n# \x85\n\ndef mlp")  # neither sign ends a line
     assert of(paged) != of(paged.replace("width=16", "width=17"))
     assert run(own.code("torchvision.models.resnet:resnet18"), Stage(1)).model.code.path.startswith("torchv")
@@ -297,14 +402,52 @@ def test_a_run_with_code_comes_back_from_json(written):
     assert str(hook.path) not in str(as_json(made))
 
 
+def test_settings_are_plain_values_and_those_of_numpy_become_so(written):
+    where = f"{written('models.py', MODELS)}:mlp"
+    values = {"a": np.int64(3), "b": np.float32(0.5), "c": np.True_, "d": np.str_("x"), "e": None, "f": 2.0}
+    found = own.code(where, **values).settings
+    assert [type(value) for _, value in found] == [int, float, bool, str, type(None), float]
+    for bad in ([1, 2], torch.zeros(9, 9), math.nan, np.inf, 1j, (1,), b"x", len):
+        with pytest.raises(InputError, match=r"^the setting a takes a finite number") as raised:
+            own.code(where, a=bad)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_function_may_be_decorated_and_must_be_in_a_file(written):
+    decorated = torch.no_grad()(doubled)
+    assert own.place(decorated) == own.place(doubled) == f"{Path(__file__)}:doubled"
+    typed: dict = {}
+    exec("def net(channels, classes, size): ...\nclass Net: ...", typed)
+    for bad in (typed["net"], typed["Net"]):
+        with pytest.raises(InputError, match="is in no file: put it in one"):
+            own.place(bad)
+    code = own.code(f"{written('models.py', MODELS)}:mlp")
+    for bad in (torch.nn.Linear(1, 1), code, Model(2, 1), 5, len, b"x"):
+        with pytest.raises(InputError, match=r"^a .* is no function that a file defines: give the function"):
+            own.place(bad)
+
+
 WRONG = {
-    "wrong": "wrong: it gives [4, 11] for 4 images, not logits [4, 10]",
+    "wrong": "wrong: it gives [16, 11] for 16 images in training, not logits [16, 10]",
     "normed": "normed: its size cannot be told: it has lazy layers",
     "raises": "raises: RuntimeError: not yet written",
     "mlp --set model.depth=3": "unexpected keyword argument 'depth'",
     "missing": "has no 'missing'; its functions: mlp, vit",
     "mlp --set model.=3": "'model.=3' sets nothing",
+    "mlp --set model.width=inf": "the setting width takes a finite number, text, True, False or None",
+    "silent": "silent: it returns None, not a torch.nn.Module",
+    "shared": "shared: it must build a new network each time",
+    "odd --set model.fault=numpy": "odd: it must build a new network each time",
+    "odd --set model.fault=complex": "odd: it has complex weights",
+    "odd --set model.fault=state": "odd: it has a get_extra_state",
+    "odd --set model.fault=exits": "odd: SystemExit: 3",
+    "odd --set model.fault=tuple": "odd: it gives a tuple for 16 images in training",
+    "odd --set model.fault=eval": "odd: it gives [1, 2] for one image in evaluation, not logits [1, 10]",
+    "odd --set model.fault=squeeze": "odd: it gives [10] for one image in evaluation",
+    "odd --set model.fault=modules": "modules_to_reset has 'nope', which names no module: choose from weight",
+    "odd --set model.fault=modules2": "modules_to_reset takes a list of names of modules, not a str",
 }
+COMMANDS = ["plan warm_start", "plan reset", "status reset", "run reset", "plan --speed 9 --gpus 1"]
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -316,8 +459,18 @@ def test_a_bad_network_is_one_line_and_writes_nothing(repro, written, tmp_path, 
     assert not (tmp_path / "results").exists()
 
 
-def test_a_network_with_attention_is_probed(written):
-    made = run(own.code(f"{written('models.py', MODELS)}:vit"), Stage(1))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_refuses_a_network_in_the_same_line(repro, written, tmp_path, command):
+    settings = [*TINY, "--set", f"model={written('models.py', MODELS)}:mlp", "--set", "model.wdth=3"]
+    code, out, err = repro(*command.split(), *settings)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "mlp: TypeError: mlp() got an unexpected keyword argument 'wdth'" in err
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("name", ["vit", "frozen"])
+def test_a_network_with_attention_or_frozen_layers_is_probed(written, name):
+    made = run(own.code(f"{written('models.py', MODELS)}:{name}"), Stage(1))
     [snapshot] = train([made])
     x, y = torch.randn(48, 1, 12, 12), torch.arange(48) % 10
     old = torch.arange(48) < 24
@@ -362,6 +515,10 @@ def doubled(network, generator, factor=2.0):
     network.module6.bias.copy_(torch.randn(network.module6.bias.shape, generator=generator))
 
 
+def halted(network, generator):
+    network.requires_grad_(False).module6.bias.fill_(0.5)
+
+
 def test_a_hook_changes_each_member_as_if_it_were_alone_and_draws_by_its_seed():
     stages = Stage(1, HALF), Stage(1, hook=own.code(doubled, factor=3.0))
     runs = [Run(Dataset("digits", 64, 64), Model(2, 1), stages, 32, seed, seed, seed) for seed in (0, 1)]
@@ -381,12 +538,33 @@ def test_a_hook_changes_each_member_as_if_it_were_alone_and_draws_by_its_seed():
         assert np.allclose(found.curves[-1]["train_loss"], alone.curves[-1]["train_loss"], rtol=1e-4)
 
 
-def test_a_hook_that_changes_shapes_is_refused(written):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("grows", "grows: it must leave the network its modules and their shapes"),
+        ("returns", "returns: it returns a Sequential: it must change the network and return None"),
+        ("leaves", "leaves: SystemExit: 3"),
+    ],
+)
+def test_a_hook_that_cannot_work_is_refused(written, name, message):
     path = written("models.py", MODELS)
-    hook = own.code(f"{path}:grows")
-    made = run(own.code(f"{path}:mlp"), Stage(1), Stage(1, hook=hook))
-    with pytest.raises(InputError, match="must leave the network its modules and their shapes"):
+    made = run(own.code(f"{path}:mlp"), Stage(1), Stage(1, hook=own.code(f"{path}:{name}")))
+    with pytest.raises(InputError, match=message):
         models.check([made])
+
+
+@pytest.mark.parametrize("kind", ["own", "ResNet"])
+def test_of_a_hook_only_the_state_that_it_leaves_is_taken_over(written, kind):
+    path = written("models.py", MODELS)
+    if kind == "own":
+        model, hook = Model(code=own.code(f"{path}:mlp")), own.code(f"{path}:freezes")
+    else:
+        model, hook = Model(2, 1), own.code(halted)
+    network = models.network(model, 1, 10, 12)
+    network.initialise(0, network.numbers, 0, 1)
+    models.hook(hook, network, 0, 0, 2)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert (list(network.parameters())[-1] == 0.5).all()
 
 
 # Data
@@ -525,6 +703,54 @@ def test_a_script_gets_the_gap_and_learning_curves_and_trains_nothing_twice(writ
         repro.gap(tmp_path / "nowhere.npz", profile="smoke")
     with pytest.raises(InputError, match="modules 1 to 2, not"):
         repro.train(pairs, [repro.Stage(1), repro.Stage(1, reset=(5,))], model, 8, device="cpu")
+    with pytest.raises(InputError, match="a Model is no function"):
+        repro.gap(pairs, Model(2, 1), "smoke")
+    with pytest.raises(InputError, match="unexpected keyword argument 'depth'"):
+        repro.run_study("reset", "smoke", 1, "none", [f"model={model}", "model.depth=3"])
+
+
+def test_the_gap_is_of_the_data_and_the_model_that_the_call_its_settings_or_its_profile_name(
+    written, tmp_path, monkeypatch
+):
+    import repro
+    from repro import running
+
+    def found(*arguments, **settings):
+        with monkeypatch.context() as patched:
+            patched.setattr(running, "_run", lambda study, profile, device: chosen.append(profile))
+            with pytest.raises(AttributeError):
+                repro.gap(*arguments, **settings)
+        return chosen[-1]
+
+    chosen, path, model = [], npz(tmp_path / "d.npz"), f"{written('models.py', MODELS)}:mlp"
+    assert found(profile="cifar10").dataset == "cifar10"
+    assert found(settings=[f"dataset={path}"]).dataset == str(path)
+    assert found("digits", settings=f"dataset={path}, width=3").dataset == "digits"
+    made = found(path, model, settings="model.width=4, seeds=2")
+    assert (made.code.settings, made.seeds, made.images) == ((("width", 4),), 2, found(path).images)
+
+
+SCRIPT = """
+import repro
+from torch import nn
+
+
+def net(channels, classes, size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, classes))
+
+
+print(repro.gap("digits", net, "smoke", 1, "cpu", ["train=64", "test=32"]))
+"""
+
+
+def test_a_file_that_trains_when_it_is_imported_says_so_in_one_line(repro, written, tmp_path):
+    path = written("script.py", SCRIPT)
+    code, out, err = repro("run", "warm_start", *TINY, "--set", f"model={path}:net")
+    main = 'put that under `if __name__ == "__main__":`'
+    assert (code, out, err) == (2, "", f"repro: {path} trains when it is imported: {main}\n")
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(InputError, match=f"{path} trains when it is imported"):
+        own.module(str(path))  # another time, too
 
 
 # In other processes

@@ -13,31 +13,21 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.parameter import UninitializedTensorMixin
 
-from repro.config import MODULES, Code, InputError, Model, Run
+from repro.config import Code, InputError, Model, Run
 from repro.data import datasets, own
-from repro.training.network import ResNet
+from repro.training.network import ResNet, torch_seed
 
 HOOK = 0  # random stream of hooks; those of modules are numbered from 1
-IMAGES = 4  # in the batch on which a network is tried
-
-
-def number(seed: int, *stream: int) -> int:
-    """A seed for PyTorch, another one for each random stream of `seed`."""
-    [key] = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)
-    return int(key >> np.uint64(1))
 
 
 @contextlib.contextmanager
 def seeded(seed: int, *stream: int) -> Iterator[None]:
     """A context in which PyTorch's global CPU generator has the seed of a stream; restored afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(number(seed, *stream))
+        torch.random.default_generator.manual_seed(torch_seed(seed, *stream))
         yield
 
 
@@ -47,7 +37,8 @@ class Own(nn.Module):
     The modules that can be re-initialised are the top-level names of its state (a bare
     parameter is one too), numbered from 1 in their order there. An attribute
     `modules_to_reset` of the network may list names instead: tensors between two
-    listed modules then belong to the first of these.
+    listed modules then belong to the first of these. Tensors before all listed modules
+    have the number 0; they are drawn with a new network, and never re-initialised.
     """
 
     members = 1
@@ -102,74 +93,62 @@ def network(model: Model, channels: int, classes: int, side: int, members: int =
 
 
 def hook(code: Code, network: ResNet | Own, p: int, seed: int, stage: int) -> None:
-    """Let a user-supplied hook change member p, which it receives as a separate network."""
-    alone = network
-    if isinstance(network, ResNet) and network.members > 1:
+    """Let a user-supplied hook change member p, whose copy it receives as a separate network.
+
+    Only the state of the copy is taken over, so that a hook does the same in a population
+    of any size. Raises `InputError` if it returns something or changes a name or a shape.
+    """
+    if isinstance(network, ResNet):
         first = network.module1[0].weight
         model = Model(len(first) // network.members, len(network.module2))
         alone = ResNet(model, first.shape[1], network.module6.weight.shape[1]).to(first)
         alone.load_member(0, network.member(p))
-    generator = torch.Generator().manual_seed(number(seed, stage, HOOK))
+    else:
+        alone = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(torch_seed(seed, stage, HOOK))
     with seeded(seed, stage, HOOK, 0), torch.no_grad():
-        own.function(code)(alone.network if isinstance(alone, Own) else alone, generator)
-    if alone is not network:
-        network.load_member(p, alone.member(0))
+        returned = own.function(code)(alone.network if isinstance(alone, Own) else alone, generator)
+    if returned is not None:
+        raise InputError(f"it returns {own.kind(returned)}: it must change the network and return None")
+    before, after = network.member(p), alone.member(0)
+    if {name: t.shape for name, t in before.items()} != {name: t.shape for name, t in after.items()}:
+        raise InputError("it must leave the network its modules and their shapes")
+    network.load_member(p, after)
 
 
 @functools.cache
 def size(model: Model, channels: int, classes: int, side: int) -> int:
-    """How many values the state of one network has, parameters and buffers."""
-    return sum(tensor.numel() for tensor in network(model, channels, classes, side).member(0).values())
+    """How many values the state of a user-supplied network has, parameters and buffers; it is tried."""
+    return sum(
+        tensor.numel() for tensor in own.tried(model.code, channels, classes, side).state_dict().values()
+    )
 
 
 def check(runs: Iterable[Run]) -> None:
     """Try each user-supplied network and hook once; raise a one-line `InputError` if one fails."""
-    tried = set()
+    new, try_hook = functools.cache(_new), functools.cache(_try_hook)
     for run in runs:
-        images = datasets.images(run.dataset)
-        shape = images.x_train.shape[3], images.classes, images.x_train.shape[1]
-        reset = frozenset().union(*(stage.reset for stage in run.stages))
-        hooks = frozenset(stage.hook for stage in run.stages if stage.hook)
-        if (run.model.code or hooks) and (key := (run.model, shape, reset, hooks)) not in tried:
-            tried.add(key)
-            made = _tried(run.model, *shape)
+        reset = set().union(*(stage.reset for stage in run.stages))
+        hooks = [stage.hook for stage in run.stages if stage.hook]
+        if run.model.code or hooks:
+            images = datasets.images(run.dataset)
+            _, side, _, channels = images.x_train.shape
+            made = new(run.model, channels, images.classes, side, run.batch_size)
             if absent := sorted(reset - set(made.numbers)):
                 raise InputError(f"{run.model.code.name} has modules 1 to {made.numbers[-1]}, not {absent}")
             for code in hooks:
-                _hooked(code, made)
+                try_hook(code, made)
 
 
-def _tried(model: Model, channels: int, classes: int, side: int) -> ResNet | Own:
-    if model.code is None:
-        made = ResNet(model, channels, classes)
-        made.initialise(0, MODULES, 0, 1)
-        return made
-    name = f"{model.code.path}: {model.code.name}"
-    x, y = torch.randn(IMAGES, channels, side, side), torch.arange(IMAGES) % classes
-    try:
-        made = network(model, channels, classes, side)
-        if any(isinstance(tensor, UninitializedTensorMixin) for tensor in made.state_dict().values()):
-            raise InputError("its size cannot be told: it has lazy layers")
-        if not any(parameter.requires_grad for parameter in made.parameters()):
-            raise InputError("it has no weights to train")
-        with seeded(0):
-            logits = copy.deepcopy(made).train()(x)
-            if logits.shape != (1, IMAGES, classes):
-                raise InputError(
-                    f"it gives {list(logits.shape[1:])} for {IMAGES} images, not logits [{IMAGES}, {classes}]"
-                )
-            F.cross_entropy(logits[0], y).backward()
-    except Exception as error:
-        raise InputError(f"{name}: {own.said(error)}") from error
+def _new(model: Model, channels: int, classes: int, side: int, batch: int) -> ResNet | Own:
+    """A network with new weights, after trials if it is a user's own."""
+    if model.code:
+        own.tried(model.code, channels, classes, side, batch)
+    made = network(model, channels, classes, side)
+    made.initialise(0, made.numbers, 0, 1)
     return made
 
 
-def _hooked(code: Code, network: ResNet | Own) -> None:
-    changed = copy.deepcopy(network)
-    before = {name: tensor.shape for name, tensor in network.member(0).items()}
-    try:
-        hook(code, changed, 0, 0, 2)
-        if {name: tensor.shape for name, tensor in changed.member(0).items()} != before:
-            raise InputError("it must leave the network its modules and their shapes")
-    except Exception as error:
-        raise InputError(f"{code.path}: {code.name}: {own.said(error)}") from error
+def _try_hook(code: Code, network: ResNet | Own) -> None:
+    with own.refused(code.path, code.name):
+        hook(code, copy.deepcopy(network), 0, 0, 2)

@@ -20,6 +20,12 @@ from torch.nn import functional as F
 from repro.config import MODULES, Model
 
 
+def torch_seed(seed: int, *stream: int) -> int:
+    """A seed for PyTorch, another one for each random stream of `seed`."""
+    [key] = np.random.SeedSequence(seed, spawn_key=stream).generate_state(1, np.uint64)
+    return int(key >> np.uint64(1))
+
+
 def _convolution(inputs: int, outputs: int, size: int, stride: int, members: int) -> nn.Conv2d:
     channels = members * inputs, members * outputs
     return nn.Conv2d(*channels, size, stride, padding=size // 2, groups=members, bias=False)
@@ -122,8 +128,7 @@ class ResNet(nn.Module):
         """
         state = self.member(p)
         for number in sorted(numbers):
-            key = np.random.SeedSequence(seed, spawn_key=(stage, number)).generate_state(1, np.uint64)
-            generator = torch.Generator().manual_seed(int(key[0] >> np.uint64(1)))
+            generator = torch.Generator().manual_seed(torch_seed(seed, stage, number))
             prefix, bound = f"module{number}.", 0.0
             for name in (n for n in state if n.startswith(prefix)):
                 tensor = state[name]

@@ -35,7 +35,7 @@ from repro.store.records import CURVES
 from repro.training import compilation, models
 from repro.training.cuda_graphs import Captured
 from repro.training.models import Own
-from repro.training.network import ResNet
+from repro.training.network import ResNet, torch_seed
 from repro.training.snapshots import Snapshot, load, save
 
 TEST_BATCH = {"cpu": 96, "cuda": 500}  # images; few on a CPU, so that layers fit a core's cache
@@ -101,10 +101,11 @@ def _optimizer(spec: Optimizer, network: ResNet | Own, device: torch.device) -> 
 
 @torch.no_grad()
 def _shrink(optimizer: torch.optim.Optimizer, decay: float) -> None:
-    """Apply decoupled weight decay (Loshchilov and Hutter, 2019) to every parameter, before a step."""
+    """Apply decoupled weight decay (Loshchilov and Hutter, 2019) to what has a gradient, before a step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            parameter.mul_(1 - group["lr"] * decay)
+            if parameter.grad is not None:  # as in PyTorch's AdamW: a frozen layer stays as it is
+                parameter.mul_(1 - group["lr"] * decay)
 
 
 def _repeatable(device: torch.device, precision: str) -> None:
@@ -302,7 +303,7 @@ class Population:
             place.copy_(drawn)
         if self.own and self.device.type == "cuda":  # a replayed graph cannot be seeded at each step
             run = self.members[0].run
-            torch.cuda.manual_seed(models.number(run.order_seed, len(run.stages), self.epoch))
+            torch.cuda.manual_seed(torch_seed(run.order_seed, len(run.stages), self.epoch))
         for tensor in (self.at, self.loss_sum, self.correct):
             tensor.zero_()
         for network in self.networks:
@@ -384,8 +385,6 @@ class Population:
             for optimizer, state in zip(self.optimizers, content["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.epoch, curves, seconds = (content[name] for name in ("epoch", "curves", "seconds"))
-            if any(len(values) > self.epoch for curve in curves for values in curve.values()):
-                raise ValueError("curves longer than training")
         except torch.OutOfMemoryError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repro.config import Model
+from repro.data.datasets import generator
 from repro.lazy import Lazy
 from repro.training.models import Own
 from repro.training.models import network as build
@@ -30,13 +31,9 @@ arpack = Lazy("scipy.sparse.linalg")  # few of the processes that import this mo
 ORDER, START = range(2)
 
 
-def _random(stream: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(0, spawn_key=(stream,))))
-
-
 def _order(y: Tensor) -> Tensor:
     """Indices of all images in one fixed random order, on the device of the labels `y`."""
-    return torch.from_numpy(_random(ORDER).permutation(len(y))).to(y.device)
+    return torch.from_numpy(generator(0, ORDER).permutation(len(y))).to(y.device)
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
@@ -90,10 +87,10 @@ def _gradients(
 ) -> Iterator[Sequence[Tensor]]:
     """Gradients of a network at up to `batches` full mini-batches, in the order of `index`."""
     probed = copy.deepcopy(network).train()  # a copy, as training mode changes running statistics
-    parameters = list(probed.parameters())
+    parameters = [parameter for parameter in probed.parameters() if parameter.requires_grad]
     for chosen in index.split(batch_size)[: min(batches, len(index) // batch_size)]:
         loss = F.cross_entropy(probed(x[chosen])[0], y[chosen], reduction="sum") / batch_size
-        yield torch.autograd.grad(loss, parameters)
+        yield torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
 def gradient_noise(network: ResNet | Own, x: Tensor, y: Tensor, batch_size: int, batches: int = 64) -> float:
@@ -152,7 +149,7 @@ def largest_hessian_eigenvalue(
         return result.double().cpu().numpy()
 
     n = sum(p.numel() for p in parameters)
-    start = _random(START).standard_normal(n)  # ARPACK would draw a new one every time
+    start = generator(0, START).standard_normal(n)  # ARPACK would draw a new one every time
     try:
         # A network's largest eigenvalue is well separated: 5 products find it with 4 Lanczos vectors,
         # where the usual 20 vectors would take 21 products.
@@ -174,7 +171,7 @@ def largest_hessian_eigenvalue(
 def sharpness(
     network: ResNet | Own, x: Tensor, y: Tensor, images: int = 1000, chunk: int = 128, tolerance: float = 1e-2
 ) -> float:
-    """Largest eigenvalue of the Hessian of the mean cross-entropy, over all parameters of one network.
+    """Largest eigenvalue of the Hessian of the mean cross-entropy, over what is trained of one network.
 
     In units of the loss, at the first `images` in the fixed order, processed `chunk`
     at a time. Batch norm uses running statistics: this is the curvature of the
@@ -187,7 +184,8 @@ def sharpness(
         for index in chosen.split(chunk):
             yield F.cross_entropy(probed(x[index])[0], y[index], reduction="sum") / len(chosen)
 
-    return largest_hessian_eigenvalue(losses, list(probed.parameters()), tolerance)
+    parameters = [parameter for parameter in probed.parameters() if parameter.requires_grad]
+    return largest_hessian_eigenvalue(losses, parameters, tolerance)
 
 
 @torch.no_grad()
