@@ -102,11 +102,14 @@ def test_subsets_recorded_are_those_of_the_seed_with_most():
 # Networks with other than six modules
 
 LAYERS = """
+from itertools import pairwise
+
 from torch import nn
 
 
 def layers(channels, classes, size, n=1):
-    return nn.Sequential(nn.Flatten(), *(nn.Linear(4, 4) for _ in range(n)))
+    widths = [channels * size * size, *[classes] * n]
+    return nn.Sequential(nn.Flatten(), *(nn.Linear(*ends) for ends in pairwise(widths)))
 """
 
 

@@ -701,8 +701,7 @@ PAIRS = torch.utils.data.TensorDataset(X, Y)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "NoneType hold no images .* a pair at each index: .*no len"),
-        (3, "int hold no"),
+        (3, "int hold no images .* a pair at each index: .*no len"),
         ({}, "dict hold no"),
         ({"x": X, "y": Y}, "dict hold no"),
         ((X, Y, X, Y), "tuple hold no"),

@@ -298,7 +298,7 @@ def test_a_terminal_gets_signs_that_it_has(here, environment):
     settings = {"REPRO_RESULTS": str(ROOT / "results")} | environment
     done = command("claims", "--profile", "cifar10", here=here, **settings)
     assert done.returncode == 0 and done.stderr == ""
-    assert ("−1.9 (" if environment.get("PYTHONIOENCODING") == "utf-8" else "-1.9 (") in done.stdout
+    assert ("−1.88 (" if environment.get("PYTHONIOENCODING") == "utf-8" else "-1.88 (") in done.stdout
     done = command("run", "wärm_−_start", here=here, **settings)
     assert refused(done, "unknown study")
     assert refused(command("status", "--set", "dataset=Ж.npz", here=here, **settings), "there is no file")

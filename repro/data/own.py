@@ -21,8 +21,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from repro.config import Code, InputError, given
 from repro.data.npz import stamp
 from repro.lazy import Lazy
@@ -30,7 +28,7 @@ from repro.lazy import Lazy
 if TYPE_CHECKING:
     from torch import nn
 
-torch = Lazy("torch")  # needed here only for user-supplied networks
+np, torch = Lazy("numpy"), Lazy("torch")  # needed here only for settings of code, and for networks
 
 IMAGES = 4  # in the batch on which a network is tried if no run says how many
 

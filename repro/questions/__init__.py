@@ -76,7 +76,7 @@ def _checked(path: str, study: Study) -> Callable[[Profile], list[Case]]:
     """The study's `cases`; errors in them raise `InputError`, as do cases that cannot be compared."""
 
     def cases(profile: Profile) -> list[Case]:
-        try:
+        with own.refused(path, study.name):
             made = study.cases(profile)
             if not isinstance(made, list) or not all(isinstance(case, Case) for case in made):
                 raise InputError("it gives no list of cases: decorate its function with @crossed")
@@ -91,8 +91,6 @@ def _checked(path: str, study: Study) -> Callable[[Profile], list[Case]]:
                 raise InputError("it has no fresh runs, with which others could be compared")
             if not made and not any(map(study.cases, PROFILES.values())):
                 raise InputError("it has no runs at any profile")
-        except Exception as error:
-            raise InputError(f"{path}: {study.name}: {own.said(error)}") from error
         return made
 
     return cases

@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import assert_never
 
 from repro.config import InputError, Run, check_engine
 from repro.data import datasets
@@ -109,6 +110,8 @@ class Sweep:
                 self.progress.show(self.progress)
             case Warned():
                 warnings.warn(message.text, stacklevel=1)
+            case _:
+                assert_never(message)
 
     def settle(self, job: Job, ended: Ended) -> None:
         """Act on how the training of a job ended."""
