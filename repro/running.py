@@ -101,7 +101,7 @@ def gap(
     Raises `InputError`, with a message of one line, on bad input, and `RuntimeError`
     if a run fails.
     """
-    named = [] if data is None else [f"dataset={_place(data)}"]
+    named = [] if data is None else [f"dataset={folders.place(data)}"]
     named += [f"model={own.place(model)}"] if model else []
     chosen = scale(profile, seeds, settings, *named)
     return mean_estimate(_run(studies(["warm_start"])[0], chosen, device).gaps.gap)
@@ -123,12 +123,8 @@ def train(
     `model` are as in `gap`; `model` may also be a `repro.config.Model`. The run is
     recorded, so that a second call trains nothing. Raises as `gap` does.
     """
-    plain = resolved(dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=_place(data)))
+    plain = resolved(dataclasses.replace(PROFILES["paper"], name=SCRIPTS, dataset=folders.place(data)))
     network = model if isinstance(model, Model) else Model(code=own.code(model) if model else None)
     run, store = Run(plain.data(), network, stages, batch_size, seed, seed, seed), Store.of(SCRIPTS)
     _train([run], store, device)
     return tables.curves([Case("run", seed, run)], store).drop(columns=["condition", "seed"])
-
-
-def _place(data: Data) -> str:
-    return folders.place(data)

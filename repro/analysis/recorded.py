@@ -11,7 +11,7 @@ from repro.analysis.stats import generalisation_gap
 from repro.lazy import Lazy
 from repro.scales import LARGEST_FIRST, PROFILES, Profile
 from repro.store.records import Store
-from repro.study import LAST, Case, Study
+from repro.study import FRESH, LAST, Case, Study
 
 pd = Lazy("pandas")
 
@@ -62,7 +62,7 @@ class Results:
     @cached_property
     def gaps(self) -> pd.DataFrame:
         """The pretrained runs with their `gap` to the fresh run of the same seed, in percentage points."""
-        return generalisation_gap(self.table, self.study.pairs)
+        return self.gaps_to(FRESH)
 
 
 def results(

@@ -16,6 +16,7 @@ import importlib.util
 import inspect
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -85,9 +86,18 @@ def module_of(network: nn.Module) -> dict[str, int]:
 
 
 @functools.cache
+def module_sizes(known: Code, channels: int, classes: int, side: int) -> Counter[int]:
+    """How many values, parameters and buffers, each module of a user-supplied network has; it is `tried`."""
+    network, found = tried(known, channels, classes, side), Counter()
+    numbers = module_of(network)
+    for name, tensor in network.state_dict().items():
+        found[numbers[name]] += tensor.numel()
+    return found
+
+
 def modules(known: Code, channels: int, classes: int, side: int) -> tuple[int, ...]:
     """Numbers of the modules of a user-supplied network that can be re-initialised; it is `tried`."""
-    return tuple(sorted(set(module_of(tried(known, channels, classes, side)).values()) - {0}))
+    return tuple(sorted(module_sizes(known, channels, classes, side).keys() - {0}))
 
 
 def tried(known: Code, channels: int, classes: int, side: int, batch: int = IMAGES) -> nn.Module:
@@ -173,8 +183,8 @@ def kind(value: object) -> str:
 
 def said(error: BaseException) -> str:
     """The error in one line of at most 300 characters; its type comes first, except for an `InputError`."""
-    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-    return " ".join(f"{kind}{error}".split())[:300]
+    name = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    return " ".join(f"{name}{error}".split())[:300]
 
 
 def place(what: str | Callable) -> str:

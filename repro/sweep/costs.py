@@ -6,12 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from repro.config import Model, Run
-from repro.data import datasets
-from repro.lazy import Lazy
+from repro.data import datasets, own
 from repro.sweep import layouts
 from repro.sweep.plans import Plan
-
-models = Lazy("repro.training.models")  # imports PyTorch, which only custom networks need here
 
 NUMBER = 4  # bytes of a float32
 PROCESS = 320 * 2**20  # bytes that a process with PyTorch takes by itself
@@ -24,7 +21,7 @@ def network_numbers(model: Model, channels: int, classes: int, side: int = 32) -
     A custom network is built to count them, for images of `side` x `side` pixels.
     """
     if model.code is not None:
-        return models.size(model, channels, classes, side)
+        return own.module_sizes(model.code, channels, classes, side).total()
     w = model.width
 
     def convolution(inputs: int, outputs: int, size: int = 9) -> int:
@@ -79,9 +76,9 @@ def forecast(plan: Plan, seconds: Callable[[Run], float], gpus: int) -> Forecast
     """
     total, ends = 0.0, {}  # hours of all training; the earliest end of each run, in hours
     for group in plan.groups:
-        own = group.steps * seconds(group.trajectories[0].longest) / 3600
-        total += own
-        end = own + max((ends[name] for name in group.starts), default=0.0)
+        hours = group.steps * seconds(group.trajectories[0].longest) / 3600
+        total += hours
+        end = hours + max((ends[name] for name in group.starts), default=0.0)
         ends |= {run.id: end for run in group.runs}
     storage = sum(RECORD + EPOCH * sum(s.epochs for s in run.stages) for run in plan.wanted.values())
     sizes = {run.id: NUMBER * _numbers(run) for group in plan.groups for run in group.runs}

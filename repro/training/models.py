@@ -116,14 +116,6 @@ def hook(code: Code, network: ResNet | Own, p: int, seed: int, stage: int) -> No
     network.load_member(p, after)
 
 
-@functools.cache
-def size(model: Model, channels: int, classes: int, side: int) -> int:
-    """How many values the state of a user-supplied network has, parameters and buffers; it is tried."""
-    return sum(
-        tensor.numel() for tensor in own.tried(model.code, channels, classes, side).state_dict().values()
-    )
-
-
 def check(runs: Iterable[Run]) -> None:
     """Try each user-supplied network and hook once; raise a one-line `InputError` if one fails."""
     new, try_hook = functools.cache(_new), functools.cache(_try_hook)
